@@ -1,0 +1,2 @@
+//! Names of images and snapshots, and how a command line refers to them.
+

@@ -1,0 +1,186 @@
+//! The seam under packs and catalog: a flat set of named files in a few directories.
+//!
+//! Files are written once from start to end, synced, renamed to their final name and never changed, which is what
+//! both a local directory and an object store can do. Tests put faults under this seam. Paths are relative to the
+//! store and use `/`. Nothing here knows formats.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// File storage for ground truth. The contract is tested by [`contract`](self::tests) for each implementation.
+pub trait Storage: Send + Sync + 'static {
+    /// Creates a new file for appending.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if there is one with that name.
+    fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>>;
+
+    /// Opens a file for reading at any offset.
+    fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>>;
+
+    /// Gives a file another name, replacing what had it. Atomic; durable after [`Storage::sync_dir`].
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file. Durable after [`Storage::sync_dir`].
+    fn remove(&self, path: &str) -> io::Result<()>;
+
+    /// The names in a directory, sorted; files and directories apart.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such directory.
+    fn list(&self, dir: &str) -> io::Result<Listing>;
+
+    /// Creates a directory if it is not there, durably.
+    fn create_dir(&self, dir: &str) -> io::Result<()>;
+
+    /// Makes creations, renames and removals in this directory survive a power cut.
+    fn sync_dir(&self, dir: &str) -> io::Result<()>;
+}
+
+/// A file being written from start to end.
+pub trait AppendFile: Send {
+    /// Appends all the bytes, or fails; after a failure the file must be given up.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Lets the system begin to write what was appended, so that [`AppendFile::sync`] has less to wait for.
+    fn start_writeback(&mut self) {}
+
+    /// Makes all that was appended survive a power cut. After a failure the file must be given up: a second sync
+    /// may succeed although pages were lost.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file open for reading.
+pub trait ReadFile: Send + Sync {
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The file's length in bytes.
+    fn len_bytes(&self) -> io::Result<u64>;
+}
+
+/// What a directory holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Names of files.
+    pub files: Vec<String>,
+    /// Names of directories.
+    pub dirs: Vec<String>,
+}
+
+/// A directory of the local file system.
+#[derive(Debug, Clone)]
+pub struct LocalDir {
+    root: PathBuf,
+}
+
+impl LocalDir {
+    /// Storage below `root`, which must exist.
+    pub fn new(root: impl AsRef<Path>) -> Self {
+        Self { root: root.as_ref().to_path_buf() }
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+}
+
+impl Storage for LocalDir {
+    fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>> {
+        let file = File::create_new(self.path(path))?;
+        Ok(Box::new(LocalAppend { file, appended_bytes: 0, writeback_bytes: 0 }))
+    }
+
+    fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
+        Ok(Arc::new(LocalRead(File::open(self.path(path))?)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.path(path))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Listing> {
+        let mut listing = Listing::default();
+        for entry in fs::read_dir(self.path(dir))? {
+            let entry = entry?;
+            // A name that is not UTF-8 is none of ours.
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let names = if entry.file_type()?.is_dir() { &mut listing.dirs } else { &mut listing.files };
+            names.push(name);
+        }
+        listing.files.sort_unstable();
+        listing.dirs.sort_unstable();
+        Ok(listing)
+    }
+
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        let path = self.path(dir);
+        match fs::create_dir(&path) {
+            Ok(()) => sync_path(path.parent().unwrap_or(&self.root)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        sync_path(&self.path(dir))
+    }
+}
+
+fn sync_path(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+struct LocalAppend {
+    file: File,
+    appended_bytes: u64,
+    writeback_bytes: u64,
+}
+
+impl AppendFile for LocalAppend {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.appended_bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn start_writeback(&mut self) {
+        let from = self.writeback_bytes;
+        self.writeback_bytes = self.appended_bytes;
+        // SAFETY: plain system call on an open descriptor, no memory involved. A hint: its failure changes nothing.
+        unsafe {
+            libc::sync_file_range(
+                std::os::fd::AsRawFd::as_raw_fd(&self.file),
+                from as i64,
+                (self.appended_bytes - from) as i64,
+                libc::SYNC_FILE_RANGE_WRITE,
+            );
+        }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+struct LocalRead(File);
+
+impl ReadFile for LocalRead {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
