@@ -1,1 +1,36 @@
-//! x
+//! Content-addressed, deduplicated, delta-compressed storage of virtual machine images.
+//!
+//! Start at [`store::Store`]: it owns a directory of packs (ground truth), a catalog of snapshots (ground truth) and
+//! an index (derived). [`ingest`] makes snapshots, [`restore`] writes them out, [`verify`] checks everything, [`gc`]
+//! frees what no snapshot needs. No network, no FUSE, no terminal here. FORMAT.md describes every byte on disk.
+
+pub mod catalog;
+pub mod chunk;
+pub mod chunk_source;
+pub mod chunker;
+pub mod codec;
+pub mod compare;
+pub mod config;
+pub mod damaged;
+pub mod error;
+pub mod gc;
+pub mod id;
+pub mod index;
+pub mod ingest;
+pub mod limits;
+pub mod lock;
+pub mod manifest;
+pub mod name;
+pub mod pack;
+pub mod progress;
+pub mod record;
+pub mod reserve;
+pub mod restore;
+pub mod retention;
+pub mod source;
+pub mod stats;
+pub mod storage;
+pub mod store;
+pub mod verify;
+
+pub use error::{Error, Result};

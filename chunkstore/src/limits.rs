@@ -32,3 +32,7 @@ pub const CATALOG_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const LABELS_MAX: usize = 64;
 /// Longest label key or value.
 pub const LABEL_BYTES_MAX: usize = 256;
+/// Largest encoding of a snapshot's entry; the rest of its catalog file is for the state.
+pub const ENTRY_BYTES_MAX: usize = 1 << 19;
+/// Largest configuration file.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;

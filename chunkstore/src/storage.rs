@@ -10,7 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// File storage for ground truth. The contract is tested by [`contract`](self::tests) for each implementation.
+pub mod memory;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod whole;
+
+/// File storage for ground truth. One suite of tests, `storage::tests::contract`, holds for each implementation.
 pub trait Storage: Send + Sync + 'static {
     /// Creates a new file for appending.
     ///

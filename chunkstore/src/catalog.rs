@@ -1,0 +1,374 @@
+//! The catalog: which snapshots there are. Ground truth, one small file a snapshot.
+//!
+//! `catalog/IMAGE/TIME.snap` is a snapshot; `TIME.snap.tmp` is one being written aside; `TIME.ID.removed`, with the
+//! first half of the entry's id, is a tombstone: packs repeat every entry, and the tombstone tells a snapshot that was
+//! removed from one whose catalog file was lost. Files are only ever replaced whole. Reading needs no lock and works
+//! beside a writer; whoever writes must be the store's owner.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::limits::CATALOG_FILE_BYTES_MAX;
+use crate::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use crate::storage::whole::{self, ASIDE_SUFFIX};
+use crate::storage::{Listing, Storage};
+
+mod entry;
+pub mod label;
+mod snapshot;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, State};
+pub use snapshot::Snapshot;
+
+const DIR: &str = "catalog";
+const SNAPSHOT_SUFFIX: &str = ".snap";
+const TOMBSTONE_SUFFIX: &str = ".removed";
+/// Hex digits of an entry's id in a tombstone's name.
+const ENTRY_PREFIX_DIGITS: usize = 16;
+/// Most images that an error message lists.
+const IMAGES_SHOWN: usize = 8;
+
+/// The snapshots of a store.
+#[derive(Clone)]
+pub struct Catalog {
+    storage: Arc<dyn Storage>,
+}
+
+/// A line of a listing. What is damaged is listed too, and hides nothing else.
+#[derive(Debug)]
+pub struct Listed {
+    /// By the name of its file.
+    pub name: SnapshotName,
+    /// What the file holds, or why it can't be read.
+    pub snapshot: Result<Snapshot>,
+}
+
+/// What is left of a removed snapshot until no pack repeats its entry any more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tombstone {
+    /// Of which snapshot.
+    pub name: SnapshotName,
+    /// The first 16 hex digits of its entry's id: another snapshot may have the same name later.
+    pub entry_prefix: String,
+}
+
+impl Tombstone {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut entry_prefix = snapshot.entry_id().to_string();
+        entry_prefix.truncate(ENTRY_PREFIX_DIGITS);
+        Self { name: snapshot.name(), entry_prefix }
+    }
+
+    /// Whether this is the tombstone of the snapshot with this entry.
+    pub fn is_of(&self, snapshot: &Snapshot) -> bool {
+        *self == Self::of(snapshot)
+    }
+
+    fn path(&self) -> String {
+        let Self { name, entry_prefix } = self;
+        format!("{}/{}.{entry_prefix}{TOMBSTONE_SUFFIX}", image_dir(&name.image), name.time)
+    }
+}
+
+/// What a file in an image's directory is, by its name.
+enum FileKind {
+    Snapshot(SnapshotTime),
+    Aside,
+    Tombstone(SnapshotTime, String),
+    Stranger,
+}
+
+impl FileKind {
+    fn of(file: &str) -> Self {
+        let snapshot_time = |file: &str| SnapshotTime::from_compact(file.strip_suffix(SNAPSHOT_SUFFIX)?);
+        if let Some(time) = snapshot_time(file) {
+            return Self::Snapshot(time);
+        }
+        if file.strip_suffix(ASIDE_SUFFIX).and_then(snapshot_time).is_some() {
+            return Self::Aside;
+        }
+        tombstone(file).map_or(Self::Stranger, |(time, prefix)| Self::Tombstone(time, prefix))
+    }
+}
+
+fn tombstone(file: &str) -> Option<(SnapshotTime, String)> {
+    let (time, prefix) = file.strip_suffix(TOMBSTONE_SUFFIX)?.split_once('.')?;
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let whole = prefix.len() == ENTRY_PREFIX_DIGITS && prefix.bytes().all(is_digit);
+    Some((SnapshotTime::from_compact(time)?, prefix.to_owned())).filter(|_| whole)
+}
+
+fn image_dir(image: &ImageName) -> String {
+    format!("{DIR}/{image}")
+}
+
+fn path(name: &SnapshotName) -> String {
+    format!("{}/{}{SNAPSHOT_SUFFIX}", image_dir(&name.image), name.time)
+}
+
+/// Reading.
+impl Catalog {
+    /// Makes an empty catalog in a new store, durably.
+    pub fn create(storage: Arc<dyn Storage>) -> Result<Self> {
+        storage.create_dir(DIR).map_err(|error| Error::io("creating", DIR, error))?;
+        Ok(Self { storage })
+    }
+
+    /// Opens a store's catalog.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is none: an empty catalog in its place would let gc delete everything.
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
+        match storage.list(DIR) {
+            Ok(_) => Ok(Self { storage }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::damaged(DIR, "the directory is missing"))
+            }
+            Err(error) => Err(Error::io("listing", DIR, error)),
+        }
+    }
+
+    /// The images that have snapshots, sorted.
+    pub fn images(&self) -> Result<Vec<ImageName>> {
+        let mut images = Vec::new();
+        for image in self.image_dirs()? {
+            if !self.times(&image)?.is_empty() {
+                images.push(image);
+            }
+        }
+        Ok(images)
+    }
+
+    /// The times of an image's snapshots, the oldest first; none if there is no such image.
+    pub fn times(&self, image: &ImageName) -> Result<Vec<SnapshotTime>> {
+        let is_snapshot = |file: &String| match FileKind::of(file) {
+            FileKind::Snapshot(time) => Some(time),
+            _ => None,
+        };
+        let mut times: Vec<_> = self.listing(&image_dir(image))?.files.iter().filter_map(is_snapshot).collect();
+        times.sort_unstable();
+        Ok(times)
+    }
+
+    /// Reads a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Damaged`] naming the entry; [`Error::Refused`] if a newer version made it.
+    pub fn read(&self, name: &SnapshotName) -> Result<Snapshot> {
+        let file =
+            whole::read_whole(&*self.storage, &path(name), CATALOG_FILE_BYTES_MAX).map_err(|error| match error {
+                Error::Damaged { detail, .. } => Error::damaged(format!("catalog entry {name}"), detail),
+                other => other,
+            })?;
+        Snapshot::decode(name, &file.ok_or_else(|| Error::not_found(format!("snapshot {name}")))?)
+    }
+
+    /// Finds the snapshot that is meant.
+    ///
+    /// # Errors
+    /// As [`Selector::resolve`]; for an unknown image the message names those that there are.
+    pub fn resolve(&self, selector: &Selector) -> Result<SnapshotName> {
+        let times = self.times(&selector.image)?;
+        if times.is_empty() {
+            return Err(Error::not_found(format!("image {} ({})", selector.image, self.images_shown()?)));
+        }
+        Ok(SnapshotName::new(selector.image.clone(), selector.resolve(&times)?))
+    }
+
+    fn images_shown(&self) -> Result<String> {
+        let images = self.images()?;
+        let shown: Vec<&str> = images.iter().take(IMAGES_SHOWN).map(AsRef::as_ref).collect();
+        let more = if images.len() > shown.len() { ", …" } else { "" };
+        Ok(match images.len() {
+            0 => "the store has none yet".to_owned(),
+            _ => format!("the store has {}{more}", shown.join(", ")),
+        })
+    }
+
+    /// All snapshots, or an image's, sorted by image and time.
+    pub fn list(&self, image: Option<&ImageName>) -> Result<Vec<Listed>> {
+        let images = image.map_or_else(|| self.image_dirs(), |image| Ok(vec![image.clone()]))?;
+        let mut listed = Vec::new();
+        for image in images {
+            for time in self.times(&image)? {
+                let name = SnapshotName::new(image.clone(), time);
+                match self.read(&name) {
+                    // Removed since its directory was listed.
+                    Err(Error::NotFound { .. }) => {}
+                    snapshot => listed.push(Listed { name, snapshot }),
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Everything that is wrong with the catalog's files, each named.
+    pub fn check(&self) -> Vec<Error> {
+        match self.list(None) {
+            Ok(listed) => listed.into_iter().filter_map(|listed| listed.snapshot.err()).collect(),
+            Err(error) => vec![error],
+        }
+    }
+
+    /// The removed snapshots that are still remembered, sorted.
+    pub fn tombstones(&self) -> Result<Vec<Tombstone>> {
+        let mut tombstones = Vec::new();
+        for image in self.image_dirs()? {
+            for file in self.listing(&image_dir(&image))?.files {
+                if let FileKind::Tombstone(time, entry_prefix) = FileKind::of(&file) {
+                    tombstones.push(Tombstone { name: SnapshotName::new(image.clone(), time), entry_prefix });
+                }
+            }
+        }
+        tombstones.sort_unstable();
+        Ok(tombstones)
+    }
+
+    /// Paths of files and directories that are none of the catalog's; they are left alone.
+    pub fn strangers(&self) -> Result<Vec<String>> {
+        let top = self.listing(DIR)?;
+        let is_image = |dir: &&String| dir.parse::<ImageName>().is_ok();
+        let strange_dirs = top.dirs.iter().filter(|dir| !is_image(dir));
+        let mut strangers: Vec<_> = top.files.iter().chain(strange_dirs).map(|name| format!("{DIR}/{name}")).collect();
+        for dir in top.dirs.iter().filter(is_image).map(|dir| format!("{DIR}/{dir}")) {
+            let Listing { mut files, dirs } = self.listing(&dir)?;
+            files.retain(|file| matches!(FileKind::of(file), FileKind::Stranger));
+            strangers.extend(files.iter().chain(&dirs).map(|name| format!("{dir}/{name}")));
+        }
+        Ok(strangers)
+    }
+
+    /// Images that have a directory, which may be empty.
+    fn image_dirs(&self) -> Result<Vec<ImageName>> {
+        Ok(self.listing(DIR)?.dirs.iter().filter_map(|dir| dir.parse().ok()).collect())
+    }
+
+    /// What is in a directory; nothing, if there is none.
+    fn listing(&self, dir: &str) -> Result<Listing> {
+        match self.storage.list(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Listing::default()),
+            listing => listing.map_err(|error| Error::io("listing", dir, error)),
+        }
+    }
+}
+
+/// Writing, by the store's owner only.
+impl Catalog {
+    /// Adds a snapshot, durably: it is there whole or not at all. Everything that it names must already be durable.
+    ///
+    /// Returns the bytes of its file.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is a snapshot of this name, damaged ones included. If only the last sync failed the
+    /// snapshot is seen, but may not survive a power cut.
+    pub fn publish(&self, snapshot: &Snapshot) -> Result<u64> {
+        let name = snapshot.name();
+        let file = checked_encoding(snapshot)?;
+        let times = self.times(&name.image)?;
+        if times.contains(&name.time) {
+            return Err(Error::refused(format!("snapshot {name} is there already")));
+        }
+        if times.is_empty() {
+            self.create_image_dir(&name.image)?;
+        }
+        whole::rename_into_place(&*self.storage, &path(&name), &file)?;
+        self.bury_no_more(snapshot)?;
+        self.sync_image(&name.image)?;
+        Ok(file.len() as u64)
+    }
+
+    /// Makes a changed state permanent, atomically. Also replaces a damaged file by what a pack had of it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such file; [`Error::Refused`] if it is a snapshot with another entry.
+    pub fn rewrite(&self, snapshot: &Snapshot) -> Result<()> {
+        let name = snapshot.name();
+        match self.read(&name) {
+            Ok(there) if there.entry_id() == snapshot.entry_id() => {}
+            Ok(_) => return Err(Error::refused(format!("snapshot {name} is another one with the same name"))),
+            Err(Error::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        whole::replace_whole(&*self.storage, &path(&name), &checked_encoding(snapshot)?)
+    }
+
+    /// Removes a snapshot, durably, and leaves a tombstone. Its chunks stay until gc.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is held; [`Error::NotFound`]; [`Error::Damaged`] if it can't be read, because nobody
+    /// then knows whether it is held. If only the last sync failed it is gone, but may be back after a power cut;
+    /// see [`Catalog::sync`].
+    pub fn remove(&self, name: &SnapshotName) -> Result<()> {
+        let snapshot = self.read(name)?;
+        if snapshot.state.is_held() {
+            let holds = snapshot.state.holds.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Error::refused(format!("snapshot {name} is held ({holds}); release it first")));
+        }
+        let path = path(name);
+        let renamed = self.storage.rename(&path, &Tombstone::of(&snapshot).path());
+        renamed.map_err(|error| Error::io("renaming", &path, error))?;
+        self.sync_image(&name.image)
+    }
+
+    /// Forgets a removed snapshot, once no pack repeats its entry.
+    pub fn clear_tombstone(&self, tombstone: &Tombstone) -> Result<()> {
+        self.remove_file(&tombstone.path())?;
+        self.sync_image(&tombstone.name.image)
+    }
+
+    /// Removes what interrupted writers left aside, and nothing else. Returns how many files that were.
+    pub fn clean(&self) -> Result<usize> {
+        let mut removed = 0;
+        for dir in self.image_dirs()?.iter().map(image_dir) {
+            for file in self.listing(&dir)?.files {
+                if matches!(FileKind::of(&file), FileKind::Aside) {
+                    self.remove_file(&format!("{dir}/{file}"))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Makes all that is seen in the catalog permanent. For gc, before it deletes: a writer that was killed between a
+    /// removal and its sync leaves a snapshot that a power cut would bring back without its chunks.
+    pub fn sync(&self) -> Result<()> {
+        self.image_dirs()?.iter().try_for_each(|image| self.sync_image(image))
+    }
+
+    fn create_image_dir(&self, image: &ImageName) -> Result<()> {
+        let dir = image_dir(image);
+        self.storage.create_dir(&dir).map_err(|error| Error::io("creating", &dir, error))?;
+        // The directory may be there since a writer that was killed before it could sync.
+        self.storage.sync_dir(DIR).map_err(|error| Error::io("syncing the directory", DIR, error))
+    }
+
+    fn sync_image(&self, image: &ImageName) -> Result<()> {
+        let dir = image_dir(image);
+        self.storage.sync_dir(&dir).map_err(|error| Error::io("syncing the directory", &dir, error))
+    }
+
+    /// A snapshot that is back must not pass for a removed one if its file is lost later.
+    fn bury_no_more(&self, snapshot: &Snapshot) -> Result<()> {
+        self.remove_file(&Tombstone::of(snapshot).path())
+    }
+
+    fn remove_file(&self, path: &str) -> Result<()> {
+        match self.storage.remove(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path, error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The bytes of a snapshot's file, which were read back before they are written.
+fn checked_encoding(snapshot: &Snapshot) -> Result<Vec<u8>> {
+    let name = snapshot.name();
+    let file = snapshot.encode();
+    Snapshot::decode(&name, &file)
+        .map_err(|error| Error::invalid(format!("snapshot {name} can't be stored: {error}")))?;
+    Ok(file)
+}

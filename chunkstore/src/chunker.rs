@@ -1,0 +1,131 @@
+//! Cutting one segment into zero runs and content-defined chunks.
+//!
+//! The cuts are a function of the segment's bytes and the store's parameters alone; [`Hint`] only saves work.
+//! Chunking is FastCDC, version of 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data
+//! Deduplication Based Storage Systems", IEEE TPDS 31(9)), begun anew at every zero run and every segment.
+
+use std::ops::Range;
+
+use fastcdc::v2020::FastCDC;
+
+use crate::id::ChunkId;
+use crate::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
+use crate::manifest::{Entry, Leaf};
+
+/// What decides where chunks are cut; fixed for a store at `init`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkParams {
+    /// Least length of a chunk that is cut by content.
+    pub min_bytes: u32,
+    /// Length around which most chunks lie.
+    pub avg_bytes: u32,
+    /// Greatest length of a chunk.
+    pub max_bytes: u32,
+    /// Runs of zero blocks shorter than this stay inside chunks.
+    pub zero_run_min_bytes: u32,
+}
+
+impl Default for ChunkParams {
+    fn default() -> Self {
+        Self { min_bytes: 16 << 10, avg_bytes: 64 << 10, max_bytes: 256 << 10, zero_run_min_bytes: 16 << 10 }
+    }
+}
+
+/// What the parent snapshot had in this segment: where its chunk begins at the same offset, and proves equal by one
+/// hash, its end is a cut here too, because FastCDC decides from a chunk's first byte on.
+#[derive(Clone, Copy, Default)]
+pub struct Hint<'a> {
+    parent: Option<&'a Leaf>,
+}
+
+impl<'a> Hint<'a> {
+    /// The parent's leaf of the same segment, if it has one.
+    pub fn new(parent: Option<&'a Leaf>) -> Self {
+        Self { parent }
+    }
+
+    /// The parent's chunk at `offset`, and whether its end was decided by content rather than by the data's end.
+    fn chunk_at(&self, offset: usize) -> Option<(ChunkId, usize, bool)> {
+        let (index, entry) = self.parent?.entry_at(offset)?;
+        let Entry::Chunk { id, bytes } = *entry else { return None };
+        let cut_by_content = matches!(self.parent?.entries().get(index + 1), Some(Entry::Chunk { .. }));
+        Some((id, bytes as usize, cut_by_content))
+    }
+}
+
+/// A chunk found in a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Where it lies in the segment.
+    pub range: Range<usize>,
+    /// Its name.
+    pub id: ChunkId,
+    /// Whether the parent has this very chunk at this offset.
+    pub reused: bool,
+}
+
+/// Cuts a segment of at most 4 MiB. What the cuts leave out is zero runs.
+pub fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
+    assert!(segment.len() <= SEGMENT_BYTES, "a segment is at most 4 MiB");
+    let cdc = FastCDC::new(segment, params.min_bytes as usize, params.avg_bytes as usize, params.max_bytes as usize);
+    let mut cuts = Vec::with_capacity(segment.len() / params.avg_bytes as usize + 1);
+    for extent in data_extents(segment, params.zero_run_min_bytes as usize) {
+        let mut at = extent.start;
+        while at < extent.end {
+            let cut = reuse(segment, at, extent.end, hint).unwrap_or_else(|| {
+                let end = cdc.cut(at, extent.end - at).1;
+                Cut { range: at..end, id: ChunkId::of(&segment[at..end]), reused: false }
+            });
+            at = cut.range.end;
+            cuts.push(cut);
+        }
+    }
+    cuts
+}
+
+/// Takes the parent's cut where it provably is the one FastCDC would make.
+fn reuse(segment: &[u8], at: usize, end: usize, hint: Hint<'_>) -> Option<Cut> {
+    let (id, bytes, cut_by_content) = hint.chunk_at(at)?;
+    let range = at..at.checked_add(bytes)?;
+    let same_end = range.end == end || (range.end < end && cut_by_content);
+    (same_end && ChunkId::of(&segment[range.clone()]) == id).then_some(Cut { range, id, reused: true })
+}
+
+/// The ranges between zero runs of at least `zero_run_min_bytes`. A zero run is a maximal run of aligned zero
+/// blocks, a short last block included.
+pub fn data_extents(segment: &[u8], zero_run_min_bytes: usize) -> Vec<Range<usize>> {
+    let mut extents = Vec::new();
+    let mut data_start = 0;
+    let mut zeros_start = None;
+    let mut end_of_zeros = |from: Option<usize>, to: usize, data_start: &mut usize| {
+        let Some(from) = from else { return };
+        if to - from >= zero_run_min_bytes.min(segment.len()) {
+            if from > *data_start {
+                extents.push(*data_start..from);
+            }
+            *data_start = to;
+        }
+    };
+    for (number, block) in segment.chunks(ZERO_BLOCK_BYTES).enumerate() {
+        let at = number * ZERO_BLOCK_BYTES;
+        if is_zero(block) {
+            zeros_start.get_or_insert(at);
+        } else {
+            end_of_zeros(zeros_start.take(), at, &mut data_start);
+        }
+    }
+    end_of_zeros(zeros_start, segment.len(), &mut data_start);
+    if data_start < segment.len() {
+        extents.push(data_start..segment.len());
+    }
+    extents
+}
+
+/// Whether all bytes are zero, by comparing with zeros at the speed of memory.
+pub fn is_zero(block: &[u8]) -> bool {
+    static ZEROS: [u8; ZERO_BLOCK_BYTES] = [0; ZERO_BLOCK_BYTES];
+    block.chunks(ZERO_BLOCK_BYTES).all(|part| *part == ZEROS[..part.len()])
+}
+
+#[cfg(test)]
+mod tests;

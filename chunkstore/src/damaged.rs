@@ -1,0 +1,182 @@
+//! Which records are known to be damaged: found by `verify`, remembered until healed or collected.
+//!
+//! The list is a small text file in the store, `damaged`, and not part of the index, so it survives a rebuild of the
+//! index. A damaged *place* is never put into the index, so dedup and bases treat the content as absent and the next
+//! backup that has it stores it again, whole.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::id::{PackId, RecordId};
+use crate::storage::Storage;
+
+/// The file's name in a store.
+pub const FILE: &str = "damaged";
+const HEAD: &str = "vmstore-damaged 1";
+
+/// A damaged record.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct BadRecord {
+    /// The pack it lies in.
+    pub pack: PackId,
+    /// Its offset there.
+    pub offset: u32,
+    /// What it should hold.
+    pub id: RecordId,
+    /// Whether the record itself is whole and only its base can't be had: it heals when its base does.
+    pub base_lost: bool,
+}
+
+/// All damaged records of a store.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    records: HashSet<BadRecord>,
+    ids: HashMap<RecordId, u32>,
+}
+
+impl Damaged {
+    /// Whether nothing is damaged.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// All of them, sorted.
+    pub fn records(&self) -> Vec<BadRecord> {
+        let mut records: Vec<_> = self.records.iter().copied().collect();
+        records.sort_unstable();
+        records
+    }
+
+    /// Adds one.
+    pub fn insert(&mut self, record: BadRecord) {
+        if self.records.insert(record) {
+            *self.ids.entry(record.id).or_default() += 1;
+        }
+    }
+
+    /// Keeps those for which `keep` holds; tells whether any went.
+    pub fn retain(&mut self, keep: impl Fn(&BadRecord) -> bool) -> bool {
+        let before = self.records.len();
+        let kept: Vec<_> = self.records.drain().filter(|record| keep(record)).collect();
+        self.ids.clear();
+        kept.into_iter().for_each(|record| self.insert(record));
+        self.records.len() != before
+    }
+
+    /// Whether some record of this id is or was damaged: its presence must be looked up with care.
+    pub fn concerns(&self, id: RecordId) -> bool {
+        self.ids.contains_key(&id)
+    }
+
+    /// Whether the record at this place is damaged itself, so that the index must not name it.
+    pub fn is_bad_place(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
+        self.concerns(id) && self.records.contains(&BadRecord { pack, offset, id, base_lost: false })
+    }
+
+    /// Reads the list; a store without one has no known damage.
+    pub fn load(storage: &dyn Storage) -> Result<Self> {
+        let file = match storage.open(FILE) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(Error::io("opening", FILE, error)),
+        };
+        let len = file.len_bytes().map_err(|error| Error::io("reading", FILE, error))?;
+        if len > 1 << 30 {
+            return Err(Error::damaged("the list of damaged records", "the file is over the limit"));
+        }
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(|error| Error::io("reading", FILE, error))?;
+        Self::parse(&bytes).ok_or_else(|| {
+            Error::damaged(
+                "the list of damaged records",
+                "its checksum does not match; remove it and run `vmstore verify`",
+            )
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let body_end = text.strip_suffix('\n')?.rfind('\n')? + 1;
+        let (body, last) = text.split_at(body_end);
+        (last.trim_end() == checksum_line(body)).then_some(())?;
+        let mut lines = body.lines();
+        (lines.next()? == HEAD).then_some(())?;
+        let mut damaged = Self::default();
+        for line in lines {
+            let mut words = line.split(' ');
+            damaged.insert(BadRecord {
+                pack: words.next()?.parse().ok()?,
+                offset: words.next()?.parse().ok()?,
+                id: words.next()?.parse().ok()?,
+                base_lost: words.next()? == "base-lost",
+            });
+        }
+        Some(damaged)
+    }
+
+    fn render(&self) -> String {
+        let line = |record: &BadRecord| {
+            let kind = if record.base_lost { "base-lost" } else { "record" };
+            format!("{} {} {} {kind}\n", record.pack, record.offset, record.id)
+        };
+        let body = format!("{HEAD}\n{}", self.records().iter().map(line).collect::<String>());
+        format!("{body}{}\n", checksum_line(&body))
+    }
+
+    /// Replaces the list on disk: written aside, synced, renamed, directory synced. An empty list is no file.
+    pub fn save(&self, storage: &dyn Storage) -> Result<()> {
+        let failed = |action| move |error| Error::io(action, FILE, error);
+        if self.is_empty() {
+            return match storage.remove(FILE) {
+                Ok(()) => storage.sync_dir("").map_err(failed("syncing")),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(Error::io("removing", FILE, error)),
+            };
+        }
+        let aside = format!("{FILE}.tmp");
+        // A leftover of an interrupted save; `create` would refuse to replace it.
+        let _ = storage.remove(&aside);
+        let mut file = storage.create(&aside).map_err(failed("creating"))?;
+        file.append(self.render().as_bytes()).map_err(failed("writing"))?;
+        file.sync().map_err(failed("syncing"))?;
+        storage.rename(&aside, FILE).map_err(failed("renaming"))?;
+        storage.sync_dir("").map_err(failed("syncing"))
+    }
+}
+
+fn checksum_line(body: &str) -> String {
+    format!("blake3 {}", blake3::hash(body.as_bytes()).to_hex())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ChunkId;
+    use crate::storage::LocalDir;
+
+    fn bad(number: u32, base_lost: bool) -> BadRecord {
+        BadRecord { pack: PackId { number, tag: 7 }, offset: 64, id: ChunkId::of(&[1]).into(), base_lost }
+    }
+
+    #[test]
+    fn survives_a_round_trip_and_notices_every_flip() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = LocalDir::new(dir.path());
+        let mut damaged = Damaged::default();
+        damaged.insert(bad(1, false));
+        damaged.insert(bad(2, true));
+        damaged.save(&storage).unwrap();
+        assert_eq!(Damaged::load(&storage).unwrap(), damaged);
+        let bytes = damaged.render().into_bytes();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            assert_eq!(Damaged::parse(&flipped), None, "byte {at}");
+        }
+        assert!(damaged.retain(|record| record.base_lost));
+        assert!(!damaged.is_bad_place(PackId { number: 2, tag: 7 }, 64, ChunkId::of(&[1]).into()));
+        assert!(damaged.retain(|_| false));
+        damaged.save(&storage).unwrap();
+        assert!(Damaged::load(&storage).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,308 @@
+//! The index: from a record's id to its place in a pack. Derived from the packs, rebuilt from them at need.
+//!
+//! RocksDB holds three column families: `records` (id -> [`Place`]), `packs` (number -> [`PackRow`]) and `state`
+//! (which store, which layout). One synced batch is written per sealed pack. An answer is never trusted with
+//! bytes: a record read by its place carries its own id and checksum.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, LogLevel, Options, WriteBatch,
+    WriteOptions,
+};
+
+use crate::codec::Codec;
+use crate::error::{Error, Result};
+use crate::id::{PackId, RecordId};
+use crate::pack::{Class, TableEntry};
+use crate::record::{Kind, get_u32, get_u64};
+
+/// Directory of the index in a store.
+pub const DIR: &str = "index";
+
+const RECORDS: &str = "records";
+const PACKS: &str = "packs";
+const STATE: &str = "state";
+const KEY_STORE: &[u8] = b"store";
+/// Changes when the layout of keys or values does; an index of another layout is rebuilt.
+const LAYOUT: u8 = 1;
+const PLACE_BYTES: usize = 22;
+const PACK_ROW_BYTES: usize = 32;
+
+/// Where a record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Number of the pack.
+    pub pack: u32,
+    /// Position in the pack's table: the bit that a mark sets.
+    pub ordinal: u32,
+    /// Offset of the record's header in the pack.
+    pub offset: u32,
+    /// Length of the payload.
+    pub stored_bytes: u32,
+    /// Length of the content.
+    pub plain_bytes: u32,
+    /// What it holds.
+    pub kind: Kind,
+    /// How it is encoded.
+    pub codec: Codec,
+}
+
+impl Place {
+    /// The place of a table's entry.
+    pub fn of(pack: PackId, ordinal: usize, entry: &TableEntry) -> Self {
+        Self {
+            pack: pack.number,
+            ordinal: ordinal as u32,
+            offset: entry.offset,
+            stored_bytes: entry.stored_bytes,
+            plain_bytes: entry.plain_bytes,
+            kind: entry.kind,
+            codec: entry.codec,
+        }
+    }
+
+    /// Whether the record can be a base.
+    pub fn is_full(&self) -> bool {
+        self.codec != Codec::Delta
+    }
+
+    fn encode(&self) -> [u8; PLACE_BYTES] {
+        let mut bytes = [0; PLACE_BYTES];
+        let words = [self.pack, self.ordinal, self.offset, self.stored_bytes, self.plain_bytes];
+        for (at, word) in words.into_iter().enumerate() {
+            bytes[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        bytes[20] = self.kind as u8;
+        bytes[21] = self.codec as u8;
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == PLACE_BYTES).then_some(())?;
+        Some(Self {
+            pack: get_u32(bytes, 0),
+            ordinal: get_u32(bytes, 4),
+            offset: get_u32(bytes, 8),
+            stored_bytes: get_u32(bytes, 12),
+            plain_bytes: get_u32(bytes, 16),
+            kind: Kind::from_number(bytes[20])?,
+            codec: Codec::from_number(bytes[21])?,
+        })
+    }
+}
+
+/// What the index knows of a pack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PackRow {
+    /// The pack's full name.
+    pub id: PackId,
+    /// What it holds.
+    pub class: Class,
+    /// Number of its records.
+    pub records: u32,
+    /// Length of its file.
+    pub bytes: u64,
+    /// Sum of its records' plain lengths.
+    pub plain_bytes: u64,
+}
+
+impl PackRow {
+    fn encode(&self) -> [u8; PACK_ROW_BYTES] {
+        let mut bytes = [0; PACK_ROW_BYTES];
+        bytes[..4].copy_from_slice(&self.id.tag.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.records.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.bytes.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.plain_bytes.to_le_bytes());
+        bytes[24] = self.class as u8;
+        bytes
+    }
+
+    fn decode(key: &[u8], bytes: &[u8]) -> Option<Self> {
+        (bytes.len() == PACK_ROW_BYTES).then_some(())?;
+        Some(Self {
+            id: PackId { number: u32::from_be_bytes(key.try_into().ok()?), tag: get_u32(bytes, 0) },
+            class: Class::from_number(bytes[24])?,
+            records: get_u32(bytes, 4),
+            bytes: get_u64(bytes, 8),
+            plain_bytes: get_u64(bytes, 16),
+        })
+    }
+}
+
+/// A change to the index that is written in one synced batch.
+#[derive(Default)]
+pub struct Change {
+    records: Vec<(RecordId, Option<Place>)>,
+    packs: Vec<(u32, Option<PackRow>)>,
+}
+
+impl Change {
+    /// Sets a record's place.
+    pub fn put(&mut self, id: RecordId, place: Place) {
+        self.records.push((id, Some(place)));
+    }
+
+    /// Forgets a record.
+    pub fn forget(&mut self, id: RecordId) {
+        self.records.push((id, None));
+    }
+
+    /// Adds a pack.
+    pub fn put_pack(&mut self, row: PackRow) {
+        self.packs.push((row.id.number, Some(row)));
+    }
+
+    /// Forgets a pack.
+    pub fn forget_pack(&mut self, number: u32) {
+        self.packs.push((number, None));
+    }
+}
+
+/// The open index. Its memory is bounded by the cache it was opened with, whatever it holds.
+pub struct Index {
+    db: DB,
+    path: PathBuf,
+}
+
+impl Index {
+    /// Opens the index in `path`, creating it if it is missing.
+    ///
+    /// # Errors
+    /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
+    pub fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
+        let families =
+            [RECORDS, PACKS, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(cache_bytes)));
+        // One cache for all families would need shared handles; only `records` is large.
+        let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(|error| index_error(path, &error))?;
+        let index = Self { db, path: path.to_path_buf() };
+        index.check_store(store_id)?;
+        Ok(index)
+    }
+
+    fn check_store(&self, store_id: [u8; 16]) -> Result<()> {
+        let stamp = [&[LAYOUT], store_id.as_slice()].concat();
+        match self.db.get_cf(self.family(STATE), KEY_STORE).map_err(|error| self.error(&error))? {
+            Some(found) if found == stamp => Ok(()),
+            Some(_) => Err(Error::IndexDamaged { detail: "it is another store's or another version's".into() }),
+            None => {
+                let mut batch = WriteBatch::default();
+                batch.put_cf(self.family(STATE), KEY_STORE, stamp);
+                self.write(batch)
+            }
+        }
+    }
+
+    /// The place of each id, in their order.
+    pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        // RocksDB reads neighbouring keys of a sorted batch from one block.
+        let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+        order.sort_unstable_by_key(|at| ids[*at as usize]);
+        let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
+        let values = self.db.batched_multi_get_cf(self.family(RECORDS), keys, true);
+        let mut places = vec![None; ids.len()];
+        for (at, value) in order.into_iter().zip(values) {
+            if let Some(value) = value.map_err(|error| self.error(&error))? {
+                let place = Place::decode(&value)
+                    .ok_or_else(|| Error::IndexDamaged { detail: "a place has an unknown form".into() })?;
+                places[at as usize] = Some(place);
+            }
+        }
+        Ok(places)
+    }
+
+    /// The place of one id.
+    pub fn place(&self, id: RecordId) -> Result<Option<Place>> {
+        Ok(self.places(&[id])?[0])
+    }
+
+    /// All packs the index knows, by number.
+    pub fn packs(&self) -> Result<HashMap<u32, PackRow>> {
+        let mut rows = HashMap::new();
+        for item in self.db.iterator_cf(self.family(PACKS), IteratorMode::Start) {
+            let (key, value) = item.map_err(|error| self.error(&error))?;
+            let row = PackRow::decode(&key, &value)
+                .ok_or_else(|| Error::IndexDamaged { detail: "a pack's row has an unknown form".into() })?;
+            rows.insert(row.id.number, row);
+        }
+        Ok(rows)
+    }
+
+    /// Writes a change; durable when it returns.
+    pub fn apply(&self, change: &Change) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for (id, place) in &change.records {
+            match place {
+                Some(place) => batch.put_cf(self.family(RECORDS), id.as_bytes(), place.encode()),
+                None => batch.delete_cf(self.family(RECORDS), id.as_bytes()),
+            }
+        }
+        for (number, row) in &change.packs {
+            match row {
+                Some(row) => batch.put_cf(self.family(PACKS), number.to_be_bytes(), row.encode()),
+                None => batch.delete_cf(self.family(PACKS), number.to_be_bytes()),
+            }
+        }
+        self.write(batch)
+    }
+
+    /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
+    pub fn flush(&self) -> Result<()> {
+        [RECORDS, PACKS]
+            .into_iter()
+            .try_for_each(|name| self.db.flush_cf(self.family(name)).map_err(|e| self.error(&e)))
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch, &options).map_err(|error| self.error(&error))
+    }
+
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("every family was opened")
+    }
+
+    fn error(&self, error: &rocksdb::Error) -> Error {
+        index_error(&self.path, error)
+    }
+}
+
+fn index_error(path: &Path, error: &rocksdb::Error) -> Error {
+    let text = error.to_string();
+    if text.contains("No space left") || text.contains("NoSpace") || text.contains("Disk quota") {
+        Error::OutOfSpace { path: path.to_path_buf() }
+    } else {
+        Error::IndexDamaged { detail: text }
+    }
+}
+
+fn db_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_log_level(LogLevel::Warn);
+    options.set_keep_log_file_num(2);
+    options.set_manifest_preallocation_size(64 << 10);
+    options.set_max_open_files(256);
+    options.set_max_total_wal_size(32 << 20);
+    options.set_max_background_jobs(2);
+    options
+}
+
+fn family_options(cache_bytes: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(cache_bytes));
+    table.set_block_size(4 << 10);
+    table.set_ribbon_filter(10.0);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    // Ids are random bytes: nothing to compress.
+    options.set_compression_type(rocksdb::DBCompressionType::None);
+    options.set_write_buffer_size(8 << 20);
+    options.set_max_write_buffer_number(2);
+    options
+}

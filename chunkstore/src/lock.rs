@@ -1,0 +1,83 @@
+//! One process opens a store at a time.
+//!
+//! The lock is `flock` on the file `lock`: it dies with its holder, whatever kills it. Who holds it is written into
+//! the file for others to read; that text means nothing once the lock is free.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+const FILE: &str = "lock";
+const POLL: Duration = Duration::from_millis(50);
+
+/// Proof that this process owns the store; gives it up when dropped.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: File,
+}
+
+impl StoreLock {
+    /// Takes the lock of the store in `dir`, waiting for at most `wait`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] with the holder's own words if it is still taken then.
+    pub fn acquire(dir: &Path, wait: Duration) -> Result<Self> {
+        let path = dir.join(FILE);
+        let mut file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| Error::io("opening", &path, error))?;
+        let deadline = Instant::now() + wait;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(POLL),
+                Err(TryLockError::WouldBlock) => return Err(Error::Busy { holder: holder(&mut file) }),
+                Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path, error)),
+            }
+        }
+        // Only information: a full disk must not keep anyone from removing and collecting.
+        let _ = write_holder(&mut file);
+        Ok(Self { _file: file })
+    }
+}
+
+fn write_holder(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    let arguments: Vec<_> = std::env::args().take(3).collect();
+    write!(file, "process {} ({})", std::process::id(), arguments.join(" "))
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.rewind().and_then(|()| file.take(300).read_to_string(&mut text));
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    if read.is_err() || text.is_empty() { "another process".into() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = StoreLock::acquire(dir.path(), Duration::ZERO).unwrap();
+        let Err(Error::Busy { holder }) = StoreLock::acquire(dir.path(), Duration::ZERO) else { panic!() };
+        assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+        let waiter = thread::scope(|scope| {
+            let waiter = scope.spawn(|| StoreLock::acquire(dir.path(), Duration::from_secs(60)));
+            drop(first);
+            waiter.join().unwrap()
+        });
+        waiter.unwrap();
+    }
+}

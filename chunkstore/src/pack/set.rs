@@ -1,0 +1,111 @@
+//! The packs of a store: which are there, and open readers of them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::error::{Error, Result};
+use crate::id::PackId;
+use crate::index::PackRow;
+use crate::pack::{DIR, PackReader};
+use crate::storage::Storage;
+
+/// Open pack files kept for reuse.
+const READERS_KEPT: usize = 256;
+
+/// The sealed packs of an open store.
+pub struct PackSet {
+    storage: Arc<dyn Storage>,
+    rows: RwLock<HashMap<u32, PackRow>>,
+    readers: Mutex<HashMap<u32, Arc<PackReader>>>,
+    next_number: AtomicU32,
+}
+
+impl PackSet {
+    /// A set of these packs; new ones are numbered from `next_number`.
+    pub(crate) fn new(storage: Arc<dyn Storage>, rows: HashMap<u32, PackRow>, next_number: u32) -> Self {
+        Self { storage, rows: RwLock::new(rows), readers: Mutex::default(), next_number: AtomicU32::new(next_number) }
+    }
+
+    /// Names a new pack. The tag tells it from another of the same number, should numbers ever be given out again
+    /// after a loss.
+    pub(crate) fn allocate(&self) -> PackId {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), number);
+        PackId { number, tag: random as u32 }
+    }
+
+    /// The row of a pack that is there.
+    pub fn row(&self, number: u32) -> Option<PackRow> {
+        self.rows.read().unwrap_or_else(PoisonError::into_inner).get(&number).copied()
+    }
+
+    /// All packs that are there, by number.
+    pub fn rows(&self) -> Vec<PackRow> {
+        let mut rows: Vec<_> = self.rows.read().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
+        rows.sort_unstable_by_key(|row| row.id);
+        rows
+    }
+
+    pub(crate) fn insert(&self, row: PackRow) {
+        self.rows.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.number, row);
+    }
+
+    pub(crate) fn forget(&self, number: u32) {
+        self.rows.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    /// A reader of a pack.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is no such pack.
+    pub fn reader(&self, number: u32) -> Result<Arc<PackReader>> {
+        if let Some(reader) = self.readers.lock().unwrap_or_else(PoisonError::into_inner).get(&number) {
+            return Ok(Arc::clone(reader));
+        }
+        let row = self.row(number).ok_or_else(|| Error::damaged(format!("pack {number}"), "its file is missing"))?;
+        let reader = Arc::new(PackReader::open(&*self.storage, row.id)?);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() >= READERS_KEPT {
+            readers.clear();
+        }
+        readers.insert(number, Arc::clone(&reader));
+        Ok(reader)
+    }
+}
+
+/// What lies in the directory of packs.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    /// Sealed packs by number. Of two files with one number the later in name order is here, the other a stranger.
+    pub(crate) sealed: HashMap<u32, PackId>,
+    /// Unfinished packs.
+    pub(crate) parts: Vec<String>,
+    /// Files that are no packs, or share a number.
+    pub(crate) strangers: Vec<String>,
+}
+
+impl Inventory {
+    pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
+        let listing = storage.list(DIR).map_err(|error| Error::io("listing", DIR, error))?;
+        let mut inventory = Self::default();
+        for name in listing.files {
+            if let Some(id) = name.strip_suffix(".pack").and_then(|stem| stem.parse::<PackId>().ok()) {
+                if let Some(other) = inventory.sealed.insert(id.number, id) {
+                    inventory.strangers.push(format!("{other}.pack"));
+                }
+            } else if name.ends_with(".part") {
+                inventory.parts.push(name);
+            } else {
+                inventory.strangers.push(name);
+            }
+        }
+        Ok(inventory)
+    }
+
+    pub(crate) fn next_number(&self) -> u32 {
+        let parts = self.parts.iter().filter_map(|name| name.strip_suffix(".part")?.parse::<PackId>().ok());
+        self.sealed.keys().copied().chain(parts.map(|id| id.number)).max().map_or(1, |last| last + 1)
+    }
+}

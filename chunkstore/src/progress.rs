@@ -1,0 +1,51 @@
+//! What a long operation tells while it runs, and how it is asked to stop.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Counters that a long operation raises and a caller may watch from another thread, and a request to stop.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Progress {
+    /// Bytes done so far.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes to be done in all; 0 while unknown.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks the operation to end soon with [`Error::Interrupted`]. Safe to call from a signal handler.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_total(&self, bytes: u64) {
+        self.done_bytes.store(0, Ordering::Relaxed);
+        self.total_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Raises the counter.
+    pub(crate) fn advance(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Sets the counter, where the position rather than the step is known.
+    pub(crate) fn reach(&self, bytes: u64) {
+        self.done_bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] if a stop was asked for.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

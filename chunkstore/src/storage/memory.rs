@@ -1,0 +1,297 @@
+//! Storage in memory, for tests and tools: it fails on demand, and knows what a power cut would leave.
+//!
+//! It keeps two views of every directory: what is seen now, and what was made durable by a sync. Content becomes
+//! durable by syncing the file, a name by syncing its directory. It is meant for small stores, not for speed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{AppendFile, Listing, ReadFile, Storage};
+
+/// Files in memory. Clones share them.
+#[derive(Clone, Default)]
+pub struct MemStorage {
+    disk: Arc<Mutex<Disk>>,
+}
+
+type File = Arc<Mutex<Content>>;
+type Names = BTreeMap<String, File>;
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    durable_bytes: usize,
+}
+
+/// A directory; both views name the same files.
+#[derive(Default)]
+struct Dir {
+    seen: Names,
+    durable: Names,
+}
+
+struct Fault {
+    first_call: u64,
+    last_call: u64,
+    kind: io::ErrorKind,
+}
+
+struct Disk {
+    dirs: BTreeMap<String, Dir>,
+    calls: u64,
+    faults: Vec<Fault>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self { dirs: BTreeMap::from([(String::new(), Dir::default())]), calls: 0, faults: Vec::new() }
+    }
+}
+
+impl MemStorage {
+    /// Empty storage.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many calls that change something were made: creations, appends, syncs, renames, removals, directories.
+    pub fn calls(&self) -> u64 {
+        lock(&self.disk).calls
+    }
+
+    /// Makes one changing call fail, counted as by [`MemStorage::calls`], from 1 at the storage's creation.
+    ///
+    /// A failed append leaves half of its bytes; any other failed call changes nothing.
+    pub fn fail_at(&self, nth_call: u64, kind: io::ErrorKind) {
+        lock(&self.disk).faults.push(Fault { first_call: nth_call, last_call: nth_call, kind });
+    }
+
+    /// Makes this changing call and all after it fail, as for a process that is killed there.
+    pub fn fail_from(&self, nth_call: u64, kind: io::ErrorKind) {
+        lock(&self.disk).faults.push(Fault { first_call: nth_call, last_call: u64::MAX, kind });
+    }
+
+    /// Forgets all faults that were asked for.
+    pub fn heal(&self) {
+        lock(&self.disk).faults.clear();
+    }
+
+    /// What a power cut now would leave at the least: synced bytes under synced names. Without faults.
+    #[must_use]
+    pub fn power_cut(&self) -> Self {
+        let disk = lock(&self.disk);
+        let dirs = disk.dirs.iter().map(|(path, dir)| (path.clone(), survivors(&dir.durable))).collect();
+        Self { disk: Arc::new(Mutex::new(Disk { dirs, ..Disk::default() })) }
+    }
+
+    /// Replaces a file's bytes in place, durably and uncounted: for tests of damage.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file.
+    pub fn overwrite(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let file = lock(&self.disk).find(path)?;
+        *lock(&file) = Content { bytes: bytes.to_vec(), durable_bytes: bytes.len() };
+        Ok(())
+    }
+}
+
+fn survivors(durable: &Names) -> Dir {
+    let survive = |file: &File| {
+        let content = lock(file);
+        let bytes = content.bytes[..content.durable_bytes].to_vec();
+        Arc::new(Mutex::new(Content { bytes, durable_bytes: content.durable_bytes }))
+    };
+    let names: Names = durable.iter().map(|(name, file)| (name.clone(), survive(file))).collect();
+    Dir { seen: names.clone(), durable: names }
+}
+
+/// A panic elsewhere in a test leaves nothing half done here.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+fn not_found() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+impl Disk {
+    fn count_call(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        let calls = self.calls;
+        match self.faults.iter().find(|fault| (fault.first_call..=fault.last_call).contains(&calls)) {
+            Some(fault) => Err(fault.kind.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn dir(&mut self, path: &str) -> io::Result<&mut Dir> {
+        self.dirs.get_mut(path).ok_or_else(not_found)
+    }
+
+    fn find(&mut self, path: &str) -> io::Result<File> {
+        let (dir, name) = split(path);
+        self.dir(dir)?.seen.get(name).cloned().ok_or_else(not_found)
+    }
+
+    fn is_taken(&mut self, path: &str) -> bool {
+        self.dirs.contains_key(path) || self.find(path).is_ok()
+    }
+}
+
+impl Storage for MemStorage {
+    fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>> {
+        let mut disk = lock(&self.disk);
+        disk.count_call()?;
+        if disk.is_taken(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let (dir, name) = split(path);
+        let file = File::default();
+        disk.dir(dir)?.seen.insert(name.to_owned(), Arc::clone(&file));
+        Ok(Box::new(MemAppend { disk: Arc::clone(&self.disk), file }))
+    }
+
+    fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
+        let file = lock(&self.disk).find(path)?;
+        Ok(Arc::new(MemRead(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = lock(&self.disk);
+        disk.count_call()?;
+        let file = disk.find(from)?;
+        let ((from_dir, from_name), (to_dir, to_name)) = (split(from), split(to));
+        if disk.dirs.contains_key(to) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        disk.dir(to_dir)?;
+        disk.dir(from_dir)?.seen.remove(from_name);
+        disk.dir(to_dir)?.seen.insert(to_name.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        let mut disk = lock(&self.disk);
+        disk.count_call()?;
+        let (dir, name) = split(path);
+        disk.dir(dir)?.seen.remove(name).map(drop).ok_or_else(not_found)
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Listing> {
+        let mut disk = lock(&self.disk);
+        let files = disk.dir(dir)?.seen.keys().cloned().collect();
+        let below = disk.dirs.keys().filter(|path| !path.is_empty()).map(|path| split(path));
+        let dirs: BTreeSet<String> =
+            below.filter(|(parent, _)| *parent == dir).map(|(_, name)| name.to_owned()).collect();
+        Ok(Listing { files, dirs: dirs.into_iter().collect() })
+    }
+
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        let mut disk = lock(&self.disk);
+        disk.count_call()?;
+        if disk.find(dir).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        disk.dir(split(dir).0)?;
+        disk.dirs.entry(dir.to_owned()).or_default();
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        let mut disk = lock(&self.disk);
+        disk.count_call()?;
+        let dir = disk.dir(dir)?;
+        dir.durable = dir.seen.clone();
+        Ok(())
+    }
+}
+
+struct MemAppend {
+    disk: Arc<Mutex<Disk>>,
+    file: File,
+}
+
+impl AppendFile for MemAppend {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let allowed = lock(&self.disk).count_call();
+        let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
+        lock(&self.file).bytes.extend_from_slice(arriving);
+        allowed
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        lock(&self.disk).count_call()?;
+        let mut content = lock(&self.file);
+        content.durable_bytes = content.bytes.len();
+        Ok(())
+    }
+}
+
+struct MemRead(File);
+
+impl ReadFile for MemRead {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let content = lock(&self.0);
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = from.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(content.bytes.get(from..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(lock(&self.0).bytes.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(storage: &MemStorage, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut file = storage.create(path)?;
+        file.append(bytes)?;
+        file.sync()
+    }
+
+    fn content(storage: &MemStorage, path: &str) -> Vec<u8> {
+        let file = storage.open(path).unwrap();
+        let mut bytes = vec![0; file.len_bytes().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_nth_call_fails_once_and_all_later_ones_on_demand() {
+        let storage = MemStorage::new();
+        storage.fail_at(2, io::ErrorKind::StorageFull);
+        assert_eq!(write(&storage, "a", b"1234").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(content(&storage, "a"), b"12");
+        assert_eq!(storage.calls(), 2);
+        write(&storage, "b", b"1234").unwrap();
+        storage.fail_from(6, io::ErrorKind::Other);
+        assert!(storage.remove("b").is_err() && storage.sync_dir("").is_err());
+        storage.heal();
+        storage.remove("b").unwrap();
+    }
+
+    #[test]
+    fn a_power_cut_leaves_synced_bytes_under_synced_names() {
+        let storage = MemStorage::new();
+        storage.create_dir("d").unwrap();
+        write(&storage, "d/kept", b"kept").unwrap();
+        let mut unsynced = storage.create("d/unsynced").unwrap();
+        unsynced.append(b"lost").unwrap();
+        storage.sync_dir("d").unwrap();
+        storage.rename("d/kept", "d/renamed").unwrap();
+        write(&storage, "d/late", b"late").unwrap();
+        let after = storage.power_cut();
+        assert_eq!(after.list("d").unwrap().files, ["kept", "unsynced"]);
+        assert_eq!(content(&after, "d/kept"), b"kept");
+        assert_eq!(content(&after, "d/unsynced"), b"");
+    }
+}

@@ -1,0 +1,263 @@
+//! Making and opening a store, and bringing its index in step with its packs.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use crate::catalog::Catalog;
+use crate::chunker::ChunkParams;
+use crate::config::Config;
+use crate::damaged::Damaged;
+use crate::error::{Error, Result};
+use crate::id::PackId;
+use crate::index::{self, Index, PackRow};
+use crate::lock::StoreLock;
+use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
+use crate::reserve;
+use crate::storage::{LocalDir, Storage};
+use crate::store::{Store, adoption, pack_row};
+
+/// How to make a store.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Where chunks are cut.
+    pub params: ChunkParams,
+    /// Whether to hold 256 MiB back for the day the disk is full.
+    pub reserve: bool,
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// How long to wait for another process that holds it.
+    pub wait: Duration,
+    /// Whether the operation frees space: on a full disk the reserve is given up for it.
+    pub frees_space: bool,
+    /// What lies under packs and catalog instead of the directory itself: for tests.
+    pub storage: Option<Arc<dyn Storage>>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { wait: Duration::ZERO, frees_space: false, storage: None }
+    }
+}
+
+/// What a rebuild of the index did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reindexed {
+    /// Packs read.
+    pub packs: u64,
+    /// Records found in them.
+    pub records: u64,
+    /// Packs of which only some records could be found, or none.
+    pub damaged_packs: u64,
+}
+
+impl Store {
+    /// Makes a store in `dir`, which must be empty or not exist. `seed` names the store and should be random.
+    pub fn init(dir: &Path, options: &InitOptions, seed: [u8; 16], now: jiff::Timestamp) -> Result<()> {
+        let config = Config::new(seed, now, options.params)?;
+        fs::create_dir_all(dir).map_err(|error| Error::io("creating", dir, error))?;
+        let mut entries = fs::read_dir(dir).map_err(|error| Error::io("reading", dir, error))?;
+        if entries.next().is_some() {
+            let kind = if dir.join("config.toml").exists() { "already holds a store" } else { "is not empty" };
+            return Err(Error::refused(format!("{} {kind}", dir.display())));
+        }
+        let storage = LocalDir::new(dir);
+        Catalog::create(Arc::new(storage.clone()))?;
+        for name in [pack::DIR, "leases"] {
+            storage.create_dir(name).map_err(|error| Error::io("creating", dir.join(name), error))?;
+        }
+        if options.reserve {
+            reserve::create(dir)?;
+        }
+        // Last: what has a configuration is a store.
+        config.store(&storage)?;
+        sync_parent(dir)
+    }
+
+    /// Opens the store in `dir` for this process alone. Unfinished packs of a process that died are removed, and the
+    /// index is rebuilt or completed where it lacks what the packs have.
+    pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self> {
+        let (storage, config) = open_config(dir, options)?;
+        let lock = StoreLock::acquire(dir, options.wait)?;
+        if options.frees_space {
+            reserve::give_up_if_low(dir);
+        }
+        let catalog = Catalog::open(Arc::clone(&storage))?;
+        catalog.clean()?;
+        let damaged = Damaged::load(&*storage)?;
+        let inventory = Inventory::read(&*storage)?;
+        remove_parts(&*storage, &inventory)?;
+        let reconciled = reconcile(dir, &*storage, &config, &damaged, &inventory)?;
+        let packs = PackSet::new(Arc::clone(&storage), reconciled.there, reconciled.next_number);
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            storage,
+            config,
+            catalog,
+            index: reconciled.index,
+            packs,
+            missing: reconciled.missing,
+            damaged: RwLock::new(damaged),
+            _lock: lock,
+        })
+    }
+
+    /// Opens only the catalog, beside whoever owns the store.
+    pub fn open_catalog(dir: &Path) -> Result<(Config, Catalog)> {
+        let (storage, config) = open_config(dir, &OpenOptions::default())?;
+        Ok((config, Catalog::open(storage)?))
+    }
+
+    /// Throws the index away and builds it from the packs.
+    pub fn reindex(dir: &Path, options: &OpenOptions) -> Result<Reindexed> {
+        let (storage, config) = open_config(dir, options)?;
+        let _lock = StoreLock::acquire(dir, options.wait)?;
+        if options.frees_space {
+            reserve::give_up_if_low(dir);
+        }
+        let damaged = Damaged::load(&*storage)?;
+        let inventory = Inventory::read(&*storage)?;
+        wipe_index(dir)?;
+        let index = open_index(dir, &config)?;
+        let mut there = HashMap::new();
+        let reindexed = add_packs(&index, &*storage, &damaged, inventory.sealed.values(), &mut there)?;
+        index.flush()?;
+        Ok(reindexed)
+    }
+}
+
+fn open_config(dir: &Path, options: &OpenOptions) -> Result<(Arc<dyn Storage>, Config)> {
+    let storage: Arc<dyn Storage> = match &options.storage {
+        Some(storage) => Arc::clone(storage),
+        None => Arc::new(LocalDir::new(dir)),
+    };
+    if !dir.join(pack::DIR).is_dir() {
+        return Err(Error::not_found(format!("a store in {}", dir.display())));
+    }
+    let config = Config::load(&*storage)?;
+    Ok((storage, config))
+}
+
+fn sync_parent(dir: &Path) -> Result<()> {
+    let absolute = fs::canonicalize(dir).map_err(|error| Error::io("opening", dir, error))?;
+    let parent = absolute.parent().unwrap_or(&absolute);
+    fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| Error::io("syncing", parent, error))
+}
+
+fn remove_parts(storage: &dyn Storage, inventory: &Inventory) -> Result<()> {
+    for name in &inventory.parts {
+        let path = format!("{}/{name}", pack::DIR);
+        storage.remove(&path).map_err(|error| Error::io("removing", &path, error))?;
+        tracing::info!("removed {path}, left unfinished by a process that was interrupted");
+    }
+    Ok(())
+}
+
+struct Reconciled {
+    index: Index,
+    there: HashMap<u32, PackRow>,
+    missing: Vec<PackRow>,
+    next_number: u32,
+}
+
+fn index_path(dir: &Path) -> PathBuf {
+    dir.join(index::DIR)
+}
+
+fn open_index(dir: &Path, config: &Config) -> Result<Index> {
+    Index::open(&index_path(dir), config.format.store_id_bytes(), config.defaults.index_cache_bytes as usize)
+}
+
+fn wipe_index(dir: &Path) -> Result<()> {
+    let path = index_path(dir);
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", &path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the index, rebuilding it if it is damaged or stale, and adds the packs it does not know.
+fn reconcile(
+    dir: &Path,
+    storage: &dyn Storage,
+    config: &Config,
+    damaged: &Damaged,
+    inventory: &Inventory,
+) -> Result<Reconciled> {
+    let usable = open_index(dir, config).and_then(|index| Ok((index.packs()?, index)));
+    let (known, index) = match usable {
+        Ok((known, index)) if is_of_these_packs(&known, inventory) => (known, index),
+        Ok((_, index)) => {
+            drop(index);
+            rebuilt_empty(dir, config, "it is older than the packs")?
+        }
+        Err(Error::IndexDamaged { detail }) => rebuilt_empty(dir, config, &detail)?,
+        Err(error) => return Err(error),
+    };
+    let (mut there, missing): (HashMap<_, _>, HashMap<_, _>) =
+        known.into_iter().partition(|(number, _)| inventory.sealed.contains_key(number));
+    for row in missing.values() {
+        tracing::error!("pack {} is missing; `vmstore verify` tells what it held", row.id);
+    }
+    for name in &inventory.strangers {
+        tracing::warn!("{}/{name} is not a pack of this store; it is left alone", pack::DIR);
+    }
+    let unknown: Vec<_> = inventory.sealed.values().filter(|id| !there.contains_key(&id.number)).collect();
+    if !unknown.is_empty() {
+        tracing::info!("adding {} packs to the index", unknown.len());
+        add_packs(&index, storage, damaged, unknown, &mut there)?;
+    }
+    let highest_known = missing.keys().max().map_or(0, |number| number + 1);
+    let next_number = inventory.next_number().max(highest_known);
+    Ok(Reconciled { index, there, missing: missing.into_values().collect(), next_number })
+}
+
+/// Whether no number names one pack in the index and another on disk.
+fn is_of_these_packs(known: &HashMap<u32, PackRow>, inventory: &Inventory) -> bool {
+    inventory.sealed.iter().all(|(number, id)| known.get(number).is_none_or(|row| row.id == *id))
+}
+
+fn rebuilt_empty(dir: &Path, config: &Config, why: &str) -> Result<(HashMap<u32, PackRow>, Index)> {
+    tracing::warn!("rebuilding the index from the packs: {why}");
+    wipe_index(dir)?;
+    Ok((HashMap::new(), open_index(dir, config)?))
+}
+
+/// Adds packs to the index; a damaged one with the whole records that can be found in it.
+fn add_packs<'a>(
+    index: &Index,
+    storage: &dyn Storage,
+    damaged: &Damaged,
+    packs: impl IntoIterator<Item = &'a PackId>,
+    there: &mut HashMap<u32, PackRow>,
+) -> Result<Reindexed> {
+    let mut ids: Vec<_> = packs.into_iter().copied().collect();
+    ids.sort_unstable();
+    let mut reindexed = Reindexed::default();
+    for id in ids {
+        let reader = PackReader::open(storage, id)?;
+        let scanned = reader.scan()?;
+        reindexed.packs += 1;
+        reindexed.records += scanned.entries.len() as u64;
+        let mut entries = scanned.entries;
+        if let ScanOutcome::Damaged(error) = scanned.outcome {
+            tracing::error!("{error}; found {} whole records in it", entries.len());
+            reindexed.damaged_packs += 1;
+            if reader.is_another_pack() {
+                // Its records belong to the pack that it is a copy of.
+                entries.clear();
+            }
+        }
+        let class = entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
+        let row = pack_row(id, class, &entries, reader.bytes()?);
+        let known = |number: u32| there.contains_key(&number);
+        index.apply(&adoption(index, damaged, row, &entries, known)?)?;
+        there.insert(id.number, row);
+    }
+    Ok(reindexed)
+}
