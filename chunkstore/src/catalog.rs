@@ -62,6 +62,11 @@ impl Tombstone {
         Self { name: snapshot.name(), entry_prefix }
     }
 
+    /// The bytes with which the entry's id begins.
+    pub fn entry_prefix_bytes(&self) -> [u8; 8] {
+        u64::from_str_radix(&self.entry_prefix, 16).expect("16 hex digits were checked").to_be_bytes()
+    }
+
     /// Whether this is the tombstone of the snapshot with this entry.
     pub fn is_of(&self, snapshot: &Snapshot) -> bool {
         *self == Self::of(snapshot)

@@ -27,7 +27,7 @@ pub struct ChunkParams {
 
 impl Default for ChunkParams {
     fn default() -> Self {
-        Self { min_bytes: 16 << 10, avg_bytes: 64 << 10, max_bytes: 256 << 10, zero_run_min_bytes: 16 << 10 }
+        Self { min_bytes: 16 << 10, avg_bytes: 64 << 10, max_bytes: 256 << 10, zero_run_min_bytes: 64 << 10 }
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Error {
     /// The derived index can't be used; it is rebuilt from the packs at the next open.
     #[error("the index is damaged ({detail}); it is rebuilt from the packs when the store is next opened")]
     IndexDamaged {
-        /// What RocksDB said.
+        /// What `RocksDB` said.
         detail: String,
     },
     /// Another process holds the store.

@@ -132,7 +132,11 @@ impl FromStr for PackId {
     fn from_str(name: &str) -> Result<Self, Error> {
         let parse = || {
             let (number, tag) = name.split_once('-')?;
-            let hex = |s: &str| (s.len() == 8).then(|| u32::from_str_radix(s, 16).ok()).flatten();
+            let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+            let hex = |s: &str| {
+                // `from_str_radix` would take a sign.
+                (s.len() == 8 && s.bytes().all(is_digit)).then(|| u32::from_str_radix(s, 16).ok()).flatten()
+            };
             Some(Self { number: hex(number)?, tag: hex(tag)? })
         };
         parse().ok_or_else(|| Error::invalid(format!("not a pack's name: {name:?}")))

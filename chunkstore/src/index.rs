@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, IteratorMode, LogLevel, Options, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode, LogLevel, Options,
+    WriteBatch, WriteOptions,
 };
 
 use crate::codec::Codec;
@@ -27,6 +27,8 @@ const STATE: &str = "state";
 const KEY_STORE: &[u8] = b"store";
 /// Changes when the layout of keys or values does; an index of another layout is rebuilt.
 const LAYOUT: u8 = 1;
+/// Keys of one look-up of RocksDB.
+const LOOKUP_KEYS: usize = 1024;
 const PLACE_BYTES: usize = 22;
 const PACK_ROW_BYTES: usize = 32;
 
@@ -199,17 +201,26 @@ impl Index {
         // RocksDB reads neighbouring keys of a sorted batch from one block.
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
-        let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
-        let values = self.db.batched_multi_get_cf(self.family(RECORDS), keys, true);
         let mut places = vec![None; ids.len()];
-        for (at, value) in order.into_iter().zip(values) {
-            if let Some(value) = value.map_err(|error| self.error(&error))? {
-                let place = Place::decode(&value)
-                    .ok_or_else(|| Error::IndexDamaged { detail: "a place has an unknown form".into() })?;
-                places[at as usize] = Some(place);
+        // RocksDB pins what it found until the whole batch is answered.
+        for order in order.chunks(LOOKUP_KEYS) {
+            let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
+            let values = self.db.batched_multi_get_cf(self.family(RECORDS), keys, true);
+            for (at, value) in order.iter().zip(values) {
+                places[*at as usize] = match value.map_err(|error| self.error(&error))? {
+                    Some(value) => Some(decode_place(&value)?),
+                    None => None,
+                };
             }
         }
         Ok(places)
+    }
+
+    /// Whether the index has an id that begins with these bytes.
+    pub fn has_prefix(&self, prefix: &[u8]) -> Result<bool> {
+        let mode = IteratorMode::From(prefix, Direction::Forward);
+        let first = self.db.iterator_cf(self.family(RECORDS), mode).next().transpose();
+        Ok(first.map_err(|error| self.error(&error))?.is_some_and(|(key, _)| key.starts_with(prefix)))
     }
 
     /// The place of one id.
@@ -267,6 +278,10 @@ impl Index {
     fn error(&self, error: &rocksdb::Error) -> Error {
         index_error(&self.path, error)
     }
+}
+
+fn decode_place(value: &[u8]) -> Result<Place> {
+    Place::decode(value).ok_or_else(|| Error::IndexDamaged { detail: "a place has an unknown form".into() })
 }
 
 fn index_error(path: &Path, error: &rocksdb::Error) -> Error {

@@ -20,6 +20,7 @@ pub mod ingest;
 pub mod limits;
 pub mod lock;
 pub mod manifest;
+mod mark;
 pub mod name;
 pub mod pack;
 pub mod progress;

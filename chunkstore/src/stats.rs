@@ -1,7 +1,16 @@
 //! What a store holds and what each image costs.
 
+use std::collections::HashMap;
+
+use crate::catalog::Snapshot;
 use crate::error::Result;
+use crate::index::Place;
+use crate::manifest;
+use crate::mark::{Seen, Walk};
+use crate::name::ImageName;
+use crate::pack::Class;
 use crate::progress::Progress;
+use crate::record::HEADER_BYTES;
 use crate::store::Store;
 
 /// Sizes of a whole store.
@@ -13,11 +22,11 @@ pub struct Stats {
     pub snapshots: u64,
     /// Sum of the snapshots' sizes.
     pub virtual_bytes: u64,
-    /// Sum of the snapshots' bytes that are not zero: what keeping each for itself would take, uncompressed.
+    /// Sum of the snapshots' bytes in chunks: what keeping each for itself would take, uncompressed.
     pub logical_bytes: u64,
     /// Plain bytes of the distinct chunks in the store.
     pub unique_bytes: u64,
-    /// Bytes of the packs and the catalog on disk.
+    /// Bytes of the packs on disk.
     pub stored_bytes: u64,
     /// Bytes of the index on disk.
     pub index_bytes: u64,
@@ -38,14 +47,124 @@ pub struct ImageStats {
     pub image: String,
     /// Number of its snapshots.
     pub snapshots: u64,
-    /// Sum of their bytes that are not zero.
+    /// Sum of their bytes in chunks.
     pub logical_bytes: u64,
-    /// Stored bytes of the records that only this image needs: what removing it would free.
+    /// Stored bytes of the records that only this image names; the bases of its deltas are not counted.
     pub only_bytes: u64,
 }
 
-/// Reads all manifests and sums up.
-pub fn stats(store: &Store, progress: &Progress) -> Result<Stats> {
-    let _ = (store, progress);
-    todo!()
+/// Reads all manifests and sums up. Memory: four bytes a record.
+///
+/// # Errors
+/// If a snapshot's entry or manifest can't be read.
+pub fn stats(store: &Store, threads: usize, progress: &Progress) -> Result<Stats> {
+    let mut stats = Stats::default();
+    let mut walk = Walk::new(store, Owners::default(), threads, progress);
+    let images = store.catalog().images()?;
+    progress.set_total(images.len() as u64);
+    for (number, image) in images.iter().enumerate() {
+        walk.seen.current = number as u32 + 1;
+        walk.seen.only_bytes.push(0);
+        stats.per_image.push(image_stats(store, image, &mut walk, &mut stats.virtual_bytes)?);
+        // Ids that wait belong to this image.
+        walk.settle()?;
+        progress.advance(1);
+    }
+    let (owners, _) = walk.finish()?;
+    for (image, only_bytes) in stats.per_image.iter_mut().zip(owners.only_bytes) {
+        image.only_bytes = only_bytes;
+        stats.snapshots += image.snapshots;
+        stats.logical_bytes += image.logical_bytes;
+    }
+    stats.images = images.len() as u64;
+    sum_packs(store, &mut stats);
+    stats.index_bytes = dir_bytes(&store.dir().join(crate::index::DIR));
+    stats.ratio = if stats.stored_bytes == 0 { 1.0 } else { stats.logical_bytes as f64 / stats.stored_bytes as f64 };
+    Ok(stats)
+}
+
+fn image_stats(
+    store: &Store,
+    image: &ImageName,
+    walk: &mut Walk<'_, Owners>,
+    virtual_bytes: &mut u64,
+) -> Result<ImageStats> {
+    let mut stats = ImageStats { image: image.to_string(), ..ImageStats::default() };
+    for listed in store.catalog().list(Some(image))? {
+        let snapshot = listed.snapshot?;
+        if let Some(root) = snapshot.entry().root {
+            walk.tree(root)?;
+        }
+        stats.snapshots += 1;
+        stats.logical_bytes += data_bytes(store, &snapshot)?;
+        *virtual_bytes += snapshot.entry().virtual_bytes;
+    }
+    Ok(stats)
+}
+
+/// Bytes in the snapshot's chunks: as its ingest reported or, if it came from elsewhere, by its leaves.
+fn data_bytes(store: &Store, snapshot: &Snapshot) -> Result<u64> {
+    if let Some(report) = &snapshot.state.ingest {
+        return Ok(report.data_bytes);
+    }
+    let mut bytes = 0;
+    let entry = snapshot.entry();
+    manifest::walk(store, entry.root, entry.virtual_bytes, &mut |segment| {
+        let leaf = manifest::read_leaf(store, segment.leaf)?;
+        bytes += leaf.chunks().map(|(_, _, bytes)| u64::from(bytes)).sum::<u64>();
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+fn sum_packs(store: &Store, stats: &mut Stats) {
+    for row in store.packs().rows() {
+        stats.packs += 1;
+        stats.stored_bytes += row.bytes;
+        if matches!(row.class, Class::Data | Class::DataDelta) {
+            stats.chunks += u64::from(row.records);
+            stats.unique_bytes += row.plain_bytes;
+        }
+    }
+}
+
+fn dir_bytes(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+/// Which image needs a record: none yet, one, or several.
+#[derive(Default)]
+struct Owners {
+    /// The image being walked, counted from 1.
+    current: u32,
+    packs: HashMap<u32, Vec<u32>>,
+    only_bytes: Vec<u64>,
+}
+
+const SHARED: u32 = u32::MAX;
+
+impl Seen for Owners {
+    fn see(&mut self, place: &Place) -> bool {
+        let owners = self.packs.entry(place.pack).or_default();
+        let ordinal = place.ordinal as usize;
+        if owners.len() <= ordinal {
+            owners.resize(ordinal + 1, 0);
+        }
+        let bytes = HEADER_BYTES as u64 + u64::from(place.stored_bytes);
+        match owners[ordinal] {
+            0 => {
+                owners[ordinal] = self.current;
+                self.only_bytes[self.current as usize - 1] += bytes;
+                true
+            }
+            owner if owner == self.current || owner == SHARED => false,
+            other => {
+                // What lies below a node is shared too, so the walk goes down once more.
+                owners[ordinal] = SHARED;
+                self.only_bytes[other as usize - 1] -= bytes;
+                true
+            }
+        }
+    }
 }

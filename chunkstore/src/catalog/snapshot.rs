@@ -100,8 +100,7 @@ impl Snapshot {
             return Err(damaged(format!("{} bytes are too many", file.len())));
         }
         let lines = checked_lines(file).map_err(|detail| damaged(detail.to_owned()))?;
-        check_version(name, lines.header)
-            .map_err(|error| error.unwrap_or_else(|| damaged("unknown header".to_owned())))?;
+        check_version(name, lines.header)?;
         let state = serde_json::from_slice(lines.state).map_err(|error| damaged(format!("its state: {error}")))?;
         let entry = Entry::decode(lines.entry).map_err(|error| match error {
             Error::Refused { what } => Error::refused(format!("catalog entry {name}: {what}")),
@@ -138,15 +137,14 @@ fn checked_lines(file: &[u8]) -> Result<Lines<'_>, &'static str> {
     }
 }
 
-/// `None` as an error means that this is no header of any version.
-fn check_version(name: &SnapshotName, header: &[u8]) -> Result<(), Option<Error>> {
+fn check_version(name: &SnapshotName, header: &[u8]) -> Result<()> {
     let version = str::from_utf8(header).ok().and_then(|header| header.strip_prefix(MAGIC)?.strip_prefix(' '));
     match version.and_then(|version| version.parse::<u32>().ok()) {
         Some(VERSION) => Ok(()),
-        Some(version) if version > VERSION => Err(Some(Error::refused(format!(
+        Some(version) if version > VERSION => Err(Error::refused(format!(
             "catalog entry {name} was made by a newer vmstore (its version is {version}, this program knows {VERSION})"
-        )))),
-        _ => Err(None),
+        ))),
+        _ => Err(Error::damaged(format!("catalog entry {name}"), "its first line is none of a snapshot")),
     }
 }
 
@@ -167,9 +165,9 @@ mod tests {
         "\n",
         r#"{"holds":["operator"],"partial":false}"#,
         "\n",
-        "blake3 0000000000000000000000000000000000000000000000000000000000000000\n",
+        "blake3 84eaf9f102fd88f4a6866e8d9523b0ed52f790ba1c66d04e05d5282717b865c5\n",
     );
-    const GOLDEN_ENTRY_ID: &str = "";
+    const GOLDEN_ENTRY_ID: &str = "e532cc91b021f1a9a9fd7f4b1994f2d300eaa25b6d1c7be7030ebbcf832d4007";
 
     fn golden_name() -> SnapshotName {
         name("web01@20261120T020000Z")

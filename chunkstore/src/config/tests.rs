@@ -42,7 +42,7 @@ index_cache_bytes = 33554432
 
 fn golden() -> Config {
     let random = std::array::from_fn(|n| (n * 0x11) as u8);
-    Config::new(random, "2026-11-20T02:00:00Z".parse().unwrap(), ChunkSizes::default(), ZERO_RUN_MIN_BYTES).unwrap()
+    Config::new(random, "2026-11-20T02:00:00Z".parse().unwrap(), ChunkParams::default()).unwrap()
 }
 
 fn is_damaged(text: &str) -> bool {
@@ -88,7 +88,7 @@ fn users_slips_are_named() {
         ("zstd_level = 1", "zstd_levle = 1", "zstd_levle"),
         ("zstd_level = 1", "zstd_level = 99", "zstd_level"),
         ("zstd_level = 1", "zstd_level = \"1\"", "zstd_level"),
-        ("zstd_level = 1", "zstd_level = ", "line 17"),
+        ("zstd_level = 1", "zstd_level = ", "line 18"),
         ("\"UTC\"", "\"Europe/Berlim\"", "Berlim"),
         ("\"UTC\"", "\"../../etc/passwd\"", "time_zone"),
         ("33554432", "1", "index_cache_bytes"),
@@ -167,11 +167,12 @@ fn what_passes_the_checksum_is_still_judged() {
 
 #[test]
 fn impossible_sizes_make_no_store() {
-    let sizes = ChunkSizes { min_bytes: 1 << 16, ..ChunkSizes::default() };
+    let sizes = ChunkParams { min_bytes: 1 << 16, ..ChunkParams::default() };
     let created = "2026-11-20T02:00:00Z".parse().unwrap();
-    assert!(matches!(Config::new([0; 16], created, sizes, ZERO_RUN_MIN_BYTES), Err(Error::Invalid { .. })));
-    assert!(Config::new([0; 16], created, ChunkSizes::default(), 1).is_err());
-    let other = Config::new([0; 16], created, ChunkSizes::default(), 4096).unwrap();
+    assert!(matches!(Config::new([0; 16], created, sizes), Err(Error::Invalid { .. })));
+    assert!(Config::new([0; 16], created, ChunkParams { zero_run_min_bytes: 1, ..ChunkParams::default() }).is_err());
+    let other =
+        Config::new([0; 16], created, ChunkParams { zero_run_min_bytes: 4096, ..ChunkParams::default() }).unwrap();
     assert!(!other.format.cuts_like(&golden().format) && golden().format.cuts_like(&golden().format));
 }
 

@@ -10,6 +10,7 @@ mod walk;
 
 pub use build::Assembler;
 pub use node::{Entry, Inner, Leaf, Node};
+pub(crate) use walk::read_leaf;
 pub use walk::{LeafReader, Segment, diff, walk};
 
 use crate::limits::{FANOUT, SEGMENT_BYTES};

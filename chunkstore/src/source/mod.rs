@@ -3,10 +3,23 @@
 //! The format comes from the caller or the path's suffix, never from content: a guest controls the content, and
 //! could write a qcow2 header that names a host's file as its backing file into its own raw disk.
 
-use std::io::Read;
-use std::ops::Range;
+mod host_file;
+mod page_cache;
+mod qcow2;
+mod qemu_lock;
+mod raw;
+#[cfg(test)]
+mod tests;
 
-use crate::error::Result;
+use std::fs::{self, File, FileType};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
 
 /// A disk that can be read at any offset, by several threads at once.
 pub trait DiskSource: Send + Sync {
@@ -38,4 +51,93 @@ pub enum Source {
         /// The bytes.
         reader: Box<dyn Read + Send>,
     },
+}
+
+/// How a source's bytes are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU's copy-on-write format, versions 2 and 3.
+    Qcow2,
+}
+
+impl Format {
+    /// The format that a path's suffix stands for: `.qcow2` and `.qcow` for qcow2, anything else for raw.
+    fn of_path(path: &str) -> Self {
+        let suffix = Path::new(path).extension().map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
+        match suffix.as_deref() {
+            Some("qcow2" | "qcow") => Self::Qcow2,
+            _ => Self::Raw,
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(Error::invalid(format!("no such image format: {name:?}; there are raw and qcow2"))),
+        }
+    }
+}
+
+/// How a source is to be opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Its format; by default the path's suffix decides.
+    pub format: Option<Format>,
+    /// Where backing files may lie besides the image's own directory.
+    pub backing_dir: Option<PathBuf>,
+    /// Take the image even if QEMU has it open for writing.
+    pub live: bool,
+}
+
+/// Opens a source: a file, a block device, or a stream (`-` for standard input, a pipe, a character device).
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::Refused`] if QEMU has it open for writing, or if a qcow2 image needs what is not
+/// supported or not allowed; [`Error::Invalid`] if it is no image.
+pub fn open(path: &str, options: &OpenOptions) -> Result<Source> {
+    let format = options.format.unwrap_or_else(|| Format::of_path(path));
+    if path == "-" {
+        return open_stdin(format);
+    }
+    let file_type = fs::metadata(path).map_err(|error| host_file::open_error(path, error))?.file_type();
+    if file_type.is_fifo() || file_type.is_char_device() {
+        let file = File::open(path).map_err(|error| host_file::open_error(path, error))?;
+        return stream(path, file, format);
+    }
+    check_type(path, file_type)?;
+    let path = Path::new(path);
+    Ok(Source::Disk(match format {
+        Format::Raw => Box::new(raw::RawSource::open(path, options.live)?),
+        Format::Qcow2 => Box::new(qcow2::Qcow2Source::open(path, options.backing_dir.as_deref(), options.live)?),
+    }))
+}
+
+fn open_stdin(format: Format) -> Result<Source> {
+    const NAME: &str = "standard input";
+    let descriptor = io::stdin().as_fd().try_clone_to_owned().map_err(|error| Error::io("opening", NAME, error))?;
+    stream(NAME, File::from(descriptor), format)
+}
+
+fn stream(name: &str, file: File, format: Format) -> Result<Source> {
+    match format {
+        Format::Raw => Ok(Source::Stream { name: name.to_owned(), reader: Box::new(file) }),
+        Format::Qcow2 => Err(Error::invalid(format!(
+            "{name}: a qcow2 image can't be read from a stream; name its file, or convert it with `qemu-img convert`"
+        ))),
+    }
+}
+
+fn check_type(path: &str, file_type: FileType) -> Result<()> {
+    if file_type.is_file() || file_type.is_block_device() {
+        return Ok(());
+    }
+    let what = if file_type.is_dir() { "a directory" } else { "a socket" };
+    Err(Error::invalid(format!("{path} is {what}; an image is a file, a block device or a pipe")))
 }

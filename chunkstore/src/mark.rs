@@ -1,0 +1,160 @@
+//! Walking everything that snapshots need, each record once: for gc's mark and for statistics.
+//!
+//! Memory does not follow the store's size but for one bit (or one small number) a record, kept by the caller's
+//! [`Seen`]: ids wait in batches of fixed size for the index.
+
+use std::collections::HashMap;
+use std::thread;
+
+use crate::chunk_source::ChunkSource;
+use crate::error::{Error, Result};
+use crate::id::{NodeId, RecordId};
+use crate::index::Place;
+use crate::manifest::Node;
+use crate::progress::Progress;
+use crate::record::HEADER_BYTES;
+use crate::store::Store;
+
+/// Ids that wait for one look-up. Sorted, they read the index almost in order.
+const BATCH_IDS: usize = 128 << 10;
+
+/// What has been reached so far.
+pub(crate) trait Seen {
+    /// Notes a record; tells whether what lies below it must (again) be walked.
+    fn see(&mut self, place: &Place) -> bool;
+}
+
+/// A walk over the manifests of several snapshots.
+pub(crate) struct Walk<'a, S> {
+    store: &'a Store,
+    threads: usize,
+    progress: &'a Progress,
+    waiting: Vec<RecordId>,
+    pub(crate) seen: S,
+    /// Records that manifests name and no pack has.
+    pub(crate) missing_records: u64,
+}
+
+impl<'a, S: Seen> Walk<'a, S> {
+    pub(crate) fn new(store: &'a Store, seen: S, threads: usize, progress: &'a Progress) -> Self {
+        Self { store, threads: threads.max(1), progress, waiting: Vec::new(), seen, missing_records: 0 }
+    }
+
+    /// Walks the tree below a root.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if a manifest node can't be read: what is below it is unknown then.
+    pub(crate) fn tree(&mut self, root: NodeId) -> Result<()> {
+        self.nodes(&[root])
+    }
+
+    /// Notes single records, such as snapshots' entries.
+    pub(crate) fn records(&mut self, ids: impl IntoIterator<Item = RecordId>) -> Result<()> {
+        for id in ids {
+            self.waiting.push(id);
+            if self.waiting.len() >= BATCH_IDS {
+                self.settle()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nodes(&mut self, ids: &[NodeId]) -> Result<()> {
+        self.progress.check()?;
+        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+        for (id, place) in ids.iter().zip(self.store.places(&records)?) {
+            let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
+            if !self.seen.see(&place) {
+                continue;
+            }
+            match self.store.node(*id)? {
+                Node::Inner(inner) => {
+                    let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
+                    self.nodes(&children)?;
+                }
+                Node::Leaf(leaf) => self.records(leaf.chunks().map(|(_, id, _)| id.into()))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks all waiting ids up.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        self.progress.check()?;
+        let mut ids = std::mem::take(&mut self.waiting);
+        ids.sort_unstable();
+        ids.dedup();
+        let store = self.store;
+        let part = ids.len().div_ceil(self.threads).max(1);
+        let found: Vec<Result<Vec<Option<Place>>>> = thread::scope(|scope| {
+            let parts: Vec<_> = ids.chunks(part).map(|ids| scope.spawn(move || store.places(ids))).collect();
+            parts.into_iter().map(|part| part.join().expect("a look-up does not panic")).collect()
+        });
+        for places in found {
+            for place in places? {
+                match place {
+                    Some(place) => {
+                        self.seen.see(&place);
+                    }
+                    None => self.missing_records += 1,
+                }
+            }
+        }
+        ids.clear();
+        self.waiting = ids;
+        Ok(())
+    }
+
+    /// Ends the walk.
+    pub(crate) fn finish(mut self) -> Result<(S, u64)> {
+        self.settle()?;
+        Ok((self.seen, self.missing_records))
+    }
+}
+
+/// One bit a record: what is needed.
+#[derive(Default)]
+pub(crate) struct Mark {
+    packs: HashMap<u32, PackMark>,
+}
+
+/// The marks of one pack.
+#[derive(Default)]
+pub(crate) struct PackMark {
+    bits: Vec<u64>,
+    /// Records marked.
+    pub(crate) records: u64,
+    /// Their bytes in the pack.
+    pub(crate) bytes: u64,
+}
+
+impl Seen for Mark {
+    fn see(&mut self, place: &Place) -> bool {
+        let pack = self.packs.entry(place.pack).or_default();
+        let (word, bit) = (place.ordinal as usize / 64, 1 << (place.ordinal % 64));
+        if pack.bits.len() <= word {
+            pack.bits.resize(word + 1, 0);
+        }
+        let new = pack.bits[word] & bit == 0;
+        if new {
+            pack.bits[word] |= bit;
+            pack.records += 1;
+            pack.bytes += HEADER_BYTES as u64 + u64::from(place.stored_bytes);
+        }
+        new
+    }
+}
+
+impl Mark {
+    /// What is marked in a pack.
+    pub(crate) fn pack(&self, number: u32) -> Option<&PackMark> {
+        self.packs.get(&number)
+    }
+}
+
+impl PackMark {
+    /// Whether the record with this position in the table is marked.
+    pub(crate) fn has(&self, ordinal: usize) -> bool {
+        self.bits.get(ordinal / 64).is_some_and(|word| word & 1 << (ordinal % 64) != 0)
+    }
+}
