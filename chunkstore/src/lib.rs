@@ -32,6 +32,8 @@ pub mod source;
 pub mod stats;
 pub mod storage;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 
 pub use error::{Error, Result};

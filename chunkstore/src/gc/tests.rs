@@ -1,1 +1,161 @@
-//! Tests.
+//! What gc frees, and that it never takes anything that a snapshot needs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::name::SnapshotName;
+use crate::store::OpenOptions;
+use crate::testing::{init, night, noise, open, put, read_back};
+
+fn gc(store: &Arc<Store>, dry_run: bool) -> GcReport {
+    collect(store, dry_run, 2, &Progress::default()).unwrap()
+}
+
+fn pack_bytes_on_disk(dir: &Path) -> u64 {
+    std::fs::read_dir(dir.join("packs")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn what_was_removed_is_freed() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let keep = noise(3 << 20, 1);
+    let kept = put(&store, night("keep", 1), &keep);
+    put(&store, night("drop", 1), &noise(6 << 20, 2));
+    assert_eq!(gc(&store, false).freed_bytes, 0, "nothing is dead yet");
+    store.catalog().remove(&night("drop", 1)).unwrap();
+    let before = pack_bytes_on_disk(dir.path());
+    let dry = gc(&store, true);
+    assert!(dry.freed_bytes > 6 << 20, "{dry:?}");
+    assert_eq!(pack_bytes_on_disk(dir.path()), before, "a dry run changes nothing");
+    let done = gc(&store, false);
+    assert_eq!(before - pack_bytes_on_disk(dir.path()), done.freed_bytes);
+    assert!(done.freed_bytes > 6 << 20 && store.catalog().tombstones().unwrap().is_empty(), "{done:?}");
+    assert!(read_back(&*store, kept.entry()).unwrap() == keep);
+    assert_eq!(gc(&store, false).freed_bytes, 0, "a second run finds nothing");
+}
+
+#[test]
+fn small_packs_are_put_together() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let bytes = noise(1 << 20, 1);
+    let nights: Vec<_> = (0..10).map(|day| put(&store, night("web01", day), &bytes)).collect();
+    let packs = store.packs().rows().len();
+    gc(&store, false);
+    assert!(store.packs().rows().len() <= 3 && packs >= 10, "{packs} -> {}", store.packs().rows().len());
+    for snapshot in nights {
+        assert!(read_back(&*store, snapshot.entry()).unwrap() == bytes);
+    }
+}
+
+#[test]
+fn the_base_of_a_kept_delta_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let first = noise(2 << 20, 1);
+    let mut second = first.clone();
+    (0..second.len()).step_by(8192).for_each(|at| second[at] ^= 1);
+    put(&store, night("web01", 1), &first);
+    let kept = put(&store, night("web01", 2), &second);
+    assert!(kept.state.ingest.as_ref().unwrap().delta_chunks > 10);
+    store.catalog().remove(&night("web01", 1)).unwrap();
+    gc(&store, false);
+    assert!(read_back(&*store, kept.entry()).unwrap() == second);
+}
+
+#[test]
+fn nothing_is_collected_while_a_snapshot_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    put(&store, night("web01", 1), &noise(1 << 20, 1));
+    put(&store, night("web02", 1), &noise(1 << 20, 2));
+    store.catalog().remove(&night("web02", 1)).unwrap();
+    let entry = dir.path().join("catalog/web01/20260102T000000Z.snap");
+    let whole = std::fs::read(&entry).unwrap();
+    std::fs::write(&entry, &whole[..whole.len() - 1]).unwrap();
+    let before = pack_bytes_on_disk(dir.path());
+    assert!(matches!(collect(&store, false, 2, &Progress::default()), Err(Error::Damaged { .. })));
+    assert_eq!(pack_bytes_on_disk(dir.path()), before);
+    std::fs::write(&entry, whole).unwrap();
+    assert!(gc(&store, false).freed_bytes > 1 << 20);
+}
+
+/// One step of an operator's life.
+#[derive(Clone, Debug)]
+enum Step {
+    Ingest { image: u8, at: usize, len: usize, seed: u64 },
+    Remove { nth: prop::sample::Index },
+    Gc,
+    Reopen,
+    LoseIndex,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let ingest = (0..3u8, 0..840_000usize, 0..200_000usize, 0..5u64);
+    let step = prop_oneof![
+        5 => ingest.prop_map(|(image, at, len, seed)| Step::Ingest { image, at, len, seed }),
+        3 => any::<prop::sample::Index>().prop_map(|nth| Step::Remove { nth }),
+        2 => Just(Step::Gc),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::LoseIndex),
+    ];
+    prop::collection::vec(step, 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn every_remaining_snapshot_comes_back(steps in steps()) {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path());
+        let mut store = open(dir.path());
+        let mut images: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        let mut snapshots: BTreeMap<SnapshotName, Vec<u8>> = BTreeMap::new();
+        for (day, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Ingest { image, at, len, seed } => {
+                    let bytes = images.entry(image).or_insert_with(|| noise(1 << 20, 77));
+                    let change = if seed == 0 { vec![0; len] } else { noise(len, seed) };
+                    bytes[at..at + len].copy_from_slice(&change);
+                    let name = night(&format!("vm{image}"), day as u32);
+                    put(&store, name.clone(), bytes);
+                    snapshots.insert(name, bytes.clone());
+                }
+                Step::Remove { nth } if !snapshots.is_empty() => {
+                    let name = snapshots.keys().nth(nth.index(snapshots.len())).unwrap().clone();
+                    store.catalog().remove(&name).unwrap();
+                    snapshots.remove(&name);
+                }
+                Step::Remove { .. } => {}
+                Step::Gc => drop(gc(&store, false)),
+                Step::Reopen | Step::LoseIndex => {
+                    drop(store);
+                    if matches!(step, Step::LoseIndex) {
+                        std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+                    }
+                    store = Arc::new(Store::open(dir.path(), &OpenOptions::default()).unwrap());
+                }
+            }
+        }
+        for (name, bytes) in &snapshots {
+            let snapshot = store.catalog().read(name).unwrap();
+            prop_assert!(read_back(&*store, snapshot.entry()).unwrap() == *bytes, "{name}");
+        }
+        gc(&store, false);
+        for (name, bytes) in &snapshots {
+            prop_assert!(read_back(&*store, store.catalog().read(name).unwrap().entry()).unwrap() == *bytes);
+        }
+        if snapshots.is_empty() {
+            prop_assert_eq!(pack_bytes_on_disk(dir.path()), 0);
+        }
+    }
+}

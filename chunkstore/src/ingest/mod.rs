@@ -340,7 +340,7 @@ impl Tally {
 }
 
 /// The leaf that lists these cuts, with the zero runs between them.
-fn leaf_of(cuts: &[Cut]) -> Leaf {
+pub(crate) fn leaf_of(cuts: &[Cut]) -> Leaf {
     let mut entries = Vec::with_capacity(cuts.len() * 2);
     let mut end = 0;
     for cut in cuts {

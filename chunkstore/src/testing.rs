@@ -1,0 +1,132 @@
+//! What this crate's tests share: images in memory, stores in a temporary directory, reading back.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::catalog::{Entry, Snapshot};
+use crate::chunk_source::ChunkSource;
+use crate::chunker::ChunkParams;
+use crate::error::Result;
+use crate::ingest::{Base, IngestOptions, ingest};
+use crate::limits::SEGMENT_BYTES;
+use crate::manifest;
+use crate::name::{SnapshotName, SnapshotTime};
+use crate::progress::Progress;
+use crate::source::{DiskSource, Source};
+use crate::store::{InitOptions, OpenOptions, Store};
+
+/// Bytes that do not compress, the same for the same seed.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
+}
+
+/// A disk in memory that tells its holes if it is asked to.
+pub(crate) struct MemDisk {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) tells_holes: bool,
+}
+
+impl DiskSource for MemDisk {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let len = self.size_bytes();
+        if !self.tells_holes {
+            return Ok((offset < len).then_some(offset..len));
+        }
+        let is_data = |at: u64| {
+            let block = at / 4096 * 4096;
+            self.bytes[block as usize..(block + 4096).min(len) as usize].iter().any(|byte| *byte != 0)
+        };
+        let mut start = offset;
+        while start < len && !is_data(start) {
+            start = (start / 4096 + 1) * 4096;
+        }
+        let mut end = start;
+        while end < len && is_data(end) {
+            end = (end / 4096 + 1) * 4096;
+        }
+        Ok((start < len).then_some(start..end.min(len)))
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        buf.copy_from_slice(&self.bytes[offset as usize..offset as usize + buf.len()]);
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An image in memory as a source.
+pub(crate) fn disk(bytes: &[u8]) -> Source {
+    Source::Disk(Box::new(MemDisk { bytes: bytes.to_vec(), tells_holes: true }))
+}
+
+/// Small chunks, so that small images have many.
+pub(crate) fn small_params() -> ChunkParams {
+    ChunkParams { min_bytes: 2 << 10, avg_bytes: 8 << 10, max_bytes: 32 << 10, zero_run_min_bytes: 8 << 10 }
+}
+
+/// Makes a store with small chunks.
+pub(crate) fn init(dir: &Path) {
+    let options = InitOptions { params: small_params(), reserve: false };
+    Store::init(dir, &options, [7; 16], "2026-11-20T00:00:00Z".parse().unwrap()).unwrap();
+}
+
+/// Opens a store.
+pub(crate) fn open(dir: &Path) -> Arc<Store> {
+    Arc::new(Store::open(dir, &OpenOptions::default()).unwrap())
+}
+
+/// The name of an image's snapshot of a day of January 2026, or of the days after.
+pub(crate) fn night(image: &str, day: u32) -> SnapshotName {
+    let first: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    let time = first + jiff::SignedDuration::from_hours(24 * i64::from(day));
+    SnapshotName::new(image.parse().unwrap(), SnapshotTime::new(time).unwrap())
+}
+
+/// Options of an ingest with two threads.
+pub(crate) fn options(name: SnapshotName, base: Base) -> IngestOptions {
+    let now = name.time.timestamp();
+    IngestOptions { name, labels: BTreeMap::new(), group: None, base, threads: 2, now }
+}
+
+/// Ingests an image onto its newest snapshot.
+pub(crate) fn put(store: &Arc<Store>, name: SnapshotName, bytes: &[u8]) -> Snapshot {
+    ingest(store, disk(bytes), &options(name, Base::Newest), &Progress::default()).unwrap()
+}
+
+/// All bytes of a snapshot, verified.
+pub(crate) fn read_back(source: &dyn ChunkSource, entry: &Entry) -> Result<Vec<u8>> {
+    let mut image = vec![0; entry.virtual_bytes as usize];
+    manifest::walk(source, entry.root, entry.virtual_bytes, &mut |segment| {
+        let leaf = manifest::read_leaf(source, segment.leaf)?;
+        let start = segment.number as usize * SEGMENT_BYTES;
+        let chunks: Vec<_> = leaf.chunks().collect();
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.1).collect();
+        source.chunks(&ids, &mut |position, chunk| {
+            let at = start + chunks[position].0;
+            let chunk = chunk?;
+            image[at..at + chunk.bytes().len()].copy_from_slice(chunk.bytes());
+            Ok(())
+        })
+    })?;
+    Ok(image)
+}
