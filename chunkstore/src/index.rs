@@ -174,9 +174,8 @@ impl Index {
     /// # Errors
     /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
     pub fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
-        let families =
-            [RECORDS, PACKS, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(cache_bytes)));
-        // One cache for all families would need shared handles; only `records` is large.
+        let cache = Cache::new_lru_cache(cache_bytes);
+        let families = [RECORDS, PACKS, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(|error| index_error(path, &error))?;
         let index = Self { db, path: path.to_path_buf() };
         index.check_store(store_id)?;
@@ -306,9 +305,9 @@ fn db_options() -> Options {
     options
 }
 
-fn family_options(cache_bytes: usize) -> Options {
+fn family_options(cache: &Cache) -> Options {
     let mut table = BlockBasedOptions::default();
-    table.set_block_cache(&Cache::new_lru_cache(cache_bytes));
+    table.set_block_cache(cache);
     table.set_block_size(4 << 10);
     table.set_ribbon_filter(10.0);
     table.set_cache_index_and_filter_blocks(true);

@@ -16,7 +16,7 @@ use crate::record::HEADER_BYTES;
 use crate::store::Store;
 
 /// Ids that wait for one look-up. Sorted, they read the index almost in order.
-const BATCH_IDS: usize = 128 << 10;
+const BATCH_IDS: usize = 32 << 10;
 
 /// What has been reached so far.
 pub(crate) trait Seen {
