@@ -21,7 +21,11 @@ pub fn parse(text: &str) -> Result<Label> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-pub(super) fn check(labels: &BTreeMap<String, String>) -> Result<()> {
+/// Checks a snapshot's labels.
+///
+/// # Errors
+/// [`Error::Invalid`] if they are too many, or one is not allowed.
+pub fn check(labels: &BTreeMap<String, String>) -> Result<()> {
     if labels.len() > LABELS_MAX {
         return Err(Error::invalid(format!("{} labels, where at most {LABELS_MAX} are possible", labels.len())));
     }
@@ -41,8 +45,11 @@ pub(super) fn check_key(key: &str) -> Result<()> {
     )))
 }
 
-/// Checks short text that is shown on terminals and in tables.
-pub(super) fn check_text(what: &str, text: &str) -> Result<()> {
+/// Checks short text that is shown on terminals and in tables, such as a group's name.
+///
+/// # Errors
+/// [`Error::Invalid`] if it is too long or has control characters.
+pub fn check_text(what: &str, text: &str) -> Result<()> {
     if text.len() <= LABEL_BYTES_MAX && !text.chars().any(char::is_control) {
         return Ok(());
     }

@@ -1,0 +1,26 @@
+//! `vmstore completions`: scripts that let shells complete the command line.
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use crate::args::Cli;
+use crate::context::Context;
+use crate::failure::{Exit, Result};
+use crate::output::print;
+
+/// Print a script that completes vmstore's command line in a shell
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  vmstore completions bash > /etc/bash_completion.d/vmstore")]
+pub(crate) struct Completions {
+    /// Which shell
+    shell: Shell,
+}
+
+impl Completions {
+    pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "vmstore", &mut script);
+        print(&script)?;
+        Ok(Exit::Done)
+    }
+}

@@ -1,0 +1,215 @@
+//! `vmstore ingest`: makes snapshots of disks.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, IsTerminal};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use chunkstore::Error;
+use chunkstore::catalog::Snapshot;
+use chunkstore::catalog::label::{self, Label};
+use chunkstore::ingest::{self, Base, IngestOptions};
+use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use chunkstore::source::{self, Source};
+use chunkstore::store::Store;
+use clap::{Args, ValueHint};
+use jiff::Timestamp;
+
+use super::{ImageFormat, resolve};
+use crate::context::{self, Context, Purpose};
+use crate::failure::{Exit, Failure, Result};
+use crate::snapshot_view::SnapshotView;
+
+/// The source that is standard input.
+const STDIN: &str = "-";
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmstore ingest web01.raw --image web01
+  vmstore ingest /dev/vg0/web01-snap --image web01 --label os=debian12 --label app=mysql
+  vmstore ingest web02.qcow2 --image web02 --base template@latest
+  vmstore ingest vda.raw vdb.raw --image db1-vda --image db1-vdb --group db1
+  zstdcat web01.raw.zst | vmstore ingest - --image web01 --time 2026-11-20T02:00:00Z";
+
+/// Make a snapshot of a disk, or one each of several disks at a common time
+///
+/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. All sources
+/// are opened before the first is read. With --json one object is printed for each snapshot, on a line of its own.
+/// When the command returns, the snapshots are durable; if it is interrupted, the next one goes on from what was stored.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Ingest {
+    /// What to read
+    #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
+    sources: Vec<String>,
+    /// The image's name; once for each source, in their order
+    #[arg(long = "image", required = true, value_name = "NAME")]
+    images: Vec<ImageName>,
+    /// When the disk was like this [default: now]
+    #[arg(long, value_name = "TIME")]
+    time: Option<SnapshotTime>,
+    /// Keep a label with the snapshot; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label::parse)]
+    labels: Vec<Label>,
+    /// The snapshot that the disk resembles, of any image, or `none` [default: the newest of the same image]
+    #[arg(long, value_name = "SNAPSHOT")]
+    base: Option<BaseArg>,
+    /// The name that the disks of one machine share
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// The sources' format [default: by the suffix: .qcow2, else raw; never by content]
+    #[arg(long, value_enum)]
+    format: Option<ImageFormat>,
+    /// Where qcow2 backing files may lie besides the image's own directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    backing_dir: Option<PathBuf>,
+    /// Read an image even while QEMU has it open for writing; the snapshot may then be torn
+    #[arg(long)]
+    live: bool,
+    /// Threads that read, cut and compress [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// What `--base` takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum BaseArg {
+    None,
+    Snapshot(Selector),
+}
+
+impl FromStr for BaseArg {
+    type Err = Error;
+
+    fn from_str(text: &str) -> chunkstore::Result<Self> {
+        if text == "none" { Ok(Self::None) } else { text.parse().map(Self::Snapshot) }
+    }
+}
+
+/// A source and what becomes of it.
+struct Job<'a> {
+    source: &'a str,
+    name: SnapshotName,
+}
+
+impl Ingest {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let now = Timestamp::now();
+        let labels = self.labels()?;
+        label::check_text("a snapshot's group", self.group.as_deref().unwrap_or_default())?;
+        let jobs = self.jobs(now)?;
+        let mut done = 0;
+        context.with_store(Purpose::Use, |store| {
+            // What was done before the index had to be rebuilt is not done again.
+            let jobs = &jobs[done..];
+            refuse_duplicates(store, jobs)?;
+            let base = self.base(store)?;
+            for (job, source) in jobs.iter().zip(self.open(jobs)?) {
+                let options = IngestOptions {
+                    name: job.name.clone(),
+                    labels: labels.clone(),
+                    group: self.group.clone(),
+                    base: base.clone(),
+                    threads: context::threads(self.threads, store.config()),
+                    now,
+                };
+                report(context, &ingest_one(context, store, source, &options)?)?;
+                done += 1;
+            }
+            Ok(Exit::Done)
+        })
+    }
+
+    /// Everything about the command line that needs neither store nor sources.
+    fn jobs(&self, now: Timestamp) -> Result<Vec<Job<'_>>> {
+        let (sources, images) = (&self.sources, &self.images);
+        if sources.len() != images.len() {
+            let counts = format!("{} sources, but {} times --image", sources.len(), images.len());
+            return Err(Failure::usage(counts).hint("give each source its --image, in the order of the sources"));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = images.iter().find(|image| !seen.insert(*image)) {
+            return Err(Failure::usage(format!("image {twice} is given twice, but has one snapshot a time")));
+        }
+        self.check_stdin()?;
+        let time = self.time.map_or_else(|| SnapshotTime::new(now), Ok)?;
+        let names = images.iter().map(|image| SnapshotName::new(image.clone(), time));
+        Ok(sources.iter().zip(names).map(|(source, name)| Job { source, name }).collect())
+    }
+
+    fn check_stdin(&self) -> Result<()> {
+        match self.sources.iter().filter(|source| *source == STDIN).count() {
+            0 => Ok(()),
+            1 if io::stdin().is_terminal() => Err(Failure::usage("standard input is a terminal, not an image")),
+            1 => Ok(()),
+            _ => Err(Failure::usage("standard input can be read once only")),
+        }
+    }
+
+    fn labels(&self) -> Result<BTreeMap<String, String>> {
+        let mut labels = BTreeMap::new();
+        for (key, value) in &self.labels {
+            if labels.insert(key.clone(), value.clone()).is_some_and(|before| before != *value) {
+                return Err(Failure::usage(format!("label {key} is given two values")));
+            }
+        }
+        label::check(&labels)?;
+        Ok(labels)
+    }
+
+    fn base(&self, store: &Store) -> Result<Base> {
+        Ok(match &self.base {
+            None => Base::Newest,
+            Some(BaseArg::None) => Base::None,
+            Some(BaseArg::Snapshot(selector)) => Base::Snapshot(resolve::snapshot(store.catalog(), selector)?),
+        })
+    }
+
+    fn open(&self, jobs: &[Job<'_>]) -> Result<Vec<Source>> {
+        let format = self.format.map(|format| match format {
+            ImageFormat::Raw => source::Format::Raw,
+            ImageFormat::Qcow2 => source::Format::Qcow2,
+        });
+        let options = source::OpenOptions { format, backing_dir: self.backing_dir.clone(), live: self.live };
+        let sources = jobs.iter().map(|job| source::open(job.source, &options));
+        Ok(sources.collect::<chunkstore::Result<_>>()?)
+    }
+}
+
+fn refuse_duplicates(store: &Store, jobs: &[Job<'_>]) -> Result<()> {
+    for Job { name, .. } in jobs {
+        if store.catalog().times(&name.image)?.contains(&name.time) {
+            return Err(Failure::refused(format!("snapshot {name} exists already")));
+        }
+    }
+    Ok(())
+}
+
+fn ingest_one(context: &Context, store: &Arc<Store>, source: Source, options: &IngestOptions) -> Result<Snapshot> {
+    let label = format!("ingest {}", options.name.image);
+    context.watch(&label, |progress| ingest::ingest(store, source, options, progress)).map_err(|error| {
+        let interrupted = matches!(error, Error::Interrupted);
+        let failure = Failure::from(error);
+        if interrupted { failure.hint("no snapshot was made; the next ingest uses what was stored") } else { failure }
+    })
+}
+
+fn report(context: &Context, snapshot: &Snapshot) -> Result<()> {
+    let view = SnapshotView::new(snapshot);
+    context.output().report(&view, || view.ingest_report())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases() {
+        assert_eq!("none".parse::<BaseArg>().unwrap(), BaseArg::None);
+        let named = BaseArg::Snapshot("template@latest".parse().unwrap());
+        assert_eq!("template".parse::<BaseArg>().unwrap(), named);
+        assert!("a/b".parse::<BaseArg>().is_err());
+    }
+}

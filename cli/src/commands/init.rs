@@ -1,0 +1,127 @@
+//! `vmstore init`: makes a store.
+
+use std::fs::File;
+use std::io::Read;
+
+use chunkstore::Error;
+use chunkstore::chunker::ChunkParams;
+use chunkstore::reserve::RESERVE_BYTES;
+use chunkstore::store::{InitOptions, Store};
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::failure::{Exit, Failure, Result};
+use crate::output::{bytes, fields};
+
+const RANDOM: &str = "/dev/urandom";
+
+/// Make a store in the directory that --store names, which must be empty or not exist
+///
+/// The chunk sizes are fixed for the life of a store. The defaults suit images of disks; sizes are powers of two.
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Do not hold 256 MiB back for the day when the disk is full and space has to be freed
+    #[arg(long)]
+    no_reserve: bool,
+    /// Average bytes of a chunk; without the other two, they become a quarter and four times this
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    chunk_avg: Option<u32>,
+    /// Least bytes of a chunk
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    chunk_min: Option<u32>,
+    /// Most bytes of a chunk
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    chunk_max: Option<u32>,
+    /// Shorter runs of zeros stay inside chunks
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    zero_run_min: Option<u32>,
+}
+
+impl Init {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let dir = context.store_dir()?;
+        let options = InitOptions { params: self.params(), reserve: !self.no_reserve };
+        Store::init(dir, &options, random_seed()?, Timestamp::now()).map_err(|error| self.explain(error))?;
+        let (config, _) = Store::open_catalog(dir)?;
+        let format = &config.format;
+        let reserve_bytes = if self.no_reserve { 0 } else { RESERVE_BYTES };
+        let report = json!({
+            "store": dir,
+            "store_id": format.store_id,
+            "chunk_min_bytes": format.chunk_min_bytes,
+            "chunk_avg_bytes": format.chunk_avg_bytes,
+            "chunk_max_bytes": format.chunk_max_bytes,
+            "zero_run_min_bytes": format.zero_run_min_bytes,
+            "reserve_bytes": reserve_bytes,
+        });
+        context.output().report(&report, || {
+            let size = |size: u32| bytes(u64::from(size));
+            let [min, avg, max] = [format.chunk_min_bytes, format.chunk_avg_bytes, format.chunk_max_bytes].map(size);
+            let lines = [
+                ("id", format.store_id.clone()),
+                ("chunks", format!("{avg}, from {min} to {max}")),
+                ("reserve", bytes(reserve_bytes)),
+            ];
+            format!("made a store in {}\n{}", dir.display(), fields(&lines))
+        })?;
+        Ok(Exit::Done)
+    }
+
+    fn params(&self) -> ChunkParams {
+        let defaults = ChunkParams::default();
+        let avg_bytes = self.chunk_avg.unwrap_or(defaults.avg_bytes);
+        ChunkParams {
+            min_bytes: self.chunk_min.unwrap_or(avg_bytes / 4),
+            avg_bytes,
+            max_bytes: self.chunk_max.unwrap_or(avg_bytes.saturating_mul(4)),
+            zero_run_min_bytes: self.zero_run_min.unwrap_or(defaults.zero_run_min_bytes),
+        }
+    }
+
+    fn explain(&self, error: Error) -> Failure {
+        let is_full = matches!(error, Error::OutOfSpace { .. });
+        let failure = Failure::from(error);
+        if is_full && !self.no_reserve {
+            return failure.hint("a store holds 256 MiB back; clear the directory and use --no-reserve to do without");
+        }
+        failure
+    }
+}
+
+/// Reads `65536`, `64K` or `64KiB`; all units are powers of 1024.
+fn parse_size(text: &str) -> Result<u32, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "k" | "kib" => Some(1 << 10),
+        "m" | "mib" => Some(1 << 20),
+        _ => None,
+    };
+    let size = number.parse::<u32>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    size.ok_or_else(|| "write a number of bytes, such as 65536 or 64KiB".to_owned())
+}
+
+fn random_seed() -> Result<[u8; 16]> {
+    let mut seed = [0; 16];
+    let read = File::open(RANDOM).and_then(|mut random| random.read_exact(&mut seed));
+    read.map_err(|error| Failure::io("reading", RANDOM, error))?;
+    Ok(seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, size) in [("0", 0), ("65536", 65536), ("64K", 65536), ("64 KiB", 65536), ("1m", 1 << 20)] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for bad in ["", "K", "-1", "64kb", "1.5M", "5000M", "99999999999", "６4"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

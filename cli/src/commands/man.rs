@@ -1,0 +1,42 @@
+//! `vmstore man`: the manual.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, ValueHint};
+
+use crate::args::Cli;
+use crate::context::Context;
+use crate::failure::{Exit, Failure, Result};
+use crate::output::print;
+
+/// Print the manual page, or write one for each command
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vmstore man | man -l -\n  vmstore man --dir /usr/local/share/man/man1")]
+pub(crate) struct Man {
+    /// Write the pages of all commands into this directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+}
+
+impl Man {
+    pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
+        match &self.dir {
+            Some(dir) => write_pages(dir)?,
+            None => print(&page()?)?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn page() -> Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    rendered.map_err(|error| Failure::io("writing", "the manual", error))?;
+    Ok(page)
+}
+
+fn write_pages(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|error| Failure::io("creating", dir, error))?;
+    clap_mangen::generate_to(Cli::command(), dir).map_err(|error| Failure::io("writing to", dir, error))
+}

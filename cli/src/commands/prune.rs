@@ -1,0 +1,235 @@
+//! `vmstore prune`: removes the snapshots that a retention policy does not keep.
+//!
+//! The rules count for each image by itself, and within it for each origin by itself: a store that pushes here can't
+//! evict what another one made.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+
+use chunkstore::Error;
+use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::config::Config;
+use chunkstore::name::{ImageName, SnapshotName};
+use chunkstore::retention::{self, Decision, Reason, Retention};
+use clap::Args;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use super::{gc, resolve};
+use crate::context::{Context, Purpose};
+use crate::failure::{self, Exit, Failure, Result};
+use crate::output::{counted, table};
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmstore prune --keep-daily 14 --keep-weekly 8 --keep-monthly 12 --dry-run
+  vmstore prune --keep-last 3 --image web01 --gc";
+
+/// Remove the snapshots that no rule keeps
+///
+/// Each rule keeps the newest snapshot of each of its N latest periods that have one; a snapshot is removed if no rule
+/// keeps it. The rules count for each image by itself, and within it for each store that the snapshots come from.
+/// Without a rule on the command line those of the store's config.toml are used. Held snapshots are kept.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Prune {
+    #[command(flatten)]
+    keep: Keep,
+    /// Only this image's; may be repeated
+    #[arg(long = "image", value_name = "NAME")]
+    images: Vec<ImageName>,
+    /// Only print what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// Whose hours, days, weeks, months and years count, such as Europe/Berlin [default: as in config.toml]
+    #[arg(long, value_name = "NAME", value_parser = parse_zone)]
+    time_zone: Option<TimeZone>,
+    /// Then free the space, as `vmstore gc` does
+    #[arg(long, conflicts_with = "dry_run")]
+    gc: bool,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Keep {
+    /// Keep the newest N
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest of each of N hours
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Of each of N days
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Of each of N weeks, from Monday to Sunday
+    #[arg(long, value_name = "N")]
+    keep_weekly: Option<u32>,
+    /// Of each of N months
+    #[arg(long, value_name = "N")]
+    keep_monthly: Option<u32>,
+    /// Of each of N years
+    #[arg(long, value_name = "N")]
+    keep_yearly: Option<u32>,
+}
+
+impl Keep {
+    /// The rules; `None` if none is given.
+    fn retention(self) -> Option<Retention> {
+        let retention = Retention {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+        };
+        (retention != Retention::default()).then_some(retention)
+    }
+}
+
+fn parse_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name).map_err(|_| "no such time zone; write one such as UTC or Europe/Berlin".to_owned())
+}
+
+/// What becomes of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    Keep,
+    Remove,
+}
+
+/// A snapshot's fate, and why.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    #[serde(serialize_with = "as_text")]
+    snapshot: SnapshotName,
+    action: Action,
+    /// The rules that keep it, `held`, or `unreadable`.
+    reasons: Vec<&'static str>,
+    #[serde(skip)]
+    error: Option<Error>,
+}
+
+fn as_text<S: serde::Serializer>(name: &SnapshotName, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    kept: usize,
+    removed: usize,
+    snapshots: &'a [Verdict],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gc: Option<chunkstore::gc::GcReport>,
+}
+
+impl Prune {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let (verdicts, gc) = if self.dry_run {
+            let (config, catalog) = context.catalog()?;
+            (self.judge(&config, &catalog)?, None)
+        } else {
+            context.with_store(Purpose::Free, |store| {
+                let verdicts = self.judge(store.config(), store.catalog())?;
+                for verdict in verdicts.iter().filter(|verdict| verdict.action == Action::Remove) {
+                    store.catalog().remove(&verdict.snapshot)?;
+                    tracing::info!("removed {}", verdict.snapshot);
+                }
+                let gc = self.gc.then(|| gc::collect(context, store, false, None::<NonZeroUsize>)).transpose()?;
+                Ok((verdicts, gc))
+            })?
+        };
+        let removed = verdicts.iter().filter(|verdict| verdict.action == Action::Remove).count();
+        let kept = verdicts.len() - removed;
+        let report = Report { dry_run: self.dry_run, kept, removed, snapshots: &verdicts, gc };
+        context.output().report(&report, || to_text(&report))?;
+        Ok(report_unreadable(&verdicts))
+    }
+
+    fn judge(&self, config: &Config, catalog: &Catalog) -> Result<Vec<Verdict>> {
+        let retention = self.keep.retention().unwrap_or(config.defaults.retention);
+        if retention.is_empty() {
+            return Err(Failure::usage("no rule says what to keep")
+                .hint("give one, such as --keep-daily 14, or write them into [defaults.retention] of config.toml"));
+        }
+        let zone = self.time_zone.clone().map_or_else(|| config.defaults.zone(), Ok)?;
+        self.images.iter().try_for_each(|image| resolve::image(catalog, image))?;
+        let images = if self.images.is_empty() { catalog.images()? } else { self.images.clone() };
+        let mut verdicts = Vec::new();
+        for image in images {
+            judge_image(catalog, &image, retention, &zone, &mut verdicts)?;
+        }
+        verdicts.sort_by(|a, b| a.snapshot.cmp(&b.snapshot));
+        verdicts.dedup_by(|a, b| a.snapshot == b.snapshot);
+        Ok(verdicts)
+    }
+}
+
+fn judge_image(
+    catalog: &Catalog,
+    image: &ImageName,
+    retention: Retention,
+    zone: &TimeZone,
+    verdicts: &mut Vec<Verdict>,
+) -> Result<()> {
+    let mut by_origin: BTreeMap<String, Vec<Snapshot>> = BTreeMap::new();
+    for listed in catalog.list(Some(image))? {
+        match listed.snapshot {
+            Ok(snapshot) => by_origin.entry(snapshot.entry().origin.clone()).or_default().push(snapshot),
+            Err(error) => verdicts.push(unreadable(listed.name, error)),
+        }
+    }
+    for snapshots in by_origin.into_values() {
+        let times: Vec<_> = snapshots.iter().map(|snapshot| snapshot.entry().time).collect();
+        let mut decisions: BTreeMap<_, _> = retention::plan(&times, retention, zone).into_iter().collect();
+        for snapshot in &snapshots {
+            let decision = decisions.remove(&snapshot.entry().time);
+            verdicts.push(verdict(snapshot, decision.expect("the plan decides about every time")));
+        }
+    }
+    Ok(())
+}
+
+fn verdict(snapshot: &Snapshot, decision: Decision) -> Verdict {
+    let mut reasons: Vec<_> = match decision {
+        Decision::Keep(reasons) => reasons.into_iter().map(Reason::as_str).collect(),
+        Decision::Remove => Vec::new(),
+    };
+    if snapshot.state.is_held() {
+        reasons.push("held");
+    }
+    let action = if reasons.is_empty() { Action::Remove } else { Action::Keep };
+    Verdict { snapshot: snapshot.name(), action, reasons, error: None }
+}
+
+/// Nobody knows whether it is held.
+fn unreadable(snapshot: SnapshotName, error: Error) -> Verdict {
+    Verdict { snapshot, action: Action::Keep, reasons: vec!["unreadable"], error: Some(error) }
+}
+
+fn to_text(report: &Report<'_>) -> String {
+    let keep = "keep";
+    let remove = if report.dry_run { "would remove" } else { "removed" };
+    let row = |verdict: &Verdict| {
+        let action = if verdict.action == Action::Keep { keep } else { remove };
+        [verdict.snapshot.to_string(), action.to_owned(), verdict.reasons.join(", ")]
+    };
+    let rows = report.snapshots.iter().map(row).collect();
+    let sum = format!("{}, {} kept\n", counted(report.removed as u64, "snapshot") + " " + remove, report.kept);
+    let then = match (&report.gc, report.removed) {
+        (Some(gc), _) => gc::to_text(gc),
+        (None, 0) => String::new(),
+        (None, _) => "`vmstore gc` frees the space\n".to_owned(),
+    };
+    table(["SNAPSHOT", "", "BECAUSE"], &[], rows) + &sum + &then
+}
+
+fn report_unreadable(verdicts: &[Verdict]) -> Exit {
+    let errors: Vec<_> = verdicts.iter().filter_map(|verdict| verdict.error.as_ref()).collect();
+    for error in &errors {
+        tracing::error!("{error}");
+    }
+    errors.first().map_or(Exit::Done, |error| failure::exit_of(error))
+}

@@ -1,0 +1,28 @@
+//! `vmstore reindex`: builds the index anew.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Result};
+use crate::output::counted;
+
+/// Build the index anew from the packs
+///
+/// Rarely needed: an index that is missing, damaged or behind is noticed and rebuilt when the store is opened.
+#[derive(Debug, Args)]
+pub(crate) struct Reindex {}
+
+impl Reindex {
+    #[expect(clippy::unused_self, reason = "all commands are called alike")]
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let done = context.reindex(Purpose::Free)?;
+        let damaged = done.damaged_packs;
+        let json = json!({ "packs": done.packs, "records": done.records, "damaged_packs": damaged });
+        context.output().report(&json, || {
+            let found = if damaged == 0 { String::new() } else { format!("; {} damaged", counted(damaged, "pack")) };
+            format!("indexed {} in {}{found}\n", counted(done.records, "record"), counted(done.packs, "pack"))
+        })?;
+        Ok(if damaged == 0 { Exit::Done } else { Exit::DamageFound })
+    }
+}

@@ -1,0 +1,61 @@
+//! `vmstore remove`: removes snapshots.
+
+use chunkstore::catalog::Catalog;
+use chunkstore::name::{Selector, SnapshotName};
+use clap::Args;
+use serde_json::json;
+
+use super::resolve;
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Failure, Result};
+
+/// Remove snapshots; `vmstore gc` then frees what no other one needs
+///
+/// All are looked up before the first is removed, and if one of them is held, none is. IMAGE alone means its newest
+/// snapshot, not all of them.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  vmstore remove web01@20261119 web01@20261120")]
+pub(crate) struct Remove {
+    /// Which ones: IMAGE, IMAGE@latest or IMAGE@TIME
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<Selector>,
+    /// Only print what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Remove {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let removed = if self.dry_run {
+            self.chosen(&context.catalog()?.1)?
+        } else {
+            let store = context.open(Purpose::Free)?;
+            let chosen = self.chosen(store.catalog())?;
+            chosen.iter().try_for_each(|name| store.catalog().remove(name))?;
+            chosen
+        };
+        let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
+        let verb = if self.dry_run { "would remove" } else { "removed" };
+        context.output().report(&json!({ "dry_run": self.dry_run, "removed": names }), || {
+            names.iter().map(|name| format!("{verb} {name}\n")).collect()
+        })?;
+        Ok(Exit::Done)
+    }
+
+    /// The snapshots that are meant, none of which is held.
+    fn chosen(&self, catalog: &Catalog) -> Result<Vec<SnapshotName>> {
+        let names = resolve::snapshots(catalog, &self.snapshots)?;
+        for name in &names {
+            let state = catalog.read(name)?.state;
+            if state.is_held() {
+                let holds: Vec<_> = state.holds.iter().map(String::as_str).collect();
+                return Err(Failure::refused(format!(
+                    "snapshot {name} is held ({}); nothing was removed",
+                    holds.join(", ")
+                ))
+                .hint(format!("`vmstore release {name} --all` lets go of it")));
+            }
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,145 @@
+//! `vmstore restore`: writes a snapshot out.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chunkstore::catalog::Snapshot;
+use chunkstore::name::Selector;
+use chunkstore::restore::{self, RestoreOptions, RestoreReport};
+use chunkstore::store::Store;
+use clap::{Args, ValueHint};
+use serde::Serialize;
+
+use super::{ImageFormat, qcow2, resolve};
+use crate::context::{self, Context, Purpose};
+use crate::failure::{Exit, Failure, Result};
+use crate::output::{STDOUT, bytes, seconds};
+
+/// The destination that is standard output.
+const STREAM: &str = "-";
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmstore restore web01 /var/lib/images/web01.raw
+  vmstore restore web01@20261120 /dev/vg0/web01 --force
+  vmstore restore web01@20261120 web01.qcow2
+  vmstore restore web01 - | ssh hv8 'cat > web01.raw'";
+
+/// Write a snapshot to a file, a block device or standard output, every byte verified
+///
+/// A file becomes sparse. When the command returns, the bytes are on disk. Standard output gets the image and nothing
+/// else, zeros included.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Restore {
+    /// Which one: IMAGE, IMAGE@latest or IMAGE@TIME
+    snapshot: Selector,
+    /// Where to: a file, a block device, or - for standard output
+    #[arg(value_name = "DEST", value_hint = ValueHint::AnyPath)]
+    dest: PathBuf,
+    /// Replace a file that exists, or write to a block device
+    #[arg(long)]
+    force: bool,
+    /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
+    #[arg(long, value_enum)]
+    format: Option<ImageFormat>,
+    /// Threads that decode and verify [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report<'a> {
+    snapshot: String,
+    dest: &'a Path,
+    format: &'a str,
+    #[serde(flatten)]
+    report: RestoreReport,
+}
+
+impl Restore {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let format = self.format();
+        if self.dest.as_os_str() == STREAM {
+            return self.to_stream(context, format);
+        }
+        if format == ImageFormat::Qcow2 {
+            qcow2::check(&self.dest, self.force)?;
+        }
+        context.with_store(Purpose::Use, |store| {
+            let snapshot = self.snapshot(store)?;
+            let report = self.to_file(context, store, &snapshot, format)?;
+            self.report(context, &snapshot, format, report)?;
+            Ok(Exit::Done)
+        })
+    }
+
+    fn format(&self) -> ImageFormat {
+        let suffix = self.dest.extension().filter(|suffix| suffix.eq_ignore_ascii_case("qcow2"));
+        self.format.unwrap_or(if suffix.is_some() { ImageFormat::Qcow2 } else { ImageFormat::Raw })
+    }
+
+    fn snapshot(&self, store: &Store) -> Result<Snapshot> {
+        let name = resolve::snapshot(store.catalog(), &self.snapshot)?;
+        Ok(store.catalog().read(&name)?)
+    }
+
+    fn options(&self, store: &Store) -> RestoreOptions {
+        RestoreOptions { force: self.force, threads: context::threads(self.threads, store.config()) }
+    }
+
+    fn to_file(
+        &self,
+        context: &Context,
+        store: &Arc<Store>,
+        snapshot: &Snapshot,
+        format: ImageFormat,
+    ) -> Result<RestoreReport> {
+        let options = self.options(store);
+        let to_raw = |dest: &Path, options: &RestoreOptions| {
+            let label = format!("restore {}", snapshot.name());
+            let entry = snapshot.entry();
+            context.watch(&label, |progress| restore::restore(&**store, entry, dest, options, progress))
+        };
+        match format {
+            ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
+            ImageFormat::Qcow2 => qcow2::write(&self.dest, context.interrupted(), |raw| {
+                to_raw(raw, &RestoreOptions { force: false, ..options })
+            }),
+        }
+    }
+
+    /// No second attempt with a new index here: part of the stream may have been read already.
+    fn to_stream(&self, context: &Context, format: ImageFormat) -> Result<Exit> {
+        if format == ImageFormat::Qcow2 {
+            return Err(Failure::usage("qcow2 can't be written to a stream").hint("name a file, or use --format raw"));
+        }
+        if io::stdout().is_terminal() {
+            return Err(Failure::usage("standard output is a terminal; an image is not for reading"));
+        }
+        let store = context.open(Purpose::Use)?;
+        let snapshot = self.snapshot(&store)?;
+        let descriptor = io::stdout().as_fd().try_clone_to_owned();
+        let mut stdout = File::from(descriptor.map_err(|error| Failure::io("opening", STDOUT, error))?);
+        context.watch(&format!("restore {}", snapshot.name()), |progress| {
+            restore::restore_to_stream(&*store, snapshot.entry(), &mut stdout, &self.options(&store), progress)
+        })?;
+        Ok(Exit::Done)
+    }
+
+    fn report(&self, context: &Context, snapshot: &Snapshot, format: ImageFormat, report: RestoreReport) -> Result<()> {
+        let snapshot = snapshot.name().to_string();
+        let dest = self.dest.as_path();
+        let format = if format == ImageFormat::Raw { "raw" } else { "qcow2" };
+        context.output().report(&Report { snapshot: snapshot.clone(), dest, format, report }, || {
+            let (size, data) = (bytes(report.virtual_bytes), bytes(report.data_bytes));
+            let time = seconds(report.elapsed_s);
+            format!("restored {snapshot} to {}: {size}, {data} of data, in {time}\n", dest.display())
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! `vmstore stats`: what the store holds, and what each image costs.
+
+use chunkstore::stats::{self, ImageStats};
+use clap::Args;
+
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Result};
+use crate::output::{bytes, counted, fields, table};
+
+/// Show what the store holds, what it saves and what each image costs
+///
+/// LOGICAL is what keeping each snapshot's data for itself would take; ONLY ITS OWN is what only this image needs, and
+/// what removing it would free.
+#[derive(Debug, Args)]
+pub(crate) struct Stats {}
+
+impl Stats {
+    #[expect(clippy::unused_self, reason = "all commands are called alike")]
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let stats = context
+            .with_store(Purpose::Use, |store| Ok(context.watch("stats", |progress| stats::stats(store, progress))?))?;
+        context.output().result(&stats, || to_text(&stats))?;
+        Ok(Exit::Done)
+    }
+}
+
+fn to_text(stats: &stats::Stats) -> String {
+    let lines = [
+        ("holds", format!("{} of {}", counted(stats.snapshots, "snapshot"), counted(stats.images, "image"))),
+        ("size", format!("{}, holes and zeros included", bytes(stats.virtual_bytes))),
+        ("logical", bytes(stats.logical_bytes)),
+        ("unique", format!("{} in {}", bytes(stats.unique_bytes), counted(stats.chunks, "chunk"))),
+        ("stored", format!("{} in {}", bytes(stats.stored_bytes), counted(stats.packs, "pack"))),
+        ("index", bytes(stats.index_bytes)),
+        ("ratio", format!("{:.1}, logical to stored", stats.ratio)),
+    ];
+    let row = |image: &ImageStats| {
+        let ImageStats { image, snapshots, logical_bytes, only_bytes } = image;
+        [image.clone(), snapshots.to_string(), bytes(*logical_bytes), bytes(*only_bytes)]
+    };
+    let rows = stats.per_image.iter().map(row).collect();
+    fields(&lines) + "\n" + &table(["IMAGE", "SNAPSHOTS", "LOGICAL", "ONLY ITS OWN"], &[1, 2, 3], rows)
+}

@@ -1,0 +1,92 @@
+//! `vmstore verify`: checks that everything can be read back.
+
+use std::num::NonZeroUsize;
+
+use chunkstore::name::Selector;
+use chunkstore::verify::{self, VerifyReport};
+use clap::Args;
+use serde::Serialize;
+
+use super::resolve;
+use crate::context::{self, Context, Purpose};
+use crate::failure::{Exit, Result};
+use crate::output::{bytes, counted, seconds};
+
+/// Read and check every record of every pack, every manifest and the catalog
+///
+/// Names each damaged chunk with the snapshots and byte ranges that it hurts, and then exits with 3. What is damaged
+/// is remembered: the next ingest of the same data stores it anew. With SNAPSHOTs only what these need is checked.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Only what these snapshots need
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<Selector>,
+    /// Threads that decode and check [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+/// What is printed.
+#[derive(Serialize)]
+struct Report<'a> {
+    sound: bool,
+    #[serde(flatten)]
+    report: &'a VerifyReport,
+}
+
+impl Verify {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let report = context.with_store(Purpose::Use, |store| {
+            let names = resolve::snapshots(store.catalog(), &self.snapshots)?;
+            let threads = context::threads(self.threads, store.config());
+            Ok(context.watch("verify", |progress| verify::verify(store, &names, threads, progress))?)
+        })?;
+        let (output, sound) = (context.output(), report.is_sound());
+        let json = Report { sound, report: &report };
+        if sound {
+            output.report(&json, || summary(&report))?;
+            return Ok(Exit::Done);
+        }
+        output.result(&json, || complaint(&report) + &summary(&report))?;
+        Ok(Exit::DamageFound)
+    }
+}
+
+fn complaint(report: &VerifyReport) -> String {
+    let problems = report.problems.iter().map(|problem| format!("{problem}\n"));
+    let damage = report.damage.iter().map(|range| {
+        let end = range.offset_bytes + range.bytes;
+        format!("{}: bytes {} to {end} can't be read: {} is damaged\n", range.snapshot, range.offset_bytes, range.id)
+    });
+    problems.chain(damage).collect()
+}
+
+fn summary(report: &VerifyReport) -> String {
+    let rate = (report.plain_bytes as f64 / report.elapsed_s.max(1e-9)) as u64;
+    let verdict = if report.is_sound() { "all sound" } else { "DAMAGED" };
+    format!(
+        "{verdict}: checked {} ({}) in {}, and {}, in {}, {}/s\n",
+        counted(report.records, "record"),
+        bytes(report.plain_bytes),
+        counted(report.packs, "pack"),
+        counted(report.snapshots, "snapshot"),
+        seconds(report.elapsed_s),
+        bytes(rate)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use chunkstore::verify::DamagedRange;
+
+    use super::*;
+
+    #[test]
+    fn damage_is_named() {
+        let damage = DamagedRange { snapshot: "a@x".into(), offset_bytes: 4096, bytes: 8, id: "chunk 12".into() };
+        let report =
+            VerifyReport { problems: vec!["pack 3: short".into()], damage: vec![damage], ..VerifyReport::default() };
+        assert_eq!(complaint(&report), "pack 3: short\na@x: bytes 4096 to 4104 can't be read: chunk 12 is damaged\n");
+        assert!(summary(&report).starts_with("DAMAGED: checked 0 records"));
+    }
+}

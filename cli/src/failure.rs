@@ -1,0 +1,137 @@
+//! The one place where an error becomes a message, a hint and an exit code.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::Path;
+
+use chunkstore::Error;
+
+use crate::args::LogFormat;
+
+/// How the program ends; the numbers are documented in its help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    DamageFound = 3,
+    Busy = 4,
+    NotFound = 5,
+    Refused = 6,
+    Interrupted = 130,
+}
+
+/// `Result` of a command or a part of one.
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// An error on its way to the user.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: Error,
+    hint: Option<String>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, hint: None }
+    }
+}
+
+impl Failure {
+    /// Something is wrong with the command line.
+    pub(crate) fn usage(what: impl Into<String>) -> Self {
+        Error::invalid(what).into()
+    }
+
+    /// A rule of the command line forbids it.
+    pub(crate) fn refused(what: impl Into<String>) -> Self {
+        Error::refused(what).into()
+    }
+
+    /// A failure of the operating system.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, error: io::Error) -> Self {
+        Error::io(action, path, error).into()
+    }
+
+    /// With a hint that knows more than the error's kind does.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// The library's error.
+    pub(crate) fn error(&self) -> &Error {
+        &self.error
+    }
+
+    /// Tells the user, and says how the program is to end.
+    pub(crate) fn report(&self, format: LogFormat) -> Exit {
+        let exit = exit_of(&self.error);
+        let hint = self.hint.clone().or_else(|| hint_of(&self.error));
+        match format {
+            LogFormat::Text => print_text(&self.error, hint.as_deref()),
+            LogFormat::Json => tracing::error!(hint, exit_code = exit as u8, "{}", self.error),
+        }
+        exit
+    }
+}
+
+/// The exit code of an error.
+pub(crate) fn exit_of(error: &Error) -> Exit {
+    match error {
+        Error::NotFound { .. } => Exit::NotFound,
+        Error::Damaged { .. } | Error::IndexDamaged { .. } => Exit::DamageFound,
+        Error::Busy { .. } => Exit::Busy,
+        Error::Refused { .. } => Exit::Refused,
+        Error::Invalid { .. } => Exit::Usage,
+        Error::Interrupted => Exit::Interrupted,
+        _ => Exit::Failed,
+    }
+}
+
+fn hint_of(error: &Error) -> Option<String> {
+    let hint = match error {
+        Error::Damaged { .. } => "`vmstore verify` finds all damage and names the snapshots that it hurts",
+        Error::IndexDamaged { .. } => "`vmstore reindex` rebuilds the index",
+        Error::Busy { .. } => "--wait waits for it, --wait=SECONDS for at most that long",
+        Error::OutOfSpace { .. } => "in a store, `vmstore remove` or `prune` and then `vmstore gc` free space",
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "run it as a user who may do this"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+fn print_text(error: &dyn Display, hint: Option<&str>) {
+    let mut text = format!("vmstore: {error}\n");
+    if let Some(hint) = hint {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Nobody is left to tell if standard error is closed.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_exit_code() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let cases = [
+            (Error::not_found("x"), 5),
+            (Error::damaged("x", "y"), 3),
+            (Error::IndexDamaged { detail: "x".into() }, 3),
+            (Error::Busy { holder: "x".into() }, 4),
+            (Error::refused("x"), 6),
+            (Error::invalid("x"), 2),
+            (Error::OutOfSpace { path: "x".into() }, 1),
+            (Error::Interrupted, 130),
+            (Error::io("reading", "x", denied), 1),
+        ];
+        for (error, code) in cases {
+            assert_eq!(exit_of(&error) as u8, code, "{error}");
+        }
+    }
+}

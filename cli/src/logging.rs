@@ -1,0 +1,55 @@
+//! Logs to standard error, above the progress bar if there is one.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::MultiProgress;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Global, LogFormat};
+
+/// Overrides what `-v` and `--quiet` say, in the syntax of tracing's filters: `chunkstore=debug`.
+const FILTER_VARIABLE: &str = "VMSTORE_LOG";
+
+/// Starts logging.
+pub(crate) fn start(global: &Global, console: &MultiProgress) {
+    let console = console.clone();
+    let filter = EnvFilter::builder()
+        .with_default_directive(level(global).into())
+        .with_env_var(FILTER_VARIABLE)
+        .from_env_lossy();
+    let colors = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(colors)
+        .with_writer(move || BesideBar(console.clone()));
+    match global.log_format {
+        LogFormat::Text if global.verbose == 0 => builder.without_time().init(),
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+fn level(global: &Global) -> LevelFilter {
+    match (global.quiet, global.verbose) {
+        (true, _) => LevelFilter::ERROR,
+        (false, 0) => LevelFilter::WARN,
+        (false, 1) => LevelFilter::INFO,
+        (false, 2) => LevelFilter::DEBUG,
+        (false, _) => LevelFilter::TRACE,
+    }
+}
+
+/// Hides the bar while a line is written.
+struct BesideBar(MultiProgress);
+
+impl Write for BesideBar {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

@@ -1,0 +1,139 @@
+//! A snapshot as `ingest`, `list`, `show`, `hold` and `release` print it: one form for all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chunkstore::catalog::{IngestReport, Snapshot};
+use chunkstore::name::{ImageName, SnapshotTime};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::output::{bytes, fields, seconds};
+
+/// A snapshot as JSON. The ingest's fields are missing if it came from another store.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotView<'a> {
+    image: &'a ImageName,
+    /// The whole name.
+    snapshot: String,
+    time: SnapshotTime,
+    virtual_bytes: u64,
+    #[serde(flatten)]
+    ingest: Option<&'a IngestReport>,
+    /// The same as `throughput_bytes_per_s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    throughput: Option<f64>,
+    group: Option<&'a str>,
+    labels: &'a BTreeMap<String, String>,
+    origin: &'a str,
+    created: Timestamp,
+    root: Option<String>,
+    entry: String,
+    attachments: Vec<&'a str>,
+    held: bool,
+    holds: &'a BTreeSet<String>,
+    partial: bool,
+}
+
+impl<'a> SnapshotView<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot) -> Self {
+        let (entry, state) = (snapshot.entry(), &snapshot.state);
+        let throughput = state.ingest.as_ref().map(|ingest| ingest.throughput_bytes_per_s);
+        Self {
+            image: &entry.image,
+            snapshot: snapshot.name().to_string(),
+            time: entry.time,
+            virtual_bytes: entry.virtual_bytes,
+            ingest: state.ingest.as_ref(),
+            throughput: throughput.map(|rate| if rate.is_finite() { rate } else { 0.0 }),
+            group: entry.group.as_deref(),
+            labels: &entry.labels,
+            origin: &entry.origin,
+            created: entry.created,
+            root: entry.root.map(|root| root.to_string()),
+            entry: snapshot.entry_id().to_string(),
+            attachments: entry.attachments.keys().map(String::as_str).collect(),
+            held: state.is_held(),
+            holds: &state.holds,
+            partial: state.partial,
+        }
+    }
+
+    /// What an ingest did, for people.
+    pub(crate) fn ingest_report(&self) -> String {
+        format!("{}\n{}", self.snapshot, fields(&self.ingest_lines()))
+    }
+
+    /// All of it, for people.
+    pub(crate) fn description(&self) -> String {
+        let mut lines = self.ingest_lines();
+        lines.extend([
+            ("origin", self.origin.to_owned()),
+            ("ingested", self.created.to_string()),
+            ("root", self.root.clone().unwrap_or_else(|| "none, all zeros".to_owned())),
+            ("entry", self.entry.clone()),
+        ]);
+        if !self.attachments.is_empty() {
+            lines.push(("attachments", self.attachments.join(", ")));
+        }
+        if self.held {
+            lines.push(("held", self.holds_text()));
+        }
+        if self.partial {
+            lines.push(("partial", "not all of its chunks are here yet".to_owned()));
+        }
+        format!("{}\n{}", self.snapshot, fields(&lines))
+    }
+
+    /// One line of a list: name, size, data, added, labels, held.
+    pub(crate) fn row(&self) -> [String; 6] {
+        let ingested = |of: fn(&IngestReport) -> u64| self.ingest.map_or_else(|| "-".to_owned(), |it| bytes(of(it)));
+        [
+            self.snapshot.clone(),
+            bytes(self.virtual_bytes),
+            ingested(|ingest| ingest.data_bytes),
+            ingested(|ingest| ingest.stored_bytes),
+            self.labels_text(),
+            self.holds_text(),
+        ]
+    }
+
+    fn ingest_lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("size", bytes(self.virtual_bytes))];
+        if let Some(ingest) = self.ingest {
+            lines.extend(lines_of(ingest));
+        }
+        if !self.labels.is_empty() {
+            lines.push(("labels", self.labels_text()));
+        }
+        if let Some(group) = self.group {
+            lines.push(("group", group.to_owned()));
+        }
+        lines
+    }
+
+    fn labels_text(&self) -> String {
+        let labels: Vec<_> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        labels.join(" ")
+    }
+
+    fn holds_text(&self) -> String {
+        let holds: Vec<_> = self.holds.iter().map(String::as_str).collect();
+        holds.join(", ")
+    }
+}
+
+fn lines_of(ingest: &IngestReport) -> Vec<(&'static str, String)> {
+    let IngestReport { chunks, new_chunks, delta_chunks, .. } = ingest;
+    let rate = bytes(ingest.throughput_bytes_per_s as u64);
+    let mut lines = vec![
+        ("data", format!("{}, and {} of zeros", bytes(ingest.data_bytes), bytes(ingest.zero_bytes))),
+        ("chunks", format!("{chunks}, {new_chunks} of them new ({delta_chunks} as deltas)")),
+        ("new data", bytes(ingest.new_bytes)),
+        ("added", format!("{} on disk", bytes(ingest.stored_bytes))),
+        ("time", format!("{}, {rate}/s", seconds(ingest.elapsed_s))),
+    ];
+    if let Some(parent) = &ingest.parent {
+        lines.push(("based on", parent.clone()));
+    }
+    lines
+}
