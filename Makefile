@@ -1,0 +1,44 @@
+# vmstore: the commands a person or a CI runs. Needs make and a Debian machine; tests/setup installs the rest.
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmstore
+# Outside the clone, so that clones share the build of RocksDB.
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+# The real images, kept between runs.
+export VMSTORE_IMAGES ?= $(CACHE)/images
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+.PHONY: help setup images demo test check bench
+
+help:
+	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image'
+	@echo '             IMAGE=path   use your own image (it is only read)'
+	@echo '             SIZE=full    use the 8 GiB image with a LAMP stack'
+	@echo '             KEEP=1       keep the store and the restored images'
+	@echo 'make test    install what is needed and run all tests'
+	@echo 'make check   formatting, lints and documentation, warnings denied'
+	@echo 'make bench   compare with zstd, restic, borg and qemu-img; BENCH="--runs 1 --only NAME" passes options'
+
+setup:
+	@tests/setup
+
+images: setup
+	@tests/make-images small "$(VMSTORE_IMAGES)"
+
+demo: setup
+	$(CARGO) build --release --locked --package cli
+	@tests/demo
+
+test: setup images
+	$(CARGO) test --release --locked --workspace
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps
+
+bench:
+	@tests/setup bench
+	$(CARGO) build --release --locked --package cli --package tests --bins
+	"$(CARGO_TARGET_DIR)/release/bench" --images "$(VMSTORE_IMAGES)" $(BENCH)
