@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode, LogLevel, Options,
-    WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode,
+    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::codec::Codec;
@@ -197,6 +197,17 @@ impl Index {
 
     /// The place of each id, in their order.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        self.look_up(ids, &ReadOptions::default())
+    }
+
+    /// [`Index::places`] for a walk over everything, which would only sweep the cache empty.
+    pub fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        self.look_up(ids, &options)
+    }
+
+    fn look_up(&self, ids: &[RecordId], options: &ReadOptions) -> Result<Vec<Option<Place>>> {
         // RocksDB reads neighbouring keys of a sorted batch from one block.
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
@@ -204,7 +215,7 @@ impl Index {
         // RocksDB pins what it found until the whole batch is answered.
         for order in order.chunks(LOOKUP_KEYS) {
             let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
-            let values = self.db.batched_multi_get_cf(self.family(RECORDS), keys, true);
+            let values = self.db.batched_multi_get_cf_opt(self.family(RECORDS), keys, true, options);
             for (at, value) in order.iter().zip(values) {
                 places[*at as usize] = match value.map_err(|error| self.error(&error))? {
                     Some(value) => Some(decode_place(&value)?),
@@ -310,6 +321,9 @@ fn family_options(cache: &Cache) -> Options {
     table.set_block_cache(cache);
     table.set_block_size(4 << 10);
     table.set_ribbon_filter(10.0);
+    // In parts, so that a look-up reads a few KiB of them and the cache bounds what they take.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = Options::default();

@@ -4,6 +4,7 @@
 //! [`Seen`]: ids wait in batches of fixed size for the index.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::chunk_source::ChunkSource;
@@ -15,11 +16,14 @@ use crate::progress::Progress;
 use crate::record::HEADER_BYTES;
 use crate::store::Store;
 
-/// Ids that wait for one look-up. Sorted, they read the index almost in order.
-const BATCH_IDS: usize = 32 << 10;
+/// Ids that wait until they are looked up together (16 MiB). Sorted, they read the index almost in order, and the more
+/// there are, the more of them lie in one block.
+const BATCH_IDS: usize = 512 << 10;
+/// Of these, how many are looked up with one call.
+const SLICE_IDS: usize = 8 << 10;
 
 /// What has been reached so far.
-pub(crate) trait Seen {
+pub(crate) trait Seen: Send {
     /// Notes a record; tells whether what lies below it must (again) be walked.
     fn see(&mut self, place: &Place) -> bool;
 }
@@ -84,22 +88,12 @@ impl<'a, S: Seen> Walk<'a, S> {
         let mut ids = std::mem::take(&mut self.waiting);
         ids.sort_unstable();
         ids.dedup();
-        let store = self.store;
         let part = ids.len().div_ceil(self.threads).max(1);
-        let found: Vec<Result<Vec<Option<Place>>>> = thread::scope(|scope| {
-            let parts: Vec<_> = ids.chunks(part).map(|ids| scope.spawn(move || store.places(ids))).collect();
-            parts.into_iter().map(|part| part.join().expect("a look-up does not panic")).collect()
-        });
-        for places in found {
-            for place in places? {
-                match place {
-                    Some(place) => {
-                        self.seen.see(&place);
-                    }
-                    None => self.missing_records += 1,
-                }
-            }
-        }
+        let (store, found) = (self.store, Mutex::new((&mut self.seen, &mut self.missing_records)));
+        thread::scope(|scope| {
+            let parts: Vec<_> = ids.chunks(part).map(|ids| scope.spawn(|| look_up(store, ids, &found))).collect();
+            parts.into_iter().try_for_each(|part| part.join().expect("a look-up does not panic"))
+        })?;
         ids.clear();
         self.waiting = ids;
         Ok(())
@@ -110,6 +104,22 @@ impl<'a, S: Seen> Walk<'a, S> {
         self.settle()?;
         Ok((self.seen, self.missing_records))
     }
+}
+
+fn look_up<S: Seen>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut u64)>) -> Result<()> {
+    for ids in ids.chunks(SLICE_IDS) {
+        let places = store.places_once(ids)?;
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in places {
+            match place {
+                Some(place) => {
+                    found.0.see(&place);
+                }
+                None => *found.1 += 1,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One bit a record: what is needed.

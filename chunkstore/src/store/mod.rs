@@ -96,11 +96,19 @@ impl Store {
 
     /// The places of records, in the order of `ids`; a record in a pack that is gone has none.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
-        let mut places = self.index.places(ids)?;
+        Ok(self.only_there(self.index.places(ids)?))
+    }
+
+    /// [`Store::places`] for a walk over everything.
+    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        Ok(self.only_there(self.index.places_once(ids)?))
+    }
+
+    fn only_there(&self, mut places: Vec<Option<Place>>) -> Vec<Option<Place>> {
         for place in &mut places {
             *place = place.filter(|place| self.packs.row(place.pack).is_some());
         }
-        Ok(places)
+        places
     }
 
     /// Puts a pack's records into index and set, durably. Of two records of one id, a full one beats a delta, then

@@ -4,7 +4,7 @@
 //! Chunks are eight bytes long, so that twenty million of them fit a small disk; index, pack tables and manifests are as
 //! many and as large as an ingest of 64 KiB chunks would make them.
 //!
-//! `scale [--chunks 20000000] [--work DIR] [--json]`
+//! `scale [--chunks 20000000] [--work DIR] [--json]`; `scale make|mark|lookup STORE [--chunks N]` does one part.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,6 +36,7 @@ fn main() -> Result<()> {
     let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|at| arguments.get(at + 1));
     let chunks: u64 = value("--chunks").map_or(Ok(20_000_000), |text| text.parse()).context("--chunks")?;
     match arguments.first().map(String::as_str) {
+        Some("make") => generate(Path::new(&arguments[1]), chunks),
         Some("mark") => mark(Path::new(&arguments[1])),
         Some("lookup") => lookup(Path::new(&arguments[1]), chunks),
         _ => {
