@@ -155,3 +155,6 @@ pub(crate) fn pack_row(id: PackId, class: crate::pack::Class, entries: &[TableEn
     let plain_bytes = entries.iter().map(|entry| u64::from(entry.plain_bytes)).sum();
     PackRow { id, class, records: entries.len() as u32, bytes, plain_bytes }
 }
+
+#[cfg(test)]
+mod crash_tests;

@@ -66,16 +66,13 @@ impl Store {
             let kind = if dir.join("config.toml").exists() { "already holds a store" } else { "is not empty" };
             return Err(Error::refused(format!("{} {kind}", dir.display())));
         }
-        let storage = LocalDir::new(dir);
-        Catalog::create(Arc::new(storage.clone()))?;
-        for name in [pack::DIR, "leases"] {
-            storage.create_dir(name).map_err(|error| Error::io("creating", dir.join(name), error))?;
-        }
+        let storage: Arc<dyn Storage> = Arc::new(LocalDir::new(dir));
+        make_dirs(&storage)?;
         if options.reserve {
             reserve::create(dir)?;
         }
         // Last: what has a configuration is a store.
-        config.store(&storage)?;
+        config.store(&*storage)?;
         sync_parent(dir)
     }
 
@@ -131,13 +128,25 @@ impl Store {
     }
 }
 
+/// Makes the directories of a store.
+pub(super) fn make_dirs(storage: &Arc<dyn Storage>) -> Result<()> {
+    Catalog::create(Arc::clone(storage))?;
+    for name in [pack::DIR, "leases"] {
+        storage.create_dir(name).map_err(|error| Error::io("creating", name, error))?;
+    }
+    Ok(())
+}
+
 fn open_config(dir: &Path, options: &OpenOptions) -> Result<(Arc<dyn Storage>, Config)> {
     let storage: Arc<dyn Storage> = match &options.storage {
         Some(storage) => Arc::clone(storage),
         None => Arc::new(LocalDir::new(dir)),
     };
-    if !dir.join(pack::DIR).is_dir() {
-        return Err(Error::not_found(format!("a store in {}", dir.display())));
+    if let Err(error) = storage.list(pack::DIR) {
+        return Err(match error.kind() {
+            std::io::ErrorKind::NotFound => Error::not_found(format!("a store in {}", dir.display())),
+            _ => Error::io("listing", dir.join(pack::DIR), error),
+        });
     }
     let config = Config::load(&*storage)?;
     Ok((storage, config))
