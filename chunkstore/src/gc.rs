@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::catalog::Snapshot;
+use crate::damaged::Damaged;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
 use crate::index::{Change, PackRow};
@@ -304,7 +305,7 @@ fn unlink(store: &Store, rows: &[&PackRow]) -> Result<()> {
 }
 
 fn drop_from_damaged(store: &Store, gone: &[PackRow]) -> Result<()> {
-    let mut damaged = store.damaged().clone();
+    let mut damaged = Damaged::clone(&store.damaged());
     if damaged.retain(|record| !gone.iter().any(|row| row.id == record.pack)) {
         store.set_damaged(damaged)?;
     }

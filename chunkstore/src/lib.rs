@@ -23,6 +23,7 @@ pub mod manifest;
 mod mark;
 pub mod name;
 pub mod pack;
+mod parallel;
 pub mod progress;
 pub mod record;
 pub mod reserve;

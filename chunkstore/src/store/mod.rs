@@ -8,7 +8,7 @@ mod read;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use open::{InitOptions, OpenOptions, Reindexed};
 pub(crate) use write::encode;
@@ -34,7 +34,7 @@ pub struct Store {
     packs: PackSet,
     /// Packs that the index knows and whose files are gone.
     missing: Vec<PackRow>,
-    damaged: RwLock<Damaged>,
+    damaged: RwLock<Arc<Damaged>>,
     _lock: StoreLock,
 }
 
@@ -73,9 +73,9 @@ impl Store {
         &self.missing
     }
 
-    /// What is known to be damaged.
-    pub fn damaged(&self) -> RwLockReadGuard<'_, Damaged> {
-        self.damaged.read().unwrap_or_else(PoisonError::into_inner)
+    /// What is known to be damaged now.
+    pub fn damaged(&self) -> Arc<Damaged> {
+        Arc::clone(&self.damaged.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces the list of damaged records, on disk first, and takes the newly damaged out of the index.
@@ -90,23 +90,27 @@ impl Store {
             }
         }
         self.index.apply(&change)?;
-        *self.damaged.write().unwrap_or_else(PoisonError::into_inner) = damaged;
+        *self.damaged.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(damaged);
         Ok(())
     }
 
-    /// The places of records, in the order of `ids`; a record in a pack that is gone has none.
+    /// The places of records, in the order of `ids`; a record that is damaged or in a pack that is gone has none.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
-        Ok(self.only_there(self.index.places(ids)?))
+        Ok(self.only_sound(ids, self.index.places(ids)?))
     }
 
     /// [`Store::places`] for a walk over everything.
     pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
-        Ok(self.only_there(self.index.places_once(ids)?))
+        Ok(self.only_sound(ids, self.index.places_once(ids)?))
     }
 
-    fn only_there(&self, mut places: Vec<Option<Place>>) -> Vec<Option<Place>> {
-        for place in &mut places {
-            *place = place.filter(|place| self.packs.row(place.pack).is_some());
+    fn only_sound(&self, ids: &[RecordId], mut places: Vec<Option<Place>>) -> Vec<Option<Place>> {
+        let damaged = self.damaged();
+        for (id, place) in ids.iter().zip(&mut places) {
+            *place = place.filter(|place| {
+                let row = self.packs.row(place.pack);
+                row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_place(row.id, place.offset, *id))
+            });
         }
         places
     }

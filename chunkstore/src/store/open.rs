@@ -99,7 +99,7 @@ impl Store {
             index: reconciled.index,
             packs,
             missing: reconciled.missing,
-            damaged: RwLock::new(damaged),
+            damaged: RwLock::new(Arc::new(damaged)),
             _lock: lock,
         })
     }
