@@ -131,13 +131,30 @@ impl Decoder {
         plain_bytes: usize,
         base: Option<&[u8]>,
     ) -> Result<Vec<u8>, String> {
+        let mut buffer = Vec::new();
+        self.decode_into(codec, payload, plain_bytes, base, &mut buffer)?;
+        Ok(if codec == Codec::Raw { payload.to_vec() } else { buffer })
+    }
+
+    /// [`Decoder::decode`] without a copy or an allocation: the result is in `buffer`, or is the raw payload itself.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode`].
+    pub fn decode_into<'a>(
+        &mut self,
+        codec: Codec,
+        payload: &'a [u8],
+        plain_bytes: usize,
+        base: Option<&[u8]>,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], String> {
         if plain_bytes > PLAIN_BYTES_MAX {
             return Err(format!("plain length {plain_bytes} is over the limit"));
         }
         let plain = match codec {
-            Codec::Raw => payload.to_vec(),
-            Codec::Zstd => self.decompress(payload, plain_bytes, None)?,
-            Codec::Delta => self.decompress(payload, plain_bytes, Some(base.ok_or("its base is missing")?))?,
+            Codec::Raw => payload,
+            Codec::Zstd => self.decompress(payload, plain_bytes, None, buffer)?,
+            Codec::Delta => self.decompress(payload, plain_bytes, Some(base.ok_or("its base is missing")?), buffer)?,
         };
         if plain.len() == plain_bytes {
             Ok(plain)
@@ -146,19 +163,26 @@ impl Decoder {
         }
     }
 
-    fn decompress(&mut self, frame: &[u8], plain_bytes: usize, base: Option<&[u8]>) -> Result<Vec<u8>, String> {
+    fn decompress<'a>(
+        &mut self,
+        frame: &[u8],
+        plain_bytes: usize,
+        base: Option<&[u8]>,
+        plain: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], String> {
         let describe = |code| format!("zstd: {}", get_error_name(code));
         self.context.reset(ResetDirective::SessionAndParameters).map_err(describe)?;
         if let Some(base) = base {
             // SAFETY: only the lifetime changes; the prefix is dropped by the reset below, before `base` can end.
             self.context.ref_prefix(unsafe { mem::transmute::<&[u8], &'static [u8]>(base) }).map_err(describe)?;
         }
-        let mut plain = Vec::with_capacity(plain_bytes);
-        let result = self.context.decompress(&mut plain, frame).map_err(describe);
+        plain.clear();
+        plain.reserve_exact(plain_bytes);
+        let result = self.context.decompress(plain, frame).map_err(describe);
         if base.is_some() {
             self.context.reset(ResetDirective::SessionAndParameters).map_err(describe)?;
         }
-        result.map(|_| plain)
+        result.map(|_| plain.as_slice())
     }
 }
 
@@ -169,6 +193,17 @@ thread_local! {
 /// [`Decoder::decode`] with this thread's decoder.
 pub(crate) fn decode(codec: Codec, payload: &[u8], plain_bytes: usize, base: Option<&[u8]>) -> Result<Vec<u8>, String> {
     DECODER.with_borrow_mut(|decoder| decoder.decode(codec, payload, plain_bytes, base))
+}
+
+/// [`Decoder::decode_into`] with this thread's decoder.
+pub(crate) fn decode_into<'a>(
+    codec: Codec,
+    payload: &'a [u8],
+    plain_bytes: usize,
+    base: Option<&[u8]>,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8], String> {
+    DECODER.with_borrow_mut(|decoder| decoder.decode_into(codec, payload, plain_bytes, base, buffer))
 }
 
 #[cfg(test)]

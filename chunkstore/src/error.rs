@@ -86,6 +86,14 @@ impl Error {
         Self::Damaged { what: what.into(), detail: detail.into() }
     }
 
+    /// Damage of a part told as damage of the whole: what the caller asked for comes first.
+    pub(crate) fn within(self, whole: &str) -> Self {
+        match self {
+            Self::Damaged { what, detail } if what != whole => Self::damaged(whole, format!("{what}: {detail}")),
+            other => other,
+        }
+    }
+
     /// An [`Error::Invalid`].
     pub fn invalid(what: impl Into<String>) -> Self {
         Self::Invalid { what: what.into() }

@@ -16,7 +16,7 @@ use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::id::{PackId, RecordId};
 use crate::pack::{Class, TableEntry};
-use crate::record::{Kind, get_u32, get_u64};
+use crate::record::{Kind, check_lengths, get_u32, get_u64};
 
 /// Directory of the index in a store.
 pub const DIR: &str = "index";
@@ -83,6 +83,7 @@ impl Place {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         (bytes.len() == PLACE_BYTES).then_some(())?;
+        check_lengths(get_u32(bytes, 16), get_u32(bytes, 12)).ok()?;
         Some(Self {
             pack: get_u32(bytes, 0),
             ordinal: get_u32(bytes, 4),

@@ -1,5 +1,6 @@
 //! Reading verified content out of a store.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use crate::chunk::Chunk;
 use crate::chunk_source::ChunkSource;
 use crate::codec::{self, Codec};
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, NodeId, RecordId};
+use crate::id::{ChunkId, EntryId, NodeId, RecordId};
 use crate::index::Place;
 use crate::manifest::Node;
 use crate::pack::PackReader;
@@ -19,6 +20,23 @@ use crate::store::Store;
 const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Most bytes read with one call.
 const READ_BYTES_MAX: u64 = 2 << 20;
+const UNLIKE_ID: &str = "its bytes do not match its id";
+
+thread_local! {
+    /// Read buffers of this thread that wait for their next use: a fresh one would cost a page fault every 4 KiB.
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends a buffer of this length and any content.
+pub(crate) fn with_buffer<T>(len_bytes: usize, borrow: impl FnOnce(&mut [u8]) -> T) -> T {
+    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len_bytes {
+        buffer.resize(len_bytes, 0);
+    }
+    let result = borrow(&mut buffer[..len_bytes]);
+    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
+    result
+}
 
 impl ChunkSource for Store {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
@@ -31,7 +49,9 @@ impl ChunkSource for Store {
             }
         }
         self.read_sorted(found, &mut |position, plain| {
-            each(position, plain.and_then(|plain| plain.into_chunk(ids[position])))
+            let id = ids[position];
+            let chunk = plain.and_then(|plain| plain.into_chunk(id));
+            each(position, chunk.map_err(|error| error.within(&format!("chunk {id}"))))
         })
     }
 
@@ -41,18 +61,15 @@ impl ChunkSource for Store {
 }
 
 /// A decoded record, not yet verified against its id.
-struct Plain {
-    bytes: Vec<u8>,
+pub(crate) struct Plain {
+    pub(crate) bytes: Vec<u8>,
     pack: Arc<PackReader>,
     offset: u64,
 }
 
 impl Plain {
     fn into_chunk(self, id: ChunkId) -> Result<Chunk> {
-        Chunk::verify(id, self.bytes).map_err(|error| match error {
-            Error::Damaged { what, detail } => self.pack.damaged(self.offset, format!("{what}: {detail}")),
-            other => other,
-        })
+        Chunk::verify(id, self.bytes).map_err(|_| self.pack.damaged(self.offset, UNLIKE_ID))
     }
 }
 
@@ -62,10 +79,25 @@ impl Store {
         let place = self.places(&[id])?[0].ok_or_else(|| self.absent(&what()))?;
         let mut bytes = Err(self.absent(&what()));
         self.read_sorted(vec![(0, place)], &mut |_, plain| {
-            bytes = plain.map(|plain| plain.bytes);
+            bytes = plain.map(|plain| plain.bytes).map_err(|error| error.within(&what()));
             Ok(())
         })?;
         bytes
+    }
+
+    /// Fetches nodes in the order of their places; hands each over as [`ChunkSource::chunks`] does.
+    pub(crate) fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+        let mut found = Vec::with_capacity(ids.len());
+        for (position, place) in self.places(&records)?.into_iter().enumerate() {
+            match place {
+                Some(place) => found.push((position, place)),
+                None => each(position, Err(self.absent(&format!("manifest node {}", ids[position]))))?,
+            }
+        }
+        self.read_sorted(found, &mut |position, plain| {
+            each(position, plain.and_then(|plain| Node::verify(ids[position], &plain.bytes)))
+        })
     }
 
     fn absent(&self, what: &str) -> Error {
@@ -78,7 +110,7 @@ impl Store {
     }
 
     /// Reads and decodes records in the order of their places, and hands each over with its position.
-    fn read_sorted(
+    pub(crate) fn read_sorted(
         &self,
         mut wanted: Vec<(usize, Place)>,
         each: &mut dyn FnMut(usize, Result<Plain>) -> Result<()>,
@@ -96,29 +128,43 @@ impl Store {
 
     /// Reads records that lie close together with one call.
     fn read_run(&self, run: &[(usize, Place)], each: &mut dyn FnMut(usize, Result<Plain>) -> Result<()>) -> Result<()> {
-        let range = u64::from(run[0].1.offset)..end(&run[run.len() - 1].1);
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        let read = self.packs().reader(run[0].1.pack).and_then(|pack| {
-            pack.read_at(&mut bytes, range.start)?;
-            Ok(pack)
-        });
-        let pack = match read {
-            Ok(pack) => pack,
-            Err(_) if run.len() > 1 => {
+        // Places may overlap if a damaged pack was searched for records and content that looks like one was found.
+        let range_end = run.iter().map(|(_, place)| end(place)).max().unwrap_or_default();
+        let range = u64::from(run[0].1.offset)..range_end;
+        with_buffer((range.end - range.start) as usize, |bytes| {
+            let read = self.packs().reader(run[0].1.pack).and_then(|pack| {
+                pack.read_at(bytes, range.start)?;
+                Ok(pack)
+            });
+            match read {
+                Ok(pack) => self.decode_run(&pack, run, bytes, each),
                 // One bad block must not take its neighbours along.
-                return run.iter().try_for_each(|one| self.read_run(std::slice::from_ref(one), each));
+                Err(_) if run.len() > 1 => {
+                    run.iter().try_for_each(|one| self.read_run(std::slice::from_ref(one), each))
+                }
+                Err(error) => each(run[0].0, Err(error)),
             }
-            Err(error) => return each(run[0].0, Err(error)),
-        };
+        })
+    }
+
+    /// Decodes the records of a run, whose bytes these are.
+    fn decode_run(
+        &self,
+        pack: &Arc<PackReader>,
+        run: &[(usize, Place)],
+        bytes: &[u8],
+        each: &mut dyn FnMut(usize, Result<Plain>) -> Result<()>,
+    ) -> Result<()> {
+        let start = run[0].1.offset;
         let at = |place: &Place| -> Range<usize> {
-            let start = (u64::from(place.offset) - range.start) as usize;
+            let start = (place.offset - start) as usize;
             start..start + HEADER_BYTES + place.stored_bytes as usize
         };
         let records: Vec<_> =
             run.iter().map(|(_, place)| pack.parse_record(&bytes[at(place)], u64::from(place.offset))).collect();
         let bases = self.bases(records.iter().flatten().filter_map(|(header, _)| header.base))?;
         for ((position, place), record) in run.iter().zip(records) {
-            let plain = record.and_then(|(header, payload)| decode(&pack, place, &header, payload, &bases));
+            let plain = record.and_then(|(header, payload)| decode(pack, place, &header, payload, &bases));
             each(*position, plain)?;
         }
         Ok(())
@@ -211,11 +257,15 @@ fn decode(
 }
 
 /// Checks a base's bytes against its id, by its kind.
-pub(crate) fn verified(kind: Kind, id: RecordId, bytes: Vec<u8>) -> Result<Vec<u8>> {
-    let matches = match kind {
-        Kind::Chunk => RecordId::from(ChunkId::of(&bytes)) == id,
-        Kind::Node => RecordId::from(NodeId::of(&bytes)) == id,
-        Kind::Entry => RecordId::from(crate::id::EntryId::of(&bytes)) == id,
-    };
-    if matches { Ok(bytes) } else { Err(Error::damaged(format!("record {id}"), "its bytes do not match its id")) }
+fn verified(kind: Kind, id: RecordId, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if id_of(kind, &bytes) == id { Ok(bytes) } else { Err(Error::damaged(format!("record {id}"), UNLIKE_ID)) }
+}
+
+/// The id that these bytes have as content of this kind.
+pub(crate) fn id_of(kind: Kind, bytes: &[u8]) -> RecordId {
+    match kind {
+        Kind::Chunk => ChunkId::of(bytes).into(),
+        Kind::Node => NodeId::of(bytes).into(),
+        Kind::Entry => EntryId::of(bytes).into(),
+    }
 }
