@@ -24,4 +24,3 @@ pub(crate) fn run<T: Send>(threads: usize, work: impl Fn() -> Result<T> + Sync) 
     }
     interrupted.map_or(Ok(made), Err)
 }
-

@@ -23,6 +23,11 @@ impl Segment {
     pub fn offset(&self) -> u64 {
         self.number * SEGMENT_BYTES as u64
     }
+
+    /// Where it ends, if the image does not end before.
+    pub fn end(&self) -> u64 {
+        self.offset() + SEGMENT_BYTES as u64
+    }
 }
 
 /// Names every leaf of a tree in the order of segments, without reading the leaves themselves.
