@@ -96,7 +96,7 @@ pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progr
         extra: BTreeMap::new(),
     };
     let parent = parent.map(|parent| parent.name().to_string());
-    let report = |stored_bytes| tally.report(parent.clone(), virtual_bytes, stored_bytes, started);
+    let report = || tally.report(parent, virtual_bytes, started);
     Ok(session.publish(entry, report)?.snapshot)
 }
 
@@ -320,7 +320,7 @@ impl Tally {
         self.reused_boundaries += other.reused_boundaries;
     }
 
-    fn report(&self, parent: Option<String>, virtual_bytes: u64, stored_bytes: u64, started: Instant) -> IngestReport {
+    fn report(&self, parent: Option<String>, virtual_bytes: u64, started: Instant) -> IngestReport {
         let elapsed_s = started.elapsed().as_secs_f64();
         IngestReport {
             parent,
@@ -331,7 +331,7 @@ impl Tally {
             new_bytes: self.new_bytes,
             delta_chunks: self.delta_chunks,
             reused_boundaries: self.reused_boundaries,
-            stored_bytes,
+            stored_bytes: 0,
             elapsed_s,
             throughput_bytes_per_s: self.data_bytes as f64 / elapsed_s,
             extra: BTreeMap::new(),

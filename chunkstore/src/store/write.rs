@@ -138,8 +138,8 @@ impl WriteSession {
 
     /// Publishes a snapshot whose records were all put or found. It is durable when this returns.
     ///
-    /// `report` is given the bytes that the session added to packs and catalog.
-    pub fn publish(self, entry: Entry, report: impl Fn(u64) -> IngestReport) -> Result<Publication> {
+    /// `report` is asked for when all packs are sealed; its `stored_bytes` are filled in.
+    pub fn publish(self, entry: Entry, report: impl FnOnce() -> IngestReport) -> Result<Publication> {
         let mut snapshot = Snapshot::create(entry, State::default())?;
         let encoding = snapshot.entry_encoding().to_vec();
         let id: EntryId = snapshot.entry_id();
@@ -148,7 +148,7 @@ impl WriteSession {
             self.put(&[Record::new(Kind::Entry, id.into(), encoding.len(), codec, payload, None)])?;
         }
         let pack_bytes = self.flush()?;
-        settle_report(&mut snapshot, pack_bytes, report);
+        set_report(&mut snapshot, report(), pack_bytes);
         self.store.catalog().publish(&snapshot)?;
         Ok(Publication { snapshot })
     }
@@ -162,16 +162,17 @@ impl WriteSession {
     }
 }
 
-/// The catalog file holds a number that counts the file itself: repeat until its length no longer changes.
-fn settle_report(snapshot: &mut Snapshot, pack_bytes: u64, report: impl Fn(u64) -> IngestReport) {
+/// Puts a report into a snapshot whose file holds a number that counts the file itself: until the length stays.
+fn set_report(snapshot: &mut Snapshot, mut report: IngestReport, pack_bytes: u64) {
     let mut file_bytes = 0;
     loop {
-        snapshot.state.ingest = Some(report(pack_bytes + file_bytes));
-        let rendered = snapshot.encode().len() as u64;
-        if rendered <= file_bytes {
+        report.stored_bytes = pack_bytes + file_bytes;
+        snapshot.state.ingest = Some(report.clone());
+        let encoded_bytes = snapshot.encode().len() as u64;
+        if encoded_bytes <= file_bytes {
             return;
         }
-        file_bytes = rendered;
+        file_bytes = encoded_bytes;
     }
 }
 

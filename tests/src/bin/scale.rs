@@ -138,7 +138,7 @@ fn generate_image(store: &Arc<Store>, chunks: std::ops::Range<u64>, now: Snapsho
         attachments: std::collections::BTreeMap::new(),
         extra: std::collections::BTreeMap::new(),
     };
-    session.publish(entry, |stored_bytes| IngestReport { stored_bytes, ..IngestReport::default() })?;
+    session.publish(entry, IngestReport::default)?;
     Ok(())
 }
 
