@@ -9,8 +9,8 @@ use crate::commands::{
     completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remove, restore, show, stats, verify,
 };
 
-/// A wait without end, as `Instant` can count it.
-const WAIT_MAX: Duration = Duration::from_secs(100 * 365 * 86400);
+/// A wait without end, which `Instant` can still count: 136 years.
+const WAIT_SECONDS_MAX: &str = "4294967295";
 
 const AFTER_HELP: &str = "\
 Snapshots:
@@ -69,17 +69,14 @@ pub(crate) struct Global {
     pub(crate) progress: ProgressMode,
     /// Wait while another process uses the store, for at most this long if given
     #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
-    wait: Option<Option<u32>>,
+    #[arg(default_missing_value = WAIT_SECONDS_MAX)]
+    wait: Option<u32>,
 }
 
 impl Global {
     /// How long to wait for a store that is in use.
     pub(crate) fn wait(&self) -> Duration {
-        match self.wait {
-            None => Duration::ZERO,
-            Some(None) => WAIT_MAX,
-            Some(Some(seconds)) => Duration::from_secs(u64::from(seconds)),
-        }
+        Duration::from_secs(self.wait.unwrap_or(0).into())
     }
 }
 
@@ -140,7 +137,8 @@ mod tests {
         let wait = |args: &[&str]| Cli::try_parse_from(args).unwrap().global.wait();
         assert_eq!(wait(&["vmstore", "list"]), Duration::ZERO);
         assert_eq!(wait(&["vmstore", "--wait=7", "list"]), Duration::from_secs(7));
-        assert_eq!(wait(&["vmstore", "list", "--wait", "web01"]), WAIT_MAX);
-        assert!(std::time::Instant::now().checked_add(WAIT_MAX).is_some());
+        let endless = wait(&["vmstore", "list", "--wait", "web01"]);
+        assert_eq!(endless, Duration::from_secs(u64::from(u32::MAX)));
+        assert!(std::time::Instant::now().checked_add(endless).is_some());
     }
 }

@@ -104,10 +104,8 @@ fn hint_of(error: &Error) -> Option<String> {
 }
 
 fn print_text(error: &dyn Display, hint: Option<&str>) {
-    let mut text = format!("vmstore: {error}\n");
-    if let Some(hint) = hint {
-        text.push_str(&format!("hint: {hint}\n"));
-    }
+    let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
+    let text = format!("vmstore: {error}\n{hint}");
     // Nobody is left to tell if standard error is closed.
     let _ = io::stderr().write_all(text.as_bytes());
 }

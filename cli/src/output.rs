@@ -87,7 +87,8 @@ pub(crate) fn table<const N: usize>(header: [&str; N], numbers: &[usize], rows: 
 /// Lines of a report: names to the left, what they say to the right.
 pub(crate) fn fields(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect()
+    let lines: Vec<_> = lines.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect();
+    lines.concat()
 }
 
 #[cfg(test)]

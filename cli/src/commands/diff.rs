@@ -75,9 +75,10 @@ impl Printer {
     fn range(&mut self, range: &Range<u64>) -> chunkstore::Result<()> {
         let (offset, bytes) = (range.start, range.end - range.start);
         let comma = if self.ranges == 0 { "" } else { "," };
-        let text = match self.json {
-            true => format!("{comma}{}", json!({ "offset": offset, "bytes": bytes })),
-            false => format!("{offset} {bytes}\n"),
+        let text = if self.json {
+            format!("{comma}{}", json!({ "offset": offset, "bytes": bytes }))
+        } else {
+            format!("{offset} {bytes}\n")
         };
         self.ranges += 1;
         self.print(&text)

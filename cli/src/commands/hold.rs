@@ -51,9 +51,13 @@ impl Release {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let store = context.open(Purpose::Use)?;
         let snapshot = change(&store, &self.snapshot, |name, state| self.release(name, state))?;
-        context.output().report(&SnapshotView::new(&snapshot), || match snapshot.state.is_held() {
-            true => format!("{} is still held: {}\n", snapshot.name(), reasons(&snapshot.state)),
-            false => format!("{} is not held any more\n", snapshot.name()),
+        context.output().report(&SnapshotView::new(&snapshot), || {
+            let name = snapshot.name();
+            if snapshot.state.is_held() {
+                format!("{name} is still held: {}\n", reasons(&snapshot.state))
+            } else {
+                format!("{name} is not held any more\n")
+            }
         })?;
         Ok(Exit::Done)
     }

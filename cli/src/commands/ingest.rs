@@ -141,9 +141,8 @@ impl Ingest {
 
     fn check_stdin(&self) -> Result<()> {
         match self.sources.iter().filter(|source| *source == STDIN).count() {
-            0 => Ok(()),
             1 if io::stdin().is_terminal() => Err(Failure::usage("standard input is a terminal, not an image")),
-            1 => Ok(()),
+            0 | 1 => Ok(()),
             _ => Err(Failure::usage("standard input can be read once only")),
         }
     }

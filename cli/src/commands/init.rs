@@ -84,7 +84,7 @@ impl Init {
         let is_full = matches!(error, Error::OutOfSpace { .. });
         let failure = Failure::from(error);
         if is_full && !self.no_reserve {
-            return failure.hint("a store holds 256 MiB back; clear the directory and use --no-reserve to do without");
+            return failure.hint("a store holds 256 MiB back; --no-reserve does without");
         }
         failure
     }

@@ -2,9 +2,9 @@
 
 use chunkstore::catalog::label::{self, Label};
 use chunkstore::catalog::{Listed, Snapshot};
-use chunkstore::name::ImageName;
+use chunkstore::name::{ImageName, SnapshotTime};
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::resolve;
 use crate::context::Context;
@@ -34,7 +34,7 @@ impl List {
         let mut listed = catalog.list(self.image.as_ref())?;
         // Nobody knows which labels an unreadable one has.
         listed.retain(|listed| listed.snapshot.as_ref().map_or(true, |snapshot| self.is_wanted(snapshot)));
-        let json: Vec<Value> = listed.iter().map(to_json).collect();
+        let json: Vec<Line<'_>> = listed.iter().map(Line::new).collect();
         context.output().result(&json, || to_table(&listed))?;
         Ok(report_unreadable(&listed))
     }
@@ -44,15 +44,23 @@ impl List {
     }
 }
 
-fn to_json(listed: &Listed) -> Value {
-    match &listed.snapshot {
-        Ok(snapshot) => json!(SnapshotView::new(snapshot)),
-        Err(error) => json!({
-            "image": listed.name.image,
-            "snapshot": listed.name.to_string(),
-            "time": listed.name.time,
-            "error": error.to_string(),
-        }),
+/// An element of the JSON array.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Snapshot(Box<SnapshotView<'a>>),
+    Unreadable { image: &'a ImageName, snapshot: String, time: SnapshotTime, error: String },
+}
+
+impl<'a> Line<'a> {
+    fn new(Listed { name, snapshot }: &'a Listed) -> Self {
+        match snapshot {
+            Ok(snapshot) => Self::Snapshot(Box::new(SnapshotView::new(snapshot))),
+            Err(error) => {
+                let (snapshot, error) = (name.to_string(), error.to_string());
+                Self::Unreadable { image: &name.image, snapshot, time: name.time, error }
+            }
+        }
     }
 }
 

@@ -50,6 +50,7 @@ pub(crate) struct Prune {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the fields are named like their options")]
 struct Keep {
     /// Keep the newest N
     #[arg(long, value_name = "N")]
@@ -210,14 +211,14 @@ fn unreadable(snapshot: SnapshotName, error: Error) -> Verdict {
 }
 
 fn to_text(report: &Report<'_>) -> String {
-    let keep = "keep";
-    let remove = if report.dry_run { "would remove" } else { "removed" };
+    let [keep, remove] = if report.dry_run { ["keep", "remove"] } else { ["kept", "removed"] };
     let row = |verdict: &Verdict| {
         let action = if verdict.action == Action::Keep { keep } else { remove };
         [verdict.snapshot.to_string(), action.to_owned(), verdict.reasons.join(", ")]
     };
     let rows = report.snapshots.iter().map(row).collect();
-    let sum = format!("{}, {} kept\n", counted(report.removed as u64, "snapshot") + " " + remove, report.kept);
+    let would = if report.dry_run { "would have " } else { "" };
+    let sum = format!("{would}removed {} and kept {}\n", counted(report.removed as u64, "snapshot"), report.kept);
     let then = match (&report.gc, report.removed) {
         (Some(gc), _) => gc::to_text(gc),
         (None, 0) => String::new(),

@@ -37,7 +37,8 @@ impl Remove {
         let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
         let verb = if self.dry_run { "would remove" } else { "removed" };
         context.output().report(&json!({ "dry_run": self.dry_run, "removed": names }), || {
-            names.iter().map(|name| format!("{verb} {name}\n")).collect()
+            let lines: Vec<_> = names.iter().map(|name| format!("{verb} {name}\n")).collect();
+            lines.concat()
         })?;
         Ok(Exit::Done)
     }

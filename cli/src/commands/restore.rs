@@ -59,7 +59,7 @@ struct Report<'a> {
     dest: &'a Path,
     format: &'a str,
     #[serde(flatten)]
-    report: RestoreReport,
+    done: RestoreReport,
 }
 
 impl Restore {
@@ -136,7 +136,7 @@ impl Restore {
         let snapshot = snapshot.name().to_string();
         let dest = self.dest.as_path();
         let format = if format == ImageFormat::Raw { "raw" } else { "qcow2" };
-        context.output().report(&Report { snapshot: snapshot.clone(), dest, format, report }, || {
+        context.output().report(&Report { snapshot: snapshot.clone(), dest, format, done: report }, || {
             let (size, data) = (bytes(report.virtual_bytes), bytes(report.data_bytes));
             let time = seconds(report.elapsed_s);
             format!("restored {snapshot} to {}: {size}, {data} of data, in {time}\n", dest.display())

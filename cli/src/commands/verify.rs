@@ -56,7 +56,10 @@ fn complaint(report: &VerifyReport) -> String {
     let problems = report.problems.iter().map(|problem| format!("{problem}\n"));
     let damage = report.damage.iter().map(|range| {
         let end = range.offset_bytes + range.bytes;
-        format!("{}: bytes {} to {end} can't be read: {} is damaged\n", range.snapshot, range.offset_bytes, range.id)
+        format!(
+            "{}: bytes {} to {end} can't be read: {} is damaged or missing\n",
+            range.snapshot, range.offset_bytes, range.id
+        )
     });
     problems.chain(damage).collect()
 }
@@ -86,7 +89,10 @@ mod tests {
         let damage = DamagedRange { snapshot: "a@x".into(), offset_bytes: 4096, bytes: 8, id: "chunk 12".into() };
         let report =
             VerifyReport { problems: vec!["pack 3: short".into()], damage: vec![damage], ..VerifyReport::default() };
-        assert_eq!(complaint(&report), "pack 3: short\na@x: bytes 4096 to 4104 can't be read: chunk 12 is damaged\n");
+        assert_eq!(
+            complaint(&report),
+            "pack 3: short\na@x: bytes 4096 to 4104 can't be read: chunk 12 is damaged or missing\n"
+        );
         assert!(summary(&report).starts_with("DAMAGED: checked 0 records"));
     }
 }
