@@ -1,6 +1,8 @@
 //! A file that holds space back, to be given up when the disk is full, so that remove and gc still run.
+//!
+//! A reserve that was given up is an empty file: it tells this store from one that never had a reserve.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -28,8 +30,7 @@ pub fn create(dir: &Path) -> Result<()> {
 
 /// Gives the reserve up if the file system is nearly full. Tells whether it did.
 pub fn give_up_if_low(dir: &Path) -> bool {
-    let path = dir.join(FILE);
-    if free_bytes(dir).is_some_and(|free| free < LOW_BYTES) && fs::remove_file(&path).is_ok() {
+    if free_bytes(dir).is_some_and(|free| free < LOW_BYTES) && state(dir) == State::Full && empty(dir) {
         tracing::warn!("the disk is nearly full: gave up the store's reserve of {} MiB", RESERVE_BYTES >> 20);
         return true;
     }
@@ -39,12 +40,56 @@ pub fn give_up_if_low(dir: &Path) -> bool {
 /// Puts a reserve back that had been given up, once there is room for several of it.
 pub fn restore(dir: &Path) {
     let room = free_bytes(dir).is_some_and(|free| free > 4 * RESERVE_BYTES);
-    if room && !dir.join(FILE).exists() && create(dir).is_ok() {
-        tracing::info!("put the store's reserve back");
+    if room && state(dir) == State::GivenUp {
+        match create(dir) {
+            Ok(()) => tracing::info!("put the store's reserve back"),
+            Err(error) => {
+                tracing::warn!("the store's reserve can't be put back: {error}");
+                let _ = File::create(dir.join(FILE));
+            }
+        }
     }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    None,
+    GivenUp,
+    Full,
+}
+
+fn state(dir: &Path) -> State {
+    match fs::metadata(dir.join(FILE)) {
+        Err(_) => State::None,
+        Ok(file) if file.len() == 0 => State::GivenUp,
+        Ok(_) => State::Full,
+    }
+}
+
+fn empty(dir: &Path) -> bool {
+    OpenOptions::new().write(true).open(dir.join(FILE)).and_then(|file| file.set_len(0)).is_ok()
 }
 
 fn free_bytes(dir: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_given_up_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        restore(dir.path());
+        assert_eq!(state(dir.path()), State::None);
+        create(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path().join(FILE)).unwrap().len(), RESERVE_BYTES);
+        assert!(empty(dir.path()));
+        assert_eq!(state(dir.path()), State::GivenUp);
+        restore(dir.path());
+        let has_room = free_bytes(dir.path()).unwrap() > 4 * RESERVE_BYTES;
+        assert_eq!(state(dir.path()), if has_room { State::Full } else { State::GivenUp });
+    }
 }

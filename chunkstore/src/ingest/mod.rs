@@ -83,6 +83,8 @@ pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progr
     let virtual_bytes = feed.finish()?;
     let root = work.finish(virtual_bytes)?;
     drop(work);
+    // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
+    progress.check()?;
     let entry = CatalogEntry {
         image: options.name.image.clone(),
         time: options.name.time,

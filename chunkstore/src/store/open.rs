@@ -144,7 +144,7 @@ fn open_config(dir: &Path, options: &OpenOptions) -> Result<(Arc<dyn Storage>, C
     };
     if let Err(error) = storage.list(pack::DIR) {
         return Err(match error.kind() {
-            std::io::ErrorKind::NotFound => Error::not_found(format!("a store in {}", dir.display())),
+            std::io::ErrorKind::NotFound => Error::not_found(format!("store {}", dir.display())),
             _ => Error::io("listing", dir.join(pack::DIR), error),
         });
     }
