@@ -15,7 +15,7 @@ use crate::args::Global;
 use crate::failure::{Failure, Result};
 use crate::interrupt::{self, Interrupted};
 use crate::output::Output;
-use crate::progress;
+use crate::progress::{self, Unit, Watched};
 
 /// What a command does to the store's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,10 @@ impl Context {
         &self.interrupted
     }
 
-    /// Does `work` while its progress is shown.
-    pub(crate) fn watch<T>(&self, label: &str, work: impl FnOnce(&Progress) -> T) -> T {
-        progress::watch(&self.global, &self.console, label, &self.progress, || work(&self.progress))
+    /// Does `work`, which counts in `unit`, while its progress is shown.
+    pub(crate) fn watch<T>(&self, label: &str, unit: Unit, work: impl FnOnce(&Progress) -> T) -> T {
+        let watched = Watched { label, unit, progress: &self.progress };
+        progress::watch(&self.global, &self.console, watched, || work(&self.progress))
     }
 
     /// The directory of the store.

@@ -16,7 +16,17 @@ const FIRST: Duration = Duration::from_millis(300);
 const REDRAW: Duration = Duration::from_millis(100);
 const NEXT_LINE: Duration = Duration::from_secs(1);
 
+/// What an operation counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Bytes, shown with their rate.
+    Bytes,
+    /// One thing and then another: only their share is shown.
+    Steps,
+}
+
 const BAR: &str = "{msg}  {bar:30}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
+const STEPS: &str = "{msg}  {bar:30}  {percent} %";
 const SPINNER: &str = "{msg}  {spinner}  {binary_bytes}  {binary_bytes_per_sec}";
 
 /// How progress is shown.
@@ -38,14 +48,16 @@ impl Display {
     }
 }
 
-/// Does `work` while its progress is shown under the name `label`.
-pub(crate) fn watch<T>(
-    global: &Global,
-    console: &MultiProgress,
-    label: &str,
-    progress: &Progress,
-    work: impl FnOnce() -> T,
-) -> T {
+/// What is watched, and under which name.
+#[derive(Clone, Copy)]
+pub(crate) struct Watched<'a> {
+    pub(crate) label: &'a str,
+    pub(crate) unit: Unit,
+    pub(crate) progress: &'a Progress,
+}
+
+/// Does `work` while its progress is shown.
+pub(crate) fn watch<T>(global: &Global, console: &MultiProgress, watched: Watched<'_>, work: impl FnOnce() -> T) -> T {
     let display = Display::of(global);
     if display == Display::Nothing {
         return work();
@@ -54,8 +66,8 @@ pub(crate) fn watch<T>(
         // Dropping `working` ends the other thread, also when `work` panics.
         let (working, ended) = mpsc::channel();
         scope.spawn(move || match display {
-            Display::Bar => draw_bar(console, label, progress, &ended),
-            _ => print_lines(label, progress, &ended),
+            Display::Bar => draw_bar(console, watched, &ended),
+            _ => print_lines(watched, &ended),
         });
         let result = work();
         drop(working);
@@ -67,19 +79,19 @@ fn goes_on(ended: &Receiver<()>, wait: Duration) -> bool {
     ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout)
 }
 
-fn draw_bar(console: &MultiProgress, label: &str, progress: &Progress, ended: &Receiver<()>) {
+fn draw_bar(console: &MultiProgress, watched: Watched<'_>, ended: &Receiver<()>) {
     if !goes_on(ended, FIRST) {
         return;
     }
-    let bar = console.add(ProgressBar::no_length().with_message(label.to_owned()));
+    let bar = console.add(ProgressBar::no_length().with_message(watched.label.to_owned()));
     let mut total_bytes = None;
     loop {
-        let total = progress.total_bytes();
+        let total = watched.progress.total_bytes();
         if total_bytes != Some(total) {
             total_bytes = Some(total);
-            set_total(&bar, total);
+            set_total(&bar, watched.unit, total);
         }
-        bar.set_position(progress.done_bytes());
+        bar.set_position(watched.progress.done_bytes());
         bar.tick();
         if !goes_on(ended, REDRAW) {
             break bar.finish_and_clear();
@@ -87,24 +99,32 @@ fn draw_bar(console: &MultiProgress, label: &str, progress: &Progress, ended: &R
     }
 }
 
-fn set_total(bar: &ProgressBar, total_bytes: u64) {
-    let template = if total_bytes == 0 { SPINNER } else { BAR };
+fn set_total(bar: &ProgressBar, unit: Unit, total: u64) {
+    let template = match unit {
+        Unit::Steps => STEPS,
+        Unit::Bytes if total == 0 => SPINNER,
+        Unit::Bytes => BAR,
+    };
     bar.set_style(ProgressStyle::with_template(template).expect("the templates above are well formed"));
-    bar.set_length(total_bytes);
+    bar.set_length(total);
     bar.reset_eta();
 }
 
-fn print_lines(label: &str, progress: &Progress, ended: &Receiver<()>) {
+fn print_lines(watched: Watched<'_>, ended: &Receiver<()>) {
+    let Watched { label, unit, progress } = watched;
     while goes_on(ended, NEXT_LINE) {
+        let line = line(label, unit, progress.done_bytes(), progress.total_bytes());
         // Nobody is left to tell if standard error is closed.
-        let _ = io::stderr().write_all(line(label, progress.done_bytes(), progress.total_bytes()).as_bytes());
+        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-fn line(label: &str, done_bytes: u64, total_bytes: u64) -> String {
-    match (u128::from(done_bytes) * 100).checked_div(u128::from(total_bytes)) {
-        Some(percent) => format!("{label}: {percent} %, {} of {}\n", bytes(done_bytes), bytes(total_bytes)),
-        None => format!("{label}: {}\n", bytes(done_bytes)),
+fn line(label: &str, unit: Unit, done: u64, total: u64) -> String {
+    let percent = (u128::from(done) * 100).checked_div(u128::from(total));
+    match (unit, percent) {
+        (Unit::Steps, percent) => format!("{label}: {} %\n", percent.unwrap_or(0)),
+        (Unit::Bytes, Some(percent)) => format!("{label}: {percent} %, {} of {}\n", bytes(done), bytes(total)),
+        (Unit::Bytes, None) => format!("{label}: {}\n", bytes(done)),
     }
 }
 
@@ -114,14 +134,15 @@ mod tests {
 
     #[test]
     fn lines() {
-        assert_eq!(line("ingest web01", 1 << 20, 4 << 20), "ingest web01: 25 %, 1.0 MiB of 4.0 MiB\n");
-        assert_eq!(line("ingest web01", 1 << 20, 0), "ingest web01: 1.0 MiB\n");
-        assert!(line("x", u64::MAX, u64::MAX).contains("100 %"));
+        assert_eq!(line("ingest", Unit::Bytes, 1 << 20, 4 << 20), "ingest: 25 %, 1.0 MiB of 4.0 MiB\n");
+        assert_eq!(line("ingest", Unit::Bytes, 1 << 20, 0), "ingest: 1.0 MiB\n");
+        assert_eq!(line("gc", Unit::Steps, u64::MAX, u64::MAX), "gc: 100 %\n");
+        assert_eq!(line("gc", Unit::Steps, 0, 0), "gc: 0 %\n");
     }
 
     #[test]
     fn templates_are_well_formed() {
-        for template in [BAR, SPINNER] {
+        for template in [BAR, STEPS, SPINNER] {
             ProgressStyle::with_template(template).unwrap();
         }
     }

@@ -11,10 +11,12 @@ use clap::Args;
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};
 use crate::output::{bytes, counted, seconds};
+use crate::progress::Unit;
 
 /// Free what no snapshot needs any more
 ///
-/// Removes packs in which nothing is needed, and writes those anew in which little is.
+/// Removes packs in which nothing is needed, and writes those anew in which little is. Damaged packs that may still be
+/// of use are kept and named, and the exit code is then 3.
 #[derive(Debug, Args)]
 pub(crate) struct Gc {
     /// Only print what would be freed
@@ -29,8 +31,20 @@ impl Gc {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let report = context.with_store(Purpose::Free, |store| collect(context, store, self.dry_run, self.threads))?;
         context.output().report(&report, || to_text(&report))?;
-        Ok(Exit::Done)
+        Ok(exit_of(&report))
     }
+}
+
+/// How the program ends after a collection.
+pub(crate) fn exit_of(report: &GcReport) -> Exit {
+    for line in &report.kept_damaged {
+        tracing::error!("kept: {line}");
+    }
+    if report.missing_records > 0 {
+        tracing::error!("{} that snapshots need are missing", counted(report.missing_records, "record"));
+    }
+    let sound = report.kept_damaged.is_empty() && report.missing_records == 0;
+    if sound { Exit::Done } else { Exit::DamageFound }
 }
 
 /// Collects, and puts back a reserve that was given up before.
@@ -41,7 +55,8 @@ pub(crate) fn collect(
     threads: Option<NonZeroUsize>,
 ) -> Result<GcReport> {
     let threads = context::threads(threads, store.config());
-    let report = context.watch("gc", |progress| chunkstore::gc::collect(store, dry_run, threads, progress))?;
+    let report =
+        context.watch("gc", Unit::Steps, |progress| chunkstore::gc::collect(store, dry_run, threads, progress))?;
     if !dry_run {
         reserve::restore(store.dir());
     }

@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use super::{ImageFormat, resolve};
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
+use crate::progress::Unit;
 use crate::snapshot_view::SnapshotView;
 
 /// The source that is standard input.
@@ -188,7 +189,7 @@ fn refuse_duplicates(store: &Store, jobs: &[Job<'_>]) -> Result<()> {
 
 fn ingest_one(context: &Context, store: &Arc<Store>, source: Source, options: &IngestOptions) -> Result<Snapshot> {
     let label = format!("ingest {}", options.name.image);
-    context.watch(&label, |progress| ingest::ingest(store, source, options, progress)).map_err(|error| {
+    context.watch(&label, Unit::Bytes, |progress| ingest::ingest(store, source, options, progress)).map_err(|error| {
         let interrupted = matches!(error, Error::Interrupted);
         let failure = Failure::from(error);
         if interrupted { failure.hint("no snapshot was made; the next ingest uses what was stored") } else { failure }

@@ -4,7 +4,6 @@
 //! evict what another one made.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 
 use chunkstore::Error;
 use chunkstore::catalog::{Catalog, Snapshot};
@@ -128,25 +127,26 @@ struct Report<'a> {
 
 impl Prune {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let (verdicts, gc) = if self.dry_run {
+        let (verdicts, collected) = if self.dry_run {
             let (config, catalog) = context.catalog()?;
             (self.judge(&config, &catalog)?, None)
         } else {
-            context.with_store(Purpose::Free, |store| {
-                let verdicts = self.judge(store.config(), store.catalog())?;
-                for verdict in verdicts.iter().filter(|verdict| verdict.action == Action::Remove) {
-                    store.catalog().remove(&verdict.snapshot)?;
-                    tracing::info!("removed {}", verdict.snapshot);
-                }
-                let gc = self.gc.then(|| gc::collect(context, store, false, None::<NonZeroUsize>)).transpose()?;
-                Ok((verdicts, gc))
-            })?
+            let store = context.open(Purpose::Free)?;
+            let verdicts = self.judge(store.config(), store.catalog())?;
+            remove(store.catalog(), &verdicts)?;
+            (verdicts, self.gc.then(|| gc::collect(context, &store, false, None)))
         };
+        // What was removed is told even if the collection failed.
+        let (gc, failed) = collected.transpose().map_or_else(|failure| (None, Some(failure)), |gc| (gc, None));
         let removed = verdicts.iter().filter(|verdict| verdict.action == Action::Remove).count();
         let kept = verdicts.len() - removed;
         let report = Report { dry_run: self.dry_run, kept, removed, snapshots: &verdicts, gc };
         context.output().report(&report, || to_text(&report))?;
-        Ok(report_unreadable(&verdicts))
+        match (failed, report_unreadable(&verdicts)) {
+            (Some(failure), _) => Err(failure),
+            (None, Exit::Done) => Ok(report.gc.as_ref().map_or(Exit::Done, gc::exit_of)),
+            (None, exit) => Ok(exit),
+        }
     }
 
     fn judge(&self, config: &Config, catalog: &Catalog) -> Result<Vec<Verdict>> {
@@ -166,6 +166,14 @@ impl Prune {
         verdicts.dedup_by(|a, b| a.snapshot == b.snapshot);
         Ok(verdicts)
     }
+}
+
+fn remove(catalog: &Catalog, verdicts: &[Verdict]) -> Result<()> {
+    for Verdict { snapshot, .. } in verdicts.iter().filter(|verdict| verdict.action == Action::Remove) {
+        catalog.remove(snapshot)?;
+        tracing::info!("removed {snapshot}");
+    }
+    Ok(())
 }
 
 fn judge_image(

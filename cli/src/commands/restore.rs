@@ -18,6 +18,7 @@ use super::{ImageFormat, qcow2, resolve};
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{STDOUT, bytes, seconds};
+use crate::progress::Unit;
 
 /// The destination that is standard output.
 const STREAM: &str = "-";
@@ -104,7 +105,7 @@ impl Restore {
         let to_raw = |dest: &Path, options: &RestoreOptions| {
             let label = format!("restore {}", snapshot.name());
             let entry = snapshot.entry();
-            context.watch(&label, |progress| restore::restore(&**store, entry, dest, options, progress))
+            context.watch(&label, Unit::Bytes, |progress| restore::restore(&**store, entry, dest, options, progress))
         };
         match format {
             ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
@@ -126,7 +127,7 @@ impl Restore {
         let snapshot = self.snapshot(&store)?;
         let descriptor = io::stdout().as_fd().try_clone_to_owned();
         let mut stdout = File::from(descriptor.map_err(|error| Failure::io("opening", STDOUT, error))?);
-        context.watch(&format!("restore {}", snapshot.name()), |progress| {
+        context.watch(&format!("restore {}", snapshot.name()), Unit::Bytes, |progress| {
             restore::restore_to_stream(&*store, snapshot.entry(), &mut stdout, &self.options(&store), progress)
         })?;
         Ok(Exit::Done)

@@ -1,24 +1,32 @@
 //! `vmstore stats`: what the store holds, and what each image costs.
 
+use std::num::NonZeroUsize;
+
 use chunkstore::stats::{self, ImageStats};
 use clap::Args;
 
-use crate::context::{Context, Purpose};
+use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};
 use crate::output::{bytes, counted, fields, table};
+use crate::progress::Unit;
 
 /// Show what the store holds, what it saves and what each image costs
 ///
 /// LOGICAL is what keeping each snapshot's data for itself would take; ONLY ITS OWN is what only this image needs, and
 /// what removing it would free.
 #[derive(Debug, Args)]
-pub(crate) struct Stats {}
+pub(crate) struct Stats {
+    /// Threads that work [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
 
 impl Stats {
-    #[expect(clippy::unused_self, reason = "all commands are called alike")]
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let stats = context
-            .with_store(Purpose::Use, |store| Ok(context.watch("stats", |progress| stats::stats(store, progress))?))?;
+        let stats = context.with_store(Purpose::Use, |store| {
+            let threads = context::threads(self.threads, store.config());
+            Ok(context.watch("stats", Unit::Steps, |progress| stats::stats(store, threads, progress))?)
+        })?;
         context.output().result(&stats, || to_text(&stats))?;
         Ok(Exit::Done)
     }

@@ -11,6 +11,7 @@ use super::resolve;
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};
 use crate::output::{bytes, counted, seconds};
+use crate::progress::Unit;
 
 /// Read and check every record of every pack, every manifest and the catalog
 ///
@@ -39,7 +40,7 @@ impl Verify {
         let report = context.with_store(Purpose::Use, |store| {
             let names = resolve::snapshots(store.catalog(), &self.snapshots)?;
             let threads = context::threads(self.threads, store.config());
-            Ok(context.watch("verify", |progress| verify::verify(store, &names, threads, progress))?)
+            Ok(context.watch("verify", Unit::Bytes, |progress| verify::verify(store, &names, threads, progress))?)
         })?;
         let (output, sound) = (context.output(), report.is_sound());
         let json = Report { sound, report: &report };
