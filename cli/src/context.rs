@@ -1,5 +1,7 @@
 //! What commands share: the global options, the store that they name, progress and output.
 
+use std::fs::File;
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -72,7 +74,7 @@ impl Context {
     /// Opens the store. From now on Ctrl-C asks operations to stop.
     pub(crate) fn open(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let dir = self.store_dir()?;
-        let store = Store::open(dir, &self.open_options(purpose)).map_err(|error| no_store(dir, error))?;
+        let store = Store::open(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))?;
         self.handle_signals()?;
         Ok(Arc::new(store))
     }
@@ -94,12 +96,13 @@ impl Context {
     /// Throws the index away and builds it anew.
     pub(crate) fn reindex(&self, purpose: Purpose) -> Result<Reindexed> {
         let dir = self.store_dir()?;
-        Store::reindex(dir, &self.open_options(purpose)).map_err(|error| no_store(dir, error))
+        Store::reindex(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))
     }
 
-    fn open_options(&self, purpose: Purpose) -> OpenOptions {
+    fn open_options(&self, purpose: Purpose) -> Result<OpenOptions> {
         let frees_space = purpose == Purpose::Free;
-        OpenOptions { wait: self.global.wait(), frees_space, ..OpenOptions::default() }
+        let seed = u64::from_le_bytes(random()?);
+        Ok(OpenOptions { wait: self.global.wait(), frees_space, seed, ..OpenOptions::default() })
     }
 
     fn handle_signals(&self) -> Result<()> {
@@ -109,6 +112,15 @@ impl Context {
         });
         handled
     }
+}
+
+/// Random bytes.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
+    const DEVICE: &str = "/dev/urandom";
+    let mut bytes = [0; N];
+    let read = File::open(DEVICE).and_then(|mut device| device.read_exact(&mut bytes));
+    read.map_err(|error| Failure::io("reading", DEVICE, error))?;
+    Ok(bytes)
 }
 
 /// Threads to work with: as asked, else as configured, else one a core.

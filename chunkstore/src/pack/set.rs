@@ -19,20 +19,27 @@ pub struct PackSet {
     rows: RwLock<HashMap<u32, PackRow>>,
     readers: Mutex<HashMap<u32, Arc<PackReader>>>,
     next_number: AtomicU32,
+    seed: u64,
 }
 
 impl PackSet {
-    /// A set of these packs; new ones are numbered from `next_number`.
-    pub(crate) fn new(storage: Arc<dyn Storage>, rows: HashMap<u32, PackRow>, next_number: u32) -> Self {
-        Self { storage, rows: RwLock::new(rows), readers: Mutex::default(), next_number: AtomicU32::new(next_number) }
+    /// A set of these packs; new ones are numbered from `next_number` and tagged by `seed`.
+    pub(crate) fn new(storage: Arc<dyn Storage>, rows: HashMap<u32, PackRow>, next_number: u32, seed: u64) -> Self {
+        Self {
+            storage,
+            rows: RwLock::new(rows),
+            readers: Mutex::default(),
+            next_number: AtomicU32::new(next_number),
+            seed,
+        }
     }
 
     /// Names a new pack. The tag tells it from another of the same number, should numbers ever be given out again
     /// after a loss.
     pub(crate) fn allocate(&self) -> PackId {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), number);
-        PackId { number, tag: random as u32 }
+        let random = blake3::hash(&[self.seed.to_le_bytes(), u64::from(number).to_le_bytes()].concat());
+        PackId { number, tag: crate::record::get_u32(random.as_bytes(), 0) }
     }
 
     /// The row of a pack that is there.

@@ -35,13 +35,15 @@ pub struct OpenOptions {
     pub wait: Duration,
     /// Whether the operation frees space: on a full disk the reserve is given up for it.
     pub frees_space: bool,
+    /// Makes the tags of new packs; should be random.
+    pub seed: u64,
     /// What lies under packs and catalog instead of the directory itself: for tests.
     pub storage: Option<Arc<dyn Storage>>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::ZERO, frees_space: false, storage: None }
+        Self { wait: Duration::ZERO, frees_space: false, seed: 0, storage: None }
     }
 }
 
@@ -90,7 +92,7 @@ impl Store {
         let inventory = Inventory::read(&*storage)?;
         remove_parts(&*storage, &inventory)?;
         let reconciled = reconcile(dir, &*storage, &config, &damaged, &inventory)?;
-        let packs = PackSet::new(Arc::clone(&storage), reconciled.there, reconciled.next_number);
+        let packs = PackSet::new(Arc::clone(&storage), reconciled.there, reconciled.next_number, options.seed);
         Ok(Self {
             dir: dir.to_path_buf(),
             storage,

@@ -1,8 +1,5 @@
 //! `vmstore init`: makes a store.
 
-use std::fs::File;
-use std::io::Read;
-
 use chunkstore::Error;
 use chunkstore::chunker::ChunkParams;
 use chunkstore::reserve::RESERVE_BYTES;
@@ -11,11 +8,9 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::context::Context;
+use crate::context::{Context, random};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{bytes, fields};
-
-const RANDOM: &str = "/dev/urandom";
 
 /// Make a store in the directory that --store names, which must be empty or not exist
 ///
@@ -43,7 +38,7 @@ impl Init {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let dir = context.store_dir()?;
         let options = InitOptions { params: self.params(), reserve: !self.no_reserve };
-        Store::init(dir, &options, random_seed()?, Timestamp::now()).map_err(|error| self.explain(error))?;
+        Store::init(dir, &options, random()?, Timestamp::now()).map_err(|error| self.explain(error))?;
         let (config, _) = Store::open_catalog(dir)?;
         let format = &config.format;
         let reserve_bytes = if self.no_reserve { 0 } else { RESERVE_BYTES };
@@ -102,13 +97,6 @@ fn parse_size(text: &str) -> Result<u32, String> {
     };
     let size = number.parse::<u32>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
     size.ok_or_else(|| "write a number of bytes, such as 65536 or 64KiB".to_owned())
-}
-
-fn random_seed() -> Result<[u8; 16]> {
-    let mut seed = [0; 16];
-    let read = File::open(RANDOM).and_then(|mut random| random.read_exact(&mut seed));
-    read.map_err(|error| Failure::io("reading", RANDOM, error))?;
-    Ok(seed)
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ pub(crate) struct Restore {
     /// Replace a file that exists, or write to a block device
     #[arg(long)]
     force: bool,
+    /// Return without waiting until the bytes are on disk, as `cp` does
+    #[arg(long)]
+    no_sync: bool,
     /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
@@ -91,7 +94,8 @@ impl Restore {
     }
 
     fn options(&self, store: &Store) -> RestoreOptions {
-        RestoreOptions { force: self.force, threads: context::threads(self.threads, store.config()) }
+        let threads = context::threads(self.threads, store.config());
+        RestoreOptions { force: self.force, sync: !self.no_sync, threads }
     }
 
     fn to_file(
@@ -110,7 +114,7 @@ impl Restore {
         match format {
             ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
             ImageFormat::Qcow2 => qcow2::write(&self.dest, context.interrupted(), |raw| {
-                to_raw(raw, &RestoreOptions { force: false, ..options })
+                to_raw(raw, &RestoreOptions { force: false, sync: false, ..options })
             }),
         }
     }
