@@ -98,6 +98,9 @@ fn hint_of(error: &Error) -> Option<String> {
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             "run it as a user who may do this"
         }
+        Error::Io { action: "creating", source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            "its directory does not exist"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -591,6 +591,120 @@ fn progress_goes_to_standard_error_if_asked() {
 }
 
 #[test]
+fn what_was_ingested_is_restored() {
+    let site = Site::with_nights(&[NIGHT]);
+    let original = fs::read(site.path("web01.raw")).unwrap();
+    let dest = site.path("out.raw");
+    let to = dest.to_str().unwrap();
+    let report = site.json(&["restore", "web01", to]);
+    assert_eq!(fs::read(&dest).unwrap(), original);
+    assert_eq!((&report["virtual_bytes"], &report["data_bytes"]), (&(8 * MIB).into(), &MIB.into()));
+    assert_eq!((&report["format"], &report["dest"]), (&"raw".into(), &to.into()));
+
+    fs::write(&dest, "precious").unwrap();
+    assert!(site.fail(&["restore", "web01", to], 6).contains("--force"));
+    assert_eq!(fs::read(&dest).unwrap(), b"precious");
+    site.succeed(&["restore", "web01", to, "--force", "--no-sync"]);
+    assert_eq!(fs::read(&dest).unwrap(), original);
+
+    let output = site.run(&["restore", "web01", "-", "--json"]);
+    assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
+    assert!(output.stdout == original, "the stream is the image and nothing else");
+}
+
+#[test]
+fn a_destination_that_can_not_be_is_said() {
+    let site = Site::with_nights(&[NIGHT]);
+    let dir = site.path("dir");
+    fs::create_dir(&dir).unwrap();
+    for (dest, exit) in [("dir", 6), ("none/out.raw", 1), ("none/out.qcow2", 1), ("dir", 6)] {
+        site.fail(&["restore", "web01", site.path(dest).to_str().unwrap()], exit);
+    }
+    site.fail(&["restore", "web02", site.path("out.raw").to_str().unwrap()], 5);
+    assert!(!site.path("out.raw").exists() && fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+#[test]
+fn a_snapshot_becomes_qcow2_and_comes_back() {
+    let site = Site::with_nights(&[NIGHT]);
+    let dest = site.path("out:put.qcow2");
+    let to = dest.to_str().unwrap();
+    let without = site.command(&["restore", "web01", to]).env("PATH", "/nonexistent").output().unwrap();
+    assert_eq!(code(&without), 1);
+    assert!(stderr(&without).contains("qemu-utils"), "{}", stderr(&without));
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("qemu-img is not installed: the rest is not tested");
+        return;
+    }
+    assert_eq!(site.json(&["restore", "web01", to])["format"], "qcow2");
+    assert!(site.fail(&["restore", "web01", to], 6).contains("--force"));
+    site.succeed(&["restore", "web01", to, "--force"]);
+    assert!(fs::read(&dest).unwrap().starts_with(b"QFI\xfb"));
+    let back = site.json(&["ingest", to, "--image", "back"]);
+    assert_eq!(back["root"], site.json(&["show", "web01"])["root"]);
+    let left: Vec<_> = fs::read_dir(site.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "nothing is left beside it: {left:?}");
+}
+
+#[test]
+fn differences_are_ranges_and_their_sum() {
+    let site = Site::with_nights(&["20261119T020000Z"]);
+    let disk = site.path("web01.raw");
+    File::options().write(true).open(&disk).unwrap().write_all_at(b"changed", 5 * MIB as u64).unwrap();
+    site.succeed(&["ingest", disk.to_str().unwrap(), "--image", "web01", "--time", NIGHT]);
+    let [a, b] = ["web01@20261119T020000Z", "web01@20261120T020000Z"];
+    let diff = site.json(&["diff", "web01@20261119", "web01"]);
+    assert_eq!((&diff["a"], &diff["b"]), (&a.into(), &b.into()));
+    let ranges = diff["ranges"].as_array().unwrap();
+    let [offset, bytes] = ["offset", "bytes"].map(|key| ranges[0][key].as_u64().unwrap());
+    assert!(ranges.len() == 1 && offset <= 5 * MIB as u64 && offset + bytes >= 5 * MIB as u64 + 7, "{diff}");
+    assert_eq!(diff["changed_bytes"], bytes);
+    assert!(site.succeed(&["diff", a, b]).starts_with(&format!("{offset} {bytes}\n")));
+    let equal = site.json(&["diff", b, b]);
+    assert_eq!((&equal["changed_bytes"], &equal["ranges"]), (&0.into(), &serde_json::json!([])));
+}
+
+#[test]
+fn statistics_name_each_image() {
+    let site = Site::with_nights(&["20261119T020000Z", "20261120T020000Z"]);
+    let stats = site.json(&["stats"]);
+    assert_eq!((&stats["images"], &stats["snapshots"]), (&1.into(), &2.into()));
+    assert_eq!((&stats["logical_bytes"], &stats["unique_bytes"]), (&(2 * MIB).into(), &MIB.into()));
+    assert_eq!(stats["per_image"][0]["image"], "web01");
+    assert!(site.succeed(&["stats"]).contains("ONLY ITS OWN"));
+}
+
+#[test]
+fn collecting_frees_what_was_removed() {
+    let site = Site::with_nights(&[NIGHT]);
+    let disk = site.disk("other.raw", 2, 7);
+    site.succeed(&["ingest", &disk, "--image", "other"]);
+    site.succeed(&["remove", "other"]);
+    let planned = site.json(&["gc", "--dry-run"]);
+    assert_eq!(planned["dry_run"], true);
+    let done = site.json(&["gc"]);
+    assert!(done["freed_bytes"].as_u64().unwrap() > 2 * MIB as u64, "{done}");
+    assert_eq!(done["missing_records"], 0);
+    assert!(!site.store().join("reserve").exists(), "a store without a reserve gets none");
+    let dest = site.path("out.raw");
+    site.succeed(&["restore", "web01", dest.to_str().unwrap()]);
+    assert!(fs::read(dest).unwrap() == fs::read(site.path("web01.raw")).unwrap());
+    let pruned = site.json(&["prune", "--keep-last", "1", "--gc"]);
+    assert_eq!((&pruned["removed"], &pruned["gc"]["dry_run"]), (&0.into(), &false.into()));
+}
+
+#[test]
+fn a_reserve_that_was_given_up_is_put_back_by_gc() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |command: &str| vmstore().args([command, "--store"]).arg(dir.path().join("store")).output().unwrap();
+    assert_eq!(code(&run("init")), 0);
+    let reserve = dir.path().join("store/reserve");
+    File::create(&reserve).unwrap();
+    assert_eq!(code(&run("gc")), 0);
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), 256 << 20);
+}
+
+#[test]
 fn an_index_is_built_anew() {
     let site = Site::with_nights(&[NIGHT]);
     let done = site.json(&["reindex"]);

@@ -7,7 +7,6 @@ use chunkstore::compare::compare;
 use chunkstore::name::Selector;
 use chunkstore::{Error, catalog::Snapshot};
 use clap::Args;
-use serde_json::json;
 
 use super::resolve;
 use crate::context::{Context, Purpose};
@@ -76,7 +75,7 @@ impl Printer {
         let (offset, bytes) = (range.start, range.end - range.start);
         let comma = if self.ranges == 0 { "" } else { "," };
         let text = if self.json {
-            format!("{comma}{}", json!({ "offset": offset, "bytes": bytes }))
+            format!("{comma}{{\"offset\":{offset},\"bytes\":{bytes}}}")
         } else {
             format!("{offset} {bytes}\n")
         };

@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chunkstore::Error;
-use chunkstore::restore::RestoreReport;
+use chunkstore::restore::{RestoreOptions, RestoreReport};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupted;
@@ -30,6 +32,9 @@ pub(crate) fn check(dest: &Path, force: bool) -> Result<()> {
         Ok(_) if !force => {
             return Err(Failure::refused(format!("{} exists", dest.display())).hint("--force replaces it"));
         }
+        Err(_) if fs::symlink_metadata(dest).is_ok() => {
+            return Err(Failure::refused(format!("{} is a symbolic link to nothing", dest.display())));
+        }
         _ => {}
     }
     let found = Command::new(QEMU_IMG).arg("--version").stdin(Stdio::null()).output();
@@ -42,17 +47,19 @@ pub(crate) fn check(dest: &Path, force: bool) -> Result<()> {
 /// Lets `restore` write a raw image, and makes the qcow2 image `dest` of it.
 pub(crate) fn write(
     dest: &Path,
+    options: &RestoreOptions,
     interrupted: &Interrupted,
     restore: impl FnOnce(&Path) -> chunkstore::Result<RestoreReport>,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
-    // An absolute path is never taken for a protocol or an option.
-    let dest = std::path::absolute(dest).map_err(|error| Failure::io("finding", dest, error))?;
+    // What a link names is replaced, not the link. An absolute path is never taken for a protocol or an option.
+    let absolute = fs::canonicalize(dest).or_else(|_| std::path::absolute(dest));
+    let dest = absolute.map_err(|error| Failure::io("finding", dest, error))?;
     let raw = Aside::of(&dest, "raw");
     let qcow2 = Aside::of(&dest, "qcow2");
     let report = restore(&raw.0)?;
     convert(&raw.0, &qcow2.0, interrupted)?;
-    publish(&qcow2.0, &dest).map_err(|error| Failure::io("writing", &dest, error))?;
+    publish(&qcow2.0, &dest, options).map_err(|error| Failure::io("writing", &dest, error))?;
     Ok(RestoreReport { elapsed_s: started.elapsed().as_secs_f64(), ..report })
 }
 
@@ -109,9 +116,18 @@ fn wait(child: &mut Child, interrupted: &Interrupted) -> Result<bool> {
     }
 }
 
-/// Syncs the image, gives it its name, and syncs that.
-fn publish(qcow2: &Path, dest: &Path) -> io::Result<()> {
-    File::open(qcow2)?.sync_all()?;
-    fs::rename(qcow2, dest)?;
-    File::open(dest.parent().unwrap_or(dest))?.sync_all()
+/// Gives the image its name. Its bytes are synced before and its name after that, unless that was not asked for.
+fn publish(qcow2: &Path, dest: &Path, options: &RestoreOptions) -> io::Result<()> {
+    let file = File::open(qcow2)?;
+    if let Ok(old) = fs::metadata(dest) {
+        // As far as this user may set them.
+        let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+        let _ = file.set_permissions(old.permissions());
+    }
+    if options.sync {
+        file.sync_all()?;
+    }
+    let flags = if options.force { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    renameat_with(CWD, qcow2, CWD, dest, flags)?;
+    if options.sync { File::open(dest.parent().unwrap_or(dest))?.sync_all() } else { Ok(()) }
 }

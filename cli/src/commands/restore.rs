@@ -32,7 +32,7 @@ Examples:
 
 /// Write a snapshot to a file, a block device or standard output, every byte verified
 ///
-/// A file becomes sparse. When the command returns, the bytes are on disk. Standard output gets the image and nothing
+/// A file becomes sparse, and appears whole or not at all. When the command returns, the bytes are on disk. Standard output gets the image and nothing
 /// else, zeros included.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -45,7 +45,7 @@ pub(crate) struct Restore {
     /// Replace a file that exists, or write to a block device
     #[arg(long)]
     force: bool,
-    /// Return without waiting until the bytes are on disk, as `cp` does
+    /// Do not wait until the bytes are on disk: faster, and lost if the machine fails soon after
     #[arg(long)]
     no_sync: bool,
     /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
@@ -94,8 +94,11 @@ impl Restore {
     }
 
     fn options(&self, store: &Store) -> RestoreOptions {
-        let threads = context::threads(self.threads, store.config());
-        RestoreOptions { force: self.force, sync: !self.no_sync, threads }
+        RestoreOptions {
+            force: self.force,
+            sync: !self.no_sync,
+            threads: context::threads(self.threads, store.config()),
+        }
     }
 
     fn to_file(
@@ -113,7 +116,7 @@ impl Restore {
         };
         match format {
             ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
-            ImageFormat::Qcow2 => qcow2::write(&self.dest, context.interrupted(), |raw| {
+            ImageFormat::Qcow2 => qcow2::write(&self.dest, &options, context.interrupted(), |raw| {
                 to_raw(raw, &RestoreOptions { force: false, sync: false, ..options })
             }),
         }
