@@ -193,9 +193,11 @@ impl Store {
     /// with its verified bytes. `None` if there is none that can be read.
     pub(crate) fn base_for(&self, id: RecordId) -> Result<Option<(RecordId, Vec<u8>)>> {
         let Some(place) = self.places(&[id])?[0] else { return Ok(None) };
-        let base = match self.own_base(&place)? {
-            None => id,
-            Some(base) => base,
+        let base = match self.own_base(&place) {
+            Ok(base) => base.unwrap_or(id),
+            // A backup goes on beside damage.
+            Err(Error::Damaged { .. }) => return Ok(None),
+            Err(error) => return Err(error),
         };
         Ok(self.bases(std::iter::once(base))?.remove(&base).map(|bytes| (base, bytes)))
     }
