@@ -84,7 +84,7 @@ impl HostFile {
         if now_bytes == self.size_bytes {
             return Ok(());
         }
-        Err(Error::invalid(format!(
+        Err(Error::refused(format!(
             "{} changed size while it was read: it had {} bytes and now has {now_bytes}",
             self.name, self.size_bytes
         )))

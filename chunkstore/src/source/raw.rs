@@ -42,7 +42,7 @@ impl DiskSource for RawSource {
             return Ok(());
         }
         self.file.check_size()?;
-        Err(Error::invalid(format!("{} ends before offset {}", self.name(), offset + buf.len() as u64)))
+        Err(Error::refused(format!("{} ends before offset {}", self.name(), offset + buf.len() as u64)))
     }
 
     fn finish(&self) -> Result<()> {

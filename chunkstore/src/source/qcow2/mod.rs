@@ -181,7 +181,7 @@ fn check_virtual_size(file: &HostFile, size_bytes: u64) -> Result<()> {
     if now_bytes == size_bytes {
         return Ok(());
     }
-    Err(Error::invalid(format!(
+    Err(Error::refused(format!(
         "{} changed size while it was read: its disk had {size_bytes} bytes and now has {now_bytes}",
         file.name()
     )))
