@@ -3,6 +3,9 @@
 //! A [`Chunk`] can only be made by hashing or by verifying, so holding one is the proof. The same rule holds for
 //! manifest nodes (`manifest::Node`) and snapshot entries.
 
+use std::mem;
+
+use crate::buffers;
 use crate::error::{Error, Result};
 use crate::id::ChunkId;
 
@@ -42,8 +45,14 @@ impl Chunk {
     }
 
     /// Gives the buffer back, for reuse.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        mem::take(&mut self.bytes)
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        buffers::give(mem::take(&mut self.bytes));
     }
 }
 

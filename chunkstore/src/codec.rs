@@ -8,6 +8,7 @@ use std::mem;
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective, compress_bound, get_error_name};
 
+use crate::buffers;
 use crate::limits::PLAIN_BYTES_MAX;
 
 /// How a payload is encoded. The numbers are those of the record format.
@@ -131,9 +132,12 @@ impl Decoder {
         plain_bytes: usize,
         base: Option<&[u8]>,
     ) -> Result<Vec<u8>, String> {
-        let mut buffer = Vec::new();
+        let mut buffer = buffers::take(plain_bytes.min(PLAIN_BYTES_MAX));
         self.decode_into(codec, payload, plain_bytes, base, &mut buffer)?;
-        Ok(if codec == Codec::Raw { payload.to_vec() } else { buffer })
+        if codec == Codec::Raw {
+            buffer.extend_from_slice(payload);
+        }
+        Ok(buffer)
     }
 
     /// [`Decoder::decode`] without a copy or an allocation: the result is in `buffer`, or is the raw payload itself.

@@ -4,6 +4,7 @@
 //! an index (derived). [`ingest`] makes snapshots, [`restore`] writes them out, [`verify`] checks everything, [`gc`]
 //! frees what no snapshot needs. No network, no FUSE, no terminal here. FORMAT.md describes every byte on disk.
 
+mod buffers;
 pub mod catalog;
 pub mod chunk;
 pub mod chunk_source;

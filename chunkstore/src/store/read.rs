@@ -1,10 +1,10 @@
 //! Reading verified content out of a store.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::buffers;
 use crate::chunk::Chunk;
 use crate::chunk_source::ChunkSource;
 use crate::codec::{self, Codec};
@@ -21,22 +21,6 @@ const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Most bytes read with one call.
 const READ_BYTES_MAX: u64 = 2 << 20;
 const UNLIKE_ID: &str = "its bytes do not match its id";
-
-thread_local! {
-    /// Read buffers of this thread that wait for their next use: a fresh one would cost a page fault every 4 KiB.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Lends a buffer of this length and any content.
-pub(crate) fn with_buffer<T>(len_bytes: usize, borrow: impl FnOnce(&mut [u8]) -> T) -> T {
-    let mut buffer = BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if buffer.len() < len_bytes {
-        buffer.resize(len_bytes, 0);
-    }
-    let result = borrow(&mut buffer[..len_bytes]);
-    BUFFERS.with_borrow_mut(|buffers| buffers.push(buffer));
-    result
-}
 
 impl ChunkSource for Store {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
@@ -131,7 +115,7 @@ impl Store {
         // Places may overlap if a damaged pack was searched for records and content that looks like one was found.
         let range_end = run.iter().map(|(_, place)| end(place)).max().unwrap_or_default();
         let range = u64::from(run[0].1.offset)..range_end;
-        with_buffer((range.end - range.start) as usize, |bytes| {
+        buffers::with((range.end - range.start) as usize, |bytes| {
             let read = self.packs().reader(run[0].1.pack).and_then(|pack| {
                 pack.read_at(bytes, range.start)?;
                 Ok(pack)
