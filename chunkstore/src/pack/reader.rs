@@ -12,6 +12,12 @@ use crate::pack::path;
 use crate::record::{HEADER_BYTES, Header, MAGIC, Record};
 use crate::storage::{ReadFile, Storage};
 
+/// Bytes that are searched at a time; longer than any record.
+const SEARCH_BYTES: usize = 4 << 20;
+/// Where the device fails, so much is passed over.
+const SEARCH_BLOCK_BYTES: usize = 4 << 10;
+const _: () = assert!(SEARCH_BYTES > HEADER_BYTES + STORED_BYTES_MAX);
+
 /// A sealed pack open for reading. Records it returns match their checksums; they are not yet verified chunks.
 pub struct PackReader {
     id: PackId,
@@ -94,9 +100,14 @@ impl PackReader {
         header.is_some_and(|header| header.id != self.id)
     }
 
-    /// Length of the file.
+    /// Length of the file, whatever it is.
+    pub fn file_bytes(&self) -> Result<u64> {
+        self.file.len_bytes().map_err(|error| Error::io("reading", path(self.id), error))
+    }
+
+    /// Length of the file, if a pack can be that long.
     pub fn bytes(&self) -> Result<u64> {
-        let bytes = self.file.len_bytes().map_err(|error| Error::io("reading", path(self.id), error))?;
+        let bytes = self.file_bytes()?;
         if bytes > PACK_BYTES_MAX { Err(self.damaged(0, "the file is over the limit")) } else { Ok(bytes) }
     }
 
@@ -130,36 +141,63 @@ impl PackReader {
         }
     }
 
-    /// Finds whole records without table or footer: a record's header has a checksum of its own.
+    /// Finds whole records without table or footer: a record's header has a checksum of its own. What the device can't
+    /// read is passed over.
     fn search(&self) -> Result<Vec<TableEntry>> {
-        let mut bytes = vec![0; self.bytes()? as usize];
-        self.read_at(&mut bytes, 0)?;
+        let end = self.file_bytes()?.min(PACK_BYTES_MAX);
+        let mut window = vec![0; (SEARCH_BYTES as u64).min(end) as usize];
         let mut entries = Vec::new();
         let mut at = 0;
-        while at + HEADER_BYTES <= bytes.len() {
-            let Some(step) = bytes[at..].windows(MAGIC.len()).position(|window| window == MAGIC) else { break };
-            at += step;
-            match self.whole_record(&bytes, at) {
-                Some(header) => {
-                    entries.push(table_entry(&header, at as u32));
-                    at += HEADER_BYTES + header.stored_bytes as usize;
-                }
-                None => at += 1,
-            }
+        while at + HEADER_BYTES as u64 <= end {
+            let window = &mut window[..(end - at).min(SEARCH_BYTES as u64) as usize];
+            self.read_what_can_be(window, at);
+            at += search_window(window, at, at + window.len() as u64 == end, &mut entries) as u64;
         }
         Ok(entries)
     }
 
-    fn whole_record(&self, bytes: &[u8], at: usize) -> Option<Header> {
-        let header = Header::decode(&bytes[at..]).ok()?;
-        let payload = bytes.get(at + HEADER_BYTES..at + HEADER_BYTES + header.stored_bytes as usize)?;
-        header.payload_matches(payload).then_some(header)
+    /// Reads bytes of the pack, zeros where that fails.
+    fn read_what_can_be(&self, buf: &mut [u8], offset: u64) {
+        if self.read_at(buf, offset).is_ok() {
+            return;
+        }
+        for (block, at) in buf.chunks_mut(SEARCH_BLOCK_BYTES).zip((offset..).step_by(SEARCH_BLOCK_BYTES)) {
+            if self.read_at(block, at).is_err() {
+                block.fill(0);
+            }
+        }
     }
 
     /// An [`Error::Damaged`] that names this pack and the offset.
     pub fn damaged(&self, offset: u64, detail: impl Into<String>) -> Error {
         Error::damaged(format!("pack {} at offset {offset}", self.id), detail)
     }
+}
+
+/// Adds the whole records in a window at `offset` of the file and returns how far it was searched. A record that may
+/// go on behind the window ends the search, to be found at the start of the next one.
+fn search_window(window: &[u8], offset: u64, is_last: bool, entries: &mut Vec<TableEntry>) -> usize {
+    let mut at = 0;
+    while let Some(step) = window[at..].windows(MAGIC.len()).position(|bytes| bytes == MAGIC) {
+        at += step;
+        let longest = HEADER_BYTES + STORED_BYTES_MAX;
+        match whole_record(&window[at..]) {
+            Some(header) => {
+                entries.push(table_entry(&header, (offset + at as u64) as u32));
+                at += HEADER_BYTES + header.stored_bytes as usize;
+            }
+            None if !is_last && window.len() - at < longest => return at,
+            None => at += 1,
+        }
+    }
+    if is_last { window.len() } else { at.max(window.len() + 1 - MAGIC.len()) }
+}
+
+/// The header of the whole record that these bytes begin with.
+fn whole_record(bytes: &[u8]) -> Option<Header> {
+    let header = Header::decode(bytes).ok()?;
+    let payload = bytes.get(HEADER_BYTES..HEADER_BYTES + header.stored_bytes as usize)?;
+    header.payload_matches(payload).then_some(header)
 }
 
 /// The records found in a pack.

@@ -265,7 +265,7 @@ fn add_packs<'a>(
             }
         }
         let class = entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
-        let row = pack_row(id, class, &entries, reader.bytes()?);
+        let row = pack_row(id, class, &entries, reader.file_bytes()?);
         let known = |number: u32| there.contains_key(&number);
         index.apply(&adoption(index, damaged, row, &entries, known)?)?;
         there.insert(id.number, row);
