@@ -85,7 +85,8 @@ impl PackSet {
 /// What lies in the directory of packs.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
-    /// Sealed packs by number. Of two files with one number the later in name order is here, the other a stranger.
+    /// Sealed packs by number. Of two files with one number the one that holds what its name says is here, the other a
+    /// stranger.
     pub(crate) sealed: HashMap<u32, PackId>,
     /// Unfinished packs.
     pub(crate) parts: Vec<String>,
@@ -99,9 +100,7 @@ impl Inventory {
         let mut inventory = Self::default();
         for name in listing.files {
             if let Some(id) = name.strip_suffix(".pack").and_then(|stem| stem.parse::<PackId>().ok()) {
-                if let Some(other) = inventory.sealed.insert(id.number, id) {
-                    inventory.strangers.push(format!("{other}.pack"));
-                }
+                inventory.add(storage, id);
             } else if name.ends_with(".part") {
                 inventory.parts.push(name);
             } else {
@@ -109,6 +108,14 @@ impl Inventory {
             }
         }
         Ok(inventory)
+    }
+
+    fn add(&mut self, storage: &dyn Storage, id: PackId) {
+        let Some(other) = self.sealed.insert(id.number, id) else { return };
+        let is_itself = |id| PackReader::open(storage, id).is_ok_and(|reader| reader.header().is_ok());
+        let stranger = if is_itself(other) && !is_itself(id) { id } else { other };
+        self.sealed.insert(id.number, if stranger == id { other } else { id });
+        self.strangers.push(format!("{stranger}.pack"));
     }
 
     pub(crate) fn next_number(&self) -> u32 {
