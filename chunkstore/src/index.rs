@@ -5,6 +5,7 @@
 //! bytes: a record read by its place carries its own id and checksum.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
@@ -29,6 +30,9 @@ const KEY_STORE: &[u8] = b"store";
 const LAYOUT: u8 = 1;
 /// Keys of one look-up of RocksDB.
 const LOOKUP_KEYS: usize = 1024;
+/// A file in the index's directory that says: rebuild this at the next open. RocksDB reads a damaged table only when it
+/// is asked for one of its keys, so opening it again would succeed.
+const DAMAGED_MARK: &str = "DAMAGED";
 const PLACE_BYTES: usize = 22;
 const PACK_ROW_BYTES: usize = 32;
 
@@ -175,6 +179,9 @@ impl Index {
     /// # Errors
     /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
     pub fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
+        if let Ok(detail) = fs::read_to_string(path.join(DAMAGED_MARK)) {
+            return Err(Error::IndexDamaged { detail });
+        }
         let cache = Cache::new_lru_cache(cache_bytes);
         let families = [RECORDS, PACKS, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(|error| index_error(path, &error))?;
@@ -234,6 +241,17 @@ impl Index {
         Ok(first.map_err(|error| self.error(&error))?.is_some_and(|(key, _)| key.starts_with(prefix)))
     }
 
+    /// Hands every record's place to `visit`, in the order of ids. Reads the whole index.
+    pub fn each_record(&self, visit: &mut dyn FnMut(RecordId, Place) -> Result<()>) -> Result<()> {
+        for item in self.db.iterator_cf(self.family(RECORDS), IteratorMode::Start) {
+            let (key, value) = item.map_err(|error| self.error(&error))?;
+            let key: [u8; 32] =
+                (*key).try_into().map_err(|_| Error::IndexDamaged { detail: "an id has an unknown form".into() })?;
+            visit(RecordId::from_bytes(key), decode_place(&value)?)?;
+        }
+        Ok(())
+    }
+
     /// The place of one id.
     pub fn place(&self, id: RecordId) -> Result<Option<Place>> {
         Ok(self.places(&[id])?[0])
@@ -287,7 +305,12 @@ impl Index {
     }
 
     fn error(&self, error: &rocksdb::Error) -> Error {
-        index_error(&self.path, error)
+        let error = index_error(&self.path, error);
+        if let Error::IndexDamaged { detail } = &error {
+            // If it can't be written the next open finds the damage as this one did.
+            let _ = fs::write(self.path.join(DAMAGED_MARK), detail);
+        }
+        error
     }
 }
 
