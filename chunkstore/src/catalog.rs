@@ -262,6 +262,14 @@ impl Catalog {
 
 /// Writing, by the store's owner only.
 impl Catalog {
+    /// Leaves a tombstone for a snapshot that is about to be published, durably, before any pack repeats its entry. If
+    /// publishing is cut short, the entry in the pack then tells of no snapshot whose catalog file was lost.
+    /// [`Catalog::publish`] takes the tombstone away again.
+    pub fn announce(&self, snapshot: &Snapshot) -> Result<()> {
+        self.create_image_dir(&snapshot.name().image)?;
+        whole::replace_whole(&*self.storage, &Tombstone::of(snapshot).path(), &checked_encoding(snapshot)?)
+    }
+
     /// Adds a snapshot, durably: it is there whole or not at all. Everything that it names must already be durable.
     ///
     /// Returns the bytes of its file.

@@ -2,7 +2,9 @@
 //!
 //! The order that makes it durable: records are appended to `.part` files; a full pack is synced, renamed and its
 //! directory synced; then its records enter the index in one synced batch; and only when all packs of the session
-//! are there is the snapshot's catalog entry written aside, synced, renamed, and its directory synced.
+//! are there is the snapshot's catalog entry written aside, synced, renamed, and its directory synced. A tombstone,
+//! synced before the pack that repeats the entry is sealed and gone with the publication, tells an entry that was
+//! never published from one whose catalog file was lost.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,6 +145,7 @@ impl WriteSession {
         let mut snapshot = Snapshot::create(entry, State::default())?;
         let encoding = snapshot.entry_encoding().to_vec();
         let id: EntryId = snapshot.entry_id();
+        self.store.catalog().announce(&snapshot)?;
         if self.claim(&[id.into()])?[0] {
             let (codec, payload) = Encoder::new(1).plain(&encoding);
             self.put(&[Record::new(Kind::Entry, id.into(), encoding.len(), codec, payload, None)])?;
