@@ -234,8 +234,9 @@ impl Work<'_> {
     ) -> Result<Vec<Record>> {
         let store = self.session.store();
         let suspects = store.damaged();
-        // The parent's own chunks are there, as long as nothing of them is known to be damaged.
-        let asked: Vec<&Cut> = cuts.iter().filter(|cut| !cut.reused || suspects.concerns(cut.id.into())).collect();
+        // The parent's own chunks are there, as long as no pack is missing and nothing of them is known to be damaged.
+        let is_there = |cut: &Cut| cut.reused && !self.packs_are_missing() && !suspects.concerns(cut.id.into());
+        let asked: Vec<&Cut> = cuts.iter().filter(|cut| !is_there(cut)).collect();
         let ids: Vec<RecordId> = asked.iter().map(|cut| cut.id.into()).collect();
         let claims = self.session.claim(&ids)?;
         let mut records = Vec::new();
@@ -254,6 +255,10 @@ impl Work<'_> {
         Ok(records)
     }
 
+    fn packs_are_missing(&self) -> bool {
+        !self.session.store().missing_packs().is_empty()
+    }
+
     /// Adds a node to the records if the store lacks it.
     fn put_node(
         &self,
@@ -266,7 +271,7 @@ impl Work<'_> {
         let id = NodeId::of(&encoding);
         let store = self.session.store();
         let suspect = store.damaged().concerns(id.into());
-        if (parent != Some(id) || suspect) && self.session.claim(&[id.into()])?[0] {
+        if (parent != Some(id) || suspect || self.packs_are_missing()) && self.session.claim(&[id.into()])?[0] {
             let base = match parent {
                 Some(parent) if !suspect => store.base_for(parent.into())?,
                 _ => None,
