@@ -45,7 +45,7 @@ pub(crate) struct Restore {
     /// Replace a file that exists, or write to a block device
     #[arg(long)]
     force: bool,
-    /// Do not wait until the bytes are on disk: faster, and lost if the machine fails soon after
+    /// Return without waiting until the bytes are on disk, as `cp` does
     #[arg(long)]
     no_sync: bool,
     /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
@@ -94,11 +94,8 @@ impl Restore {
     }
 
     fn options(&self, store: &Store) -> RestoreOptions {
-        RestoreOptions {
-            force: self.force,
-            sync: !self.no_sync,
-            threads: context::threads(self.threads, store.config()),
-        }
+        let threads = context::threads(self.threads, store.config());
+        RestoreOptions { force: self.force, sync: !self.no_sync, threads }
     }
 
     fn to_file(
