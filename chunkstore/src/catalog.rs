@@ -27,7 +27,7 @@ const DIR: &str = "catalog";
 const SNAPSHOT_SUFFIX: &str = ".snap";
 const TOMBSTONE_SUFFIX: &str = ".removed";
 /// Hex digits of an entry's id in a tombstone's name.
-const ENTRY_PREFIX_DIGITS: usize = 16;
+pub(crate) const ENTRY_PREFIX_DIGITS: usize = 16;
 /// Most images that an error message lists.
 const IMAGES_SHOWN: usize = 8;
 

@@ -1,9 +1,34 @@
 //! Checking everything: every record of every pack, every manifest, the catalog.
+//!
+//! First come the packs, in order: full records, then deltas by the place of their bases, so that each base is decoded
+//! once a batch. A bit is kept for every record that proved good. What is damaged is remembered in the store, and what
+//! the index lacks or has elsewhere is put right. Then the manifests are walked: every node and chunk must have a place
+//! whose record proved good. Only if something has not are they walked again, to name the ranges that it hurts.
 
+mod catalog;
+mod closure;
+mod deltas;
+mod feed;
+mod findings;
+mod ranges;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::error::Result;
+use self::closure::{Closure, Lost};
+use self::findings::Findings;
+use crate::catalog::Snapshot;
+use crate::damaged::{BadRecord, Damaged};
+use crate::error::{Error, Result};
+use crate::id::{PackId, RecordId};
+use crate::index::Change;
+use crate::mark::Mark;
 use crate::name::SnapshotName;
+use crate::pack::{DIR, Inventory};
 use crate::progress::Progress;
 use crate::store::Store;
 
@@ -18,10 +43,14 @@ pub struct VerifyReport {
     pub plain_bytes: u64,
     /// Snapshots whose manifests were walked.
     pub snapshots: u64,
+    /// Damaged records whose content is whole elsewhere; nothing is lost with them.
+    pub healed_records: u64,
     /// What is wrong with packs, catalog files and lists: one line for each.
     pub problems: Vec<String>,
     /// Damaged or missing chunks and nodes that snapshots need.
     pub damage: Vec<DamagedRange>,
+    /// Ranges that are damaged too and for which the list had no room.
+    pub damage_left_out: u64,
     /// Wall time.
     pub elapsed_s: f64,
 }
@@ -48,12 +77,133 @@ pub struct DamagedRange {
 
 /// Verifies the whole store or, if `snapshots` is not empty, what these need. Ids found damaged are remembered; after a
 /// verification of the whole store the list is exactly what it found.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no such snapshot. Damage is no error, but in the report.
 pub fn verify(
     store: &Arc<Store>,
     snapshots: &[SnapshotName],
     threads: usize,
     progress: &Progress,
 ) -> Result<VerifyReport> {
-    let _ = (store, snapshots, threads, progress);
-    todo!()
+    let started = Instant::now();
+    let run = Run { store, threads: threads.max(1), progress };
+    let mut report = if snapshots.is_empty() { run.whole_store()? } else { run.some(snapshots)? };
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
 }
+
+/// A verification.
+struct Run<'a> {
+    store: &'a Store,
+    threads: usize,
+    progress: &'a Progress,
+}
+
+impl Run<'_> {
+    fn whole_store(&self) -> Result<VerifyReport> {
+        let mut problems = self.strangers()?;
+        let mut findings = self.check_records(None)?;
+        let catalog = catalog::check(self.store, findings.take_entries(), &mut problems)?;
+        findings.add_stale_places(self.store)?;
+        self.store.set_damaged(findings.damaged(Damaged::default()))?;
+        findings.add_homeless_packs(self.store)?;
+        let lost = self.close(&findings, &catalog.snapshots)?;
+        self.remember_lost(&lost)?;
+        if lost.is_nothing() {
+            self.forget_missing_packs()?;
+        }
+        self.report(findings, problems, &catalog.snapshots, &lost)
+    }
+
+    fn some(&self, names: &[SnapshotName]) -> Result<VerifyReport> {
+        let mut problems = Vec::new();
+        let snapshots = self.read_snapshots(names, &mut problems)?;
+        let wanted = closure::mark(self.store, &snapshots, self.threads, self.progress)?;
+        let findings = self.check_records(Some(&wanted))?;
+        self.store.set_damaged(findings.damaged(Damaged::clone(&self.store.damaged())))?;
+        let lost = self.close(&findings, &snapshots)?;
+        self.remember_lost(&lost)?;
+        self.report(findings, problems, &snapshots, &lost)
+    }
+
+    /// Reads the catalog entries of the snapshots that were asked for; a damaged one is a problem.
+    fn read_snapshots(&self, names: &[SnapshotName], problems: &mut Vec<String>) -> Result<Vec<Snapshot>> {
+        let mut snapshots = Vec::new();
+        for name in names.iter().collect::<std::collections::BTreeSet<_>>() {
+            match self.store.catalog().read(name) {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error @ Error::Damaged { .. }) => problems.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(snapshots)
+    }
+
+    /// What lies among the packs and is none, and what should lie there and does not.
+    fn strangers(&self) -> Result<Vec<String>> {
+        let missing = self.store.missing_packs().iter().map(|row| format!("pack {} is missing", row.id));
+        let inventory = Inventory::read(&**self.store.storage())?;
+        let strange = inventory.strangers.iter().map(|name| format!("{DIR}/{name} is not a pack of this store"));
+        Ok(missing.chain(strange).collect())
+    }
+
+    /// Reads the records of all packs, or those of them that are wanted.
+    fn check_records(&self, wanted: Option<&Mark>) -> Result<Findings> {
+        let findings = Findings::new(self.store);
+        let rows = self.store.packs().rows();
+        let bytes = |number| match wanted {
+            Some(wanted) => wanted.pack(number).map_or(0, |pack| pack.bytes),
+            None => self.store.packs().row(number).map_or(0, |row| row.bytes),
+        };
+        self.progress.set_total(rows.iter().map(|row| bytes(row.id.number)).sum());
+        records::check(self, rows, wanted, &findings)?;
+        deltas::check(self, wanted, &findings)?;
+        Ok(findings)
+    }
+
+    /// Everything below the snapshots that has no place whose record proved good.
+    fn close(&self, findings: &Findings, snapshots: &[Snapshot]) -> Result<Lost> {
+        let closure = Closure::new(self.store, self.threads, self.progress);
+        closure.lost(snapshots, &|place| findings.is_good(place))
+    }
+
+    /// Remembers what snapshots need and no pack has, although no place of it is known: the next backup must not take
+    /// it for there because its parent has it.
+    fn remember_lost(&self, lost: &Lost) -> Result<()> {
+        let damaged = self.store.damaged();
+        let mut more = Damaged::clone(&damaged);
+        for id in lost.ids.iter().filter(|id| !damaged.concerns(**id)) {
+            more.insert(BadRecord { pack: NO_PACK, offset: 0, id: *id, base_lost: false });
+        }
+        if more == *damaged { Ok(()) } else { self.store.set_damaged(more) }
+    }
+
+    /// Packs that are gone and of which nothing is needed are a problem once.
+    fn forget_missing_packs(&self) -> Result<()> {
+        let mut change = Change::default();
+        self.store.missing_packs().iter().for_each(|row| change.forget_pack(row.id.number));
+        self.store.index().apply(&change)
+    }
+
+    fn report(
+        &self,
+        findings: Findings,
+        mut problems: Vec<String>,
+        snapshots: &[Snapshot],
+        lost: &Lost,
+    ) -> Result<VerifyReport> {
+        let known_entries: HashSet<RecordId> =
+            snapshots.iter().map(|snapshot| RecordId::from(snapshot.entry_id())).collect();
+        let mut report = VerifyReport { snapshots: snapshots.len() as u64, ..VerifyReport::default() };
+        findings.report(self.store, &known_entries, &mut report)?;
+        report.problems.append(&mut problems);
+        if !lost.is_nothing() {
+            ranges::name(self.store, snapshots, lost, self.progress, &mut report)?;
+        }
+        Ok(report)
+    }
+}
+
+/// Stands in the list of damaged records for a pack of which nothing is known. Packs are numbered from 1.
+const NO_PACK: PackId = PackId { number: 0, tag: 0 };

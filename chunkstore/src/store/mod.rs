@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use open::{InitOptions, OpenOptions, Reindexed};
+pub(crate) use read::{Plain, id_of};
 pub(crate) use write::encode;
 pub use write::{Publication, WriteSession};
 

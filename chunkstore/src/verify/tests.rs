@@ -1,0 +1,1 @@
+//! Every kind of damage to every kind of file.
