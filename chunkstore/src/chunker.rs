@@ -45,7 +45,7 @@ impl<'a> Hint<'a> {
     }
 
     /// The parent's chunk at `offset`, and whether its end was decided by content rather than by the data's end.
-    fn chunk_at(&self, offset: usize) -> Option<(ChunkId, usize, bool)> {
+    fn chunk_at(self, offset: usize) -> Option<(ChunkId, usize, bool)> {
         let (index, entry) = self.parent?.entry_at(offset)?;
         let Entry::Chunk { id, bytes } = *entry else { return None };
         let cut_by_content = matches!(self.parent?.entries().get(index + 1), Some(Entry::Chunk { .. }));

@@ -59,7 +59,9 @@ impl Damaged {
         let before = self.records.len();
         let kept: Vec<_> = self.records.drain().filter(|record| keep(record)).collect();
         self.ids.clear();
-        kept.into_iter().for_each(|record| self.insert(record));
+        for record in kept {
+            self.insert(record);
+        }
         self.records.len() != before
     }
 

@@ -4,7 +4,22 @@
 //! an index (derived). [`ingest`] makes snapshots, [`restore`] writes them out, [`verify`] checks everything, [`gc`]
 //! frees what no snapshot needs. No network, no FUSE, no terminal here. FORMAT.md describes every byte on disk.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cloned_ref_to_slice_refs,
+        clippy::format_collect,
+        clippy::large_stack_arrays,
+        clippy::needless_for_each,
+        clippy::single_range_in_vec_init,
+        clippy::type_complexity,
+        clippy::unnecessary_literal_bound,
+        reason = "tables of cases are written as plainly as they can be"
+    )
+)]
+
 mod buffers;
+
 pub mod catalog;
 pub mod chunk;
 pub mod chunk_source;

@@ -74,7 +74,7 @@ mod tests {
         let Err(Error::Busy { holder }) = StoreLock::acquire(dir.path(), Duration::ZERO) else { panic!() };
         assert!(holder.contains(&std::process::id().to_string()), "{holder}");
         let waiter = thread::scope(|scope| {
-            let waiter = scope.spawn(|| StoreLock::acquire(dir.path(), Duration::from_secs(60)));
+            let waiter = scope.spawn(|| StoreLock::acquire(dir.path(), Duration::from_mins(1)));
             drop(first);
             waiter.join().unwrap()
         });

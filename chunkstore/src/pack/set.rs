@@ -101,7 +101,7 @@ impl Inventory {
         for name in listing.files {
             if let Some(id) = name.strip_suffix(".pack").and_then(|stem| stem.parse::<PackId>().ok()) {
                 inventory.add(storage, id);
-            } else if name.ends_with(".part") {
+            } else if name.strip_suffix(".part").is_some() {
                 inventory.parts.push(name);
             } else {
                 inventory.strangers.push(name);

@@ -38,7 +38,7 @@ impl SegmentData {
         let leaf = manifest::read_leaf(source, segment.leaf)?;
         let range = segment.offset()..segment.end().min(virtual_bytes);
         if range.start + leaf.bytes() as u64 > range.end {
-            let detail = format!("lists more than the {} bytes that the image has", virtual_bytes);
+            let detail = format!("lists more than the {virtual_bytes} bytes that the image has");
             return Err(Error::damaged(format!("manifest node {}", segment.leaf), detail));
         }
         let (ids, pieces) = distinct(&leaf, range.start);

@@ -71,6 +71,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Walks the manifest and gives every segment out, and the ranges of zeros between them.
+    #[expect(clippy::needless_pass_by_value, reason = "the workers end when the sender is gone")]
     fn feed(&self, tasks: Sender<Task>) -> Result<()> {
         let size = self.entry.virtual_bytes;
         let mut end = 0;

@@ -84,12 +84,11 @@ impl WriteSession {
 
     fn append(&self, open: &mut OpenPacks, record: &Record) -> Result<()> {
         let class = Class::of(record.header.kind, record.header.codec);
-        let at = match open.writers.iter().position(|writer| writer.class() == class) {
-            Some(at) => at,
-            None => {
-                open.writers.push(self.create_pack(class)?);
-                open.writers.len() - 1
-            }
+        let at = if let Some(at) = open.writers.iter().position(|writer| writer.class() == class) {
+            at
+        } else {
+            open.writers.push(self.create_pack(class)?);
+            open.writers.len() - 1
         };
         open.writers[at].append(record)?;
         if open.writers[at].is_full() {

@@ -135,7 +135,9 @@ impl Batch {
             let found: Vec<_> =
                 groups[group].iter().map(|delta| (delta.block, self.check_delta(*delta, &base, &mut plain))).collect();
             let mut verdicts = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-            found.into_iter().for_each(|(block, verdict)| verdicts[block].push(verdict));
+            for (block, verdict) in found {
+                verdicts[block].push(verdict);
+            }
             Ok(())
         })
     }

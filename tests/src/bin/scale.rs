@@ -59,8 +59,8 @@ fn run(work: &Path, chunks: u64, as_json: bool) -> Result<()> {
         println!("{result}");
     } else {
         println!("{chunks} chunks, made in {made_s:.0} s");
-        println!("gc's mark   {}", mark);
-        println!("look-ups    {}", lookup);
+        println!("gc's mark   {mark}");
+        println!("look-ups    {lookup}");
     }
     Ok(())
 }
