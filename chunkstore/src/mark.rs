@@ -66,7 +66,7 @@ impl<'a, S: Seen> Walk<'a, S> {
     fn nodes(&mut self, ids: &[NodeId]) -> Result<()> {
         self.progress.check()?;
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-        for (id, place) in ids.iter().zip(self.store.places(&records)?) {
+        for (id, place) in ids.iter().zip(self.store.places_once(&records)?) {
             let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
             if !self.seen.see(&place) {
                 continue;

@@ -1,0 +1,152 @@
+//! Running one command and measuring it: wall time and peak memory, from a quiet disk.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// What one run of a command took.
+pub(crate) struct Sample {
+    pub(crate) elapsed_s: f64,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) peak_bytes: u64,
+}
+
+/// The figures of one measurement, a figure a round.
+#[derive(Default)]
+pub(crate) struct Samples(BTreeMap<(&'static str, &'static str), Vec<f64>>);
+
+impl Samples {
+    /// Adds what a round gave for `tool` in `what`.
+    pub(crate) fn add(&mut self, what: &'static str, tool: &'static str, value: f64) {
+        eprintln!("  {what}: {tool} {value:.3}");
+        self.0.entry((what, tool)).or_default().push(value);
+    }
+
+    /// The median of what was added; NaN if nothing was.
+    pub(crate) fn median(&self, what: &'static str, tool: &'static str) -> f64 {
+        self.0.get(&(what, tool)).map_or(f64::NAN, |values| median(values))
+    }
+}
+
+/// The middle one, or the mean of the middle two.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = ((sorted.len() - 1) / 2, sorted.len() / 2);
+    f64::midpoint(sorted[low], sorted[high])
+}
+
+/// What all measurements share.
+pub(crate) struct Bench {
+    /// Rounds of each measurement.
+    pub(crate) runs: u32,
+    /// Where `day1.raw` and `day2.raw` are.
+    pub(crate) images: PathBuf,
+    /// An empty directory for everything else.
+    pub(crate) work: PathBuf,
+    /// The most memory each vmstore command has taken.
+    pub(crate) peak_bytes: BTreeMap<String, u64>,
+    vmstore: PathBuf,
+}
+
+impl Bench {
+    pub(crate) fn new(vmstore: PathBuf, images: PathBuf, work: PathBuf, runs: u32) -> Self {
+        Self { runs, images, work, peak_bytes: BTreeMap::new(), vmstore }
+    }
+
+    /// A path in the work directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.work.join(name)
+    }
+
+    /// Runs `vmstore COMMAND ARGS...` on a store and keeps its peak memory under the command's name.
+    pub(crate) fn vmstore<I>(&mut self, store: &Path, command: &str, args: I) -> Result<Sample>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let mut run = Command::new(&self.vmstore);
+        run.arg("--store").arg(store).args(["--progress", "never", "--json", command]).args(args);
+        let sample = self.measure(&mut run)?;
+        let peak = self.peak_bytes.entry(command.to_owned()).or_default();
+        *peak = sample.peak_bytes.max(*peak);
+        Ok(sample)
+    }
+
+    /// Makes an empty store of that name, in place of an older one.
+    pub(crate) fn new_store(&mut self, name: &str) -> Result<PathBuf> {
+        let store = self.path(name);
+        if store.exists() {
+            fs::remove_dir_all(&store)?;
+        }
+        self.vmstore(&store, "init", ["--no-reserve"])?;
+        Ok(store)
+    }
+
+    /// Ingests a file as `web01` of this time.
+    pub(crate) fn ingest(&mut self, store: &Path, source: &Path, time: &str) -> Result<Sample> {
+        let options = ["--image", "web01", "--time", time].map(OsStr::new);
+        self.vmstore(store, "ingest", [source.as_os_str()].into_iter().chain(options))
+    }
+
+    /// A figure of `vmstore stats`.
+    pub(crate) fn stat(&mut self, store: &Path, field: &str) -> Result<f64> {
+        let sample = self.vmstore(store, "stats", [""; 0])?;
+        let stats: serde_json::Value = serde_json::from_slice(&sample.stdout).context("stats --json is not JSON")?;
+        stats[field].as_f64().with_context(|| format!("stats --json has no number {field}"))
+    }
+
+    /// Runs a command that must succeed. Earlier writers' dirty pages are on disk before it starts.
+    pub(crate) fn measure(&self, command: &mut Command) -> Result<Sample> {
+        let (stdout, stderr) = (self.path("stdout"), self.path("stderr"));
+        command.stdin(Stdio::null()).stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
+        rustix::fs::sync();
+        let started = Instant::now();
+        let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        let (status, peak_bytes) = wait(&child)?;
+        let elapsed_s = started.elapsed().as_secs_f64();
+        if !status.success() {
+            bail!("{command:?} ended with {status}:\n{}", fs::read_to_string(&stderr)?);
+        }
+        Ok(Sample { elapsed_s, stdout: fs::read(&stdout)?, peak_bytes })
+    }
+}
+
+/// Waits for a child and learns the most memory that it had.
+fn wait(child: &Child) -> Result<(ExitStatus, u64)> {
+    let mut status = 0;
+    // SAFETY: `rusage` is plain integers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to locals that outlive the call, and nobody else waits for this child.
+    let waited = unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, &raw mut usage) };
+    if waited < 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot wait for a child");
+    }
+    Ok((ExitStatus::from_raw(status), u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024))
+}
+
+/// Keeps this program and all it starts on the first `count` of the cores it may use.
+pub(crate) fn stay_on_cores(count: usize) -> Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut chosen = CpuSet::new();
+    (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).take(count).for_each(|cpu| chosen.set(cpu));
+    sched_setaffinity(None, &chosen).context("cannot choose cores")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn median_of_odd_and_even() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+    }
+}
