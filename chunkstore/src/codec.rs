@@ -67,7 +67,12 @@ impl Encoder {
             return (Codec::Delta, delta);
         }
         let (codec, plain) = self.plain(bytes);
-        if delta.len() < plain.len() - plain.len() / 4 { (Codec::Delta, delta) } else { (codec, plain) }
+        if is_clearly_smaller(&delta, plain.len()) { (Codec::Delta, delta) } else { (codec, plain) }
+    }
+
+    /// A delta against a base, if it is clearly smaller than a payload of `plain_payload_bytes`.
+    pub fn smaller_than(&mut self, bytes: &[u8], base: &[u8], plain_payload_bytes: usize) -> Option<Vec<u8>> {
+        self.delta(bytes, base).filter(|delta| is_clearly_smaller(delta, plain_payload_bytes))
     }
 
     fn delta(&mut self, bytes: &[u8], base: &[u8]) -> Option<Vec<u8>> {
@@ -102,6 +107,11 @@ impl Encoder {
         result.ok()?;
         Some(&self.buffer)
     }
+}
+
+/// Whether a delta is worth the dependence on its base.
+fn is_clearly_smaller(delta: &[u8], plain_payload_bytes: usize) -> bool {
+    delta.len() < plain_payload_bytes - plain_payload_bytes / 4
 }
 
 /// A reusable zstd decompressor.

@@ -288,6 +288,12 @@ fn forget_records(store: &Store, row: &PackRow, table: &[TableEntry]) -> Result<
             change.forget(*id);
         }
     }
+    let sketches: Vec<_> = table.iter().map(|entry| entry.sketch).collect();
+    for (sketch, place) in sketches.iter().zip(store.index().similar(&sketches)?) {
+        if place.is_some_and(|(pack, _)| pack == row.id.number) {
+            change.forget_sketch(*sketch);
+        }
+    }
     change.forget_pack(row.id.number);
     store.index().apply(&change)
 }

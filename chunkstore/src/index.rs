@@ -1,8 +1,9 @@
 //! The index: from a record's id to its place in a pack. Derived from the packs, rebuilt from them at need.
 //!
-//! RocksDB holds three column families: `records` (id -> [`Place`]), `packs` (number -> [`PackRow`]) and `state`
-//! (which store, which layout). One synced batch is written per sealed pack. An answer is never trusted with
-//! bytes: a record read by its place carries its own id and checksum.
+//! RocksDB holds four column families: `records` (id -> [`Place`]), `packs` (number -> [`PackRow`]), `sketches`
+//! (sketch -> pack and offset of a chunk that has it) and `state` (which store, which layout). One synced batch is
+//! written per sealed pack. An answer is never trusted with bytes: a record read by its place carries its own id and
+//! checksum.
 
 use std::collections::HashMap;
 use std::fs;
@@ -24,6 +25,7 @@ pub const DIR: &str = "index";
 
 const RECORDS: &str = "records";
 const PACKS: &str = "packs";
+const SKETCHES: &str = "sketches";
 const STATE: &str = "state";
 const KEY_STORE: &[u8] = b"store";
 /// Changes when the layout of keys or values does; an index of another layout is rebuilt.
@@ -34,6 +36,7 @@ const LOOKUP_KEYS: usize = 1024;
 /// is asked for one of its keys, so opening it again would succeed.
 const DAMAGED_MARK: &str = "DAMAGED";
 const PLACE_BYTES: usize = 22;
+const SKETCH_VALUE_BYTES: usize = 8;
 const PACK_ROW_BYTES: usize = 32;
 
 /// Where a record is.
@@ -143,6 +146,7 @@ impl PackRow {
 pub struct Change {
     records: Vec<(RecordId, Option<Place>)>,
     packs: Vec<(u32, Option<PackRow>)>,
+    sketches: Vec<(u32, Option<(u32, u32)>)>,
 }
 
 impl Change {
@@ -154,6 +158,16 @@ impl Change {
     /// Forgets a record.
     pub fn forget(&mut self, id: RecordId) {
         self.records.push((id, None));
+    }
+
+    /// Names the record in this pack at this offset as the one to be found by a sketch.
+    pub fn put_sketch(&mut self, sketch: u32, pack: u32, offset: u32) {
+        self.sketches.push((sketch, Some((pack, offset))));
+    }
+
+    /// Forgets a sketch.
+    pub fn forget_sketch(&mut self, sketch: u32) {
+        self.sketches.push((sketch, None));
     }
 
     /// Adds a pack.
@@ -183,7 +197,8 @@ impl Index {
             return Err(Error::IndexDamaged { detail });
         }
         let cache = Cache::new_lru_cache(cache_bytes);
-        let families = [RECORDS, PACKS, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let families =
+            [RECORDS, PACKS, SKETCHES, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(|error| index_error(path, &error))?;
         let index = Self { db, path: path.to_path_buf() };
         index.check_store(store_id)?;
@@ -232,6 +247,19 @@ impl Index {
             }
         }
         Ok(places)
+    }
+
+    /// The pack and offset of the last record that was given each sketch; `None` for sketch 0. Only hints.
+    pub fn similar(&self, sketches: &[u32]) -> Result<Vec<Option<(u32, u32)>>> {
+        let keys: Vec<[u8; 4]> = sketches.iter().map(|sketch| sketch.to_be_bytes()).collect();
+        let values = self.db.batched_multi_get_cf(self.family(SKETCHES), keys.iter().map(<[u8; 4]>::as_slice), false);
+        let mut similar = Vec::with_capacity(sketches.len());
+        for (value, sketch) in values.into_iter().zip(sketches) {
+            let value = value.map_err(|error| self.error(&error))?;
+            let value = value.filter(|value| value.len() == SKETCH_VALUE_BYTES && *sketch != 0);
+            similar.push(value.map(|value| (get_u32(&value, 0), get_u32(&value, 4))));
+        }
+        Ok(similar)
     }
 
     /// Whether the index has an id that begins with these bytes.
@@ -284,12 +312,21 @@ impl Index {
                 None => batch.delete_cf(self.family(PACKS), number.to_be_bytes()),
             }
         }
+        for (sketch, place) in &change.sketches {
+            match place {
+                Some((pack, offset)) => {
+                    let value = [pack.to_le_bytes(), offset.to_le_bytes()].concat();
+                    batch.put_cf(self.family(SKETCHES), sketch.to_be_bytes(), value);
+                }
+                None => batch.delete_cf(self.family(SKETCHES), sketch.to_be_bytes()),
+            }
+        }
         self.write(batch)
     }
 
     /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
     pub fn flush(&self) -> Result<()> {
-        [RECORDS, PACKS]
+        [RECORDS, PACKS, SKETCHES]
             .into_iter()
             .try_for_each(|name| self.db.flush_cf(self.family(name)).map_err(|e| self.error(&e)))
     }

@@ -25,9 +25,10 @@ const PAYLOAD_CRC: usize = 16;
 const HEADER_CRC: usize = 20;
 const ID: usize = 24;
 const BASE: usize = 56;
-/// Eight reserved bytes follow: zero in format 1, ignored by its readers.
-const RESERVED: usize = 88;
-const _: () = assert!(RESERVED + 8 == HEADER_BYTES);
+const SKETCH: usize = 88;
+/// Four reserved bytes follow: zero in format 1, ignored by its readers.
+const RESERVED: usize = 92;
+const _: () = assert!(RESERVED + 4 == HEADER_BYTES);
 
 /// What a record holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +66,8 @@ pub struct Header {
     pub stored_bytes: u32,
     /// CRC-32C of the payload.
     pub payload_crc: u32,
+    /// Of a full chunk: what chunks with much the same content likely share; 0 if unknown. Only a hint.
+    pub sketch: u32,
 }
 
 impl Header {
@@ -79,8 +82,9 @@ impl Header {
         put_u32(&mut bytes, PAYLOAD_CRC, self.payload_crc);
         bytes[ID..BASE].copy_from_slice(self.id.as_bytes());
         if let Some(base) = self.base {
-            bytes[BASE..RESERVED].copy_from_slice(base.as_bytes());
+            bytes[BASE..SKETCH].copy_from_slice(base.as_bytes());
         }
+        put_u32(&mut bytes, SKETCH, self.sketch);
         let crc = header_crc(&bytes);
         put_u32(&mut bytes, HEADER_CRC, crc);
         bytes
@@ -112,6 +116,7 @@ impl Header {
             plain_bytes: get_u32(bytes, PLAIN_BYTES),
             stored_bytes: get_u32(bytes, STORED_BYTES),
             payload_crc: get_u32(bytes, PAYLOAD_CRC),
+            sketch: get_u32(bytes, SKETCH),
         };
         check_lengths(header.plain_bytes, header.stored_bytes)?;
         Ok(header)
@@ -151,8 +156,16 @@ impl Record {
             plain_bytes: plain_bytes as u32,
             stored_bytes: payload.len() as u32,
             payload_crc: crc32c::crc32c(&payload),
+            sketch: 0,
         };
         Self { header, payload }
+    }
+
+    /// The record with a sketch.
+    #[must_use]
+    pub fn with_sketch(mut self, sketch: u32) -> Self {
+        self.header.sketch = sketch;
+        self
     }
 
     /// Bytes it takes in a pack, the table's entry not counted.

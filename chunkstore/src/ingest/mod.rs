@@ -5,6 +5,7 @@
 //! new records, so memory does not grow with the image.
 
 mod feed;
+mod sketch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use self::feed::Feed;
+use self::sketch::Full;
 use crate::catalog::{self, Entry as CatalogEntry, IngestReport, Snapshot};
 use crate::chunker::{self, Cut, Hint};
 use crate::codec::Encoder;
@@ -239,19 +241,23 @@ impl Work<'_> {
         let asked: Vec<&Cut> = cuts.iter().filter(|cut| !is_there(cut)).collect();
         let ids: Vec<RecordId> = asked.iter().map(|cut| cut.id.into()).collect();
         let claims = self.session.claim(&ids)?;
-        let mut records = Vec::new();
+        let (mut records, mut full) = (Vec::new(), Vec::new());
         for (cut, _) in asked.into_iter().zip(claims).filter(|(_, claimed)| *claimed) {
             let plain = &bytes[cut.range.clone()];
+            let suspect = suspects.concerns(cut.id.into());
             let base = match parent.and_then(|parent| overlapping(parent, cut)) {
-                Some(base) if !suspects.concerns(cut.id.into()) => store.base_for(base)?,
+                Some(base) if !suspect => store.base_for(base)?,
                 _ => None,
             };
             let record = crate::store::encode(encoder, Kind::Chunk, cut.id.into(), plain, base.as_ref());
-            tally.new_chunks += 1;
-            tally.new_bytes += plain.len() as u64;
-            tally.delta_chunks += u64::from(record.header.base.is_some());
-            records.push(record);
+            if record.header.base.is_some() || suspect {
+                records.push(record);
+            } else {
+                full.push(Full { plain, record: record.with_sketch(sketch::sketch(bytes, &cut.range)) });
+            }
         }
+        records.extend(sketch::rebase(store, encoder, full)?);
+        tally.count_new(&records);
         Ok(records)
     }
 
@@ -316,6 +322,12 @@ impl Tally {
         self.chunks += cuts.len() as u64;
         self.data_bytes += cuts.iter().map(|cut| cut.range.len() as u64).sum::<u64>();
         self.reused_boundaries += cuts.iter().filter(|cut| cut.reused).count() as u64;
+    }
+
+    fn count_new(&mut self, records: &[Record]) {
+        self.new_chunks += records.len() as u64;
+        self.new_bytes += records.iter().map(|record| u64::from(record.header.plain_bytes)).sum::<u64>();
+        self.delta_chunks += records.iter().filter(|record| record.header.base.is_some()).count() as u64;
     }
 
     fn add(&mut self, other: Self) {

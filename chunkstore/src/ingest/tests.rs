@@ -209,3 +209,20 @@ fn a_chunk_known_to_be_damaged_is_stored_again_whole() {
     assert_eq!((report.new_chunks, report.delta_chunks), (1, 0));
     assert!(read_back(&*store, snapshot.entry()).unwrap() == bytes, "the old night is healed too");
 }
+
+#[test]
+fn a_file_that_moved_is_stored_as_deltas() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let file = noise(800_000, 4);
+    put(&store, night("web01", 1), &[vec![0; 4096], file.clone()].concat());
+    // Elsewhere, and with a byte changed in most chunks, so that they are not found themselves.
+    let mut moved = file;
+    (100..moved.len()).step_by(8192).for_each(|at| moved[at] ^= 1);
+    let image = [vec![0; 3 << 20], moved].concat();
+    let snapshot = put(&store, night("web01", 2), &image);
+    let report = snapshot.state.ingest.clone().unwrap();
+    assert!(report.delta_chunks * 10 > report.new_chunks * 3, "{report:?}");
+    assert!(read_back(&*store, snapshot.entry()).unwrap() == image);
+}

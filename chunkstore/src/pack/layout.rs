@@ -10,7 +10,7 @@ use crate::record::{HEADER_BYTES, Kind, check_lengths, get_id, get_u32, get_u64,
 /// Length of a pack's header.
 pub const PACK_HEADER_BYTES: usize = 64;
 /// Length of a table's entry.
-pub const TABLE_ENTRY_BYTES: usize = 80;
+pub const TABLE_ENTRY_BYTES: usize = 84;
 /// Length of a pack's footer.
 pub const FOOTER_BYTES: usize = 64;
 
@@ -107,6 +107,8 @@ pub struct TableEntry {
     pub kind: Kind,
     /// How it is encoded.
     pub codec: Codec,
+    /// As in the record's header.
+    pub sketch: u32,
 }
 
 impl TableEntry {
@@ -132,6 +134,7 @@ impl TableEntry {
         put_u32(&mut bytes, 72, self.plain_bytes);
         bytes[76] = self.kind as u8;
         bytes[77] = self.codec as u8;
+        put_u32(&mut bytes, 80, self.sketch);
         table.extend_from_slice(&bytes);
     }
 
@@ -145,6 +148,7 @@ impl TableEntry {
             plain_bytes: get_u32(bytes, 72),
             kind: Kind::from_number(bytes[76]).ok_or_else(|| format!("unknown kind {}", bytes[76]))?,
             codec,
+            sketch: get_u32(bytes, 80),
         };
         check_lengths(entry.plain_bytes, entry.stored_bytes)?;
         Ok(entry)

@@ -227,5 +227,6 @@ fn table_entry(header: &Header, offset: u32) -> TableEntry {
         plain_bytes: header.plain_bytes,
         kind: header.kind,
         codec: header.codec,
+        sketch: header.sketch,
     }
 }

@@ -91,6 +91,7 @@ impl PackWriter {
             plain_bytes: record.header.plain_bytes,
             kind: record.header.kind,
             codec: record.header.codec,
+            sketch: record.header.sketch,
         });
         self.bytes += (HEADER_BYTES + record.payload.len()) as u64;
         self.plain_bytes += u64::from(record.header.plain_bytes);

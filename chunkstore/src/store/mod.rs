@@ -145,6 +145,9 @@ fn adoption(
         let known = known.filter(|known| known.pack == row.id.number || is_there(known.pack));
         if known.is_none_or(|known| rank(&known) <= rank(&place)) {
             change.put(entry.id, place);
+            if entry.sketch != 0 {
+                change.put_sketch(entry.sketch, row.id.number, entry.offset);
+            }
         }
     }
     change.put_pack(row);

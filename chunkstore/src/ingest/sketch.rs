@@ -1,0 +1,85 @@
+//! Bases for content that moved: a file rewritten elsewhere in the image with few bytes changed.
+//!
+//! What the parent has at the same offset does not help there, and no chunk of such a file may be unchanged. But files
+//! lie at multiples of 4 KiB wherever they are, so most of their aligned blocks are unchanged. A chunk's sketch is the
+//! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents", 1997);
+//! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
+
+use std::ops::Range;
+
+use crate::codec::{Codec, Encoder};
+use crate::error::{Error, Result};
+use crate::id::RecordId;
+use crate::limits::ZERO_BLOCK_BYTES;
+use crate::record::{Kind, Record};
+use crate::store::Store;
+
+/// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
+const MIX: u32 = 0x9e37_79b1;
+
+/// The sketch of a chunk that lies at `range` of a segment; 0 if it has none.
+pub(super) fn sketch(segment: &[u8], range: &Range<usize>) -> u32 {
+    let first = range.start.next_multiple_of(ZERO_BLOCK_BYTES).min(range.end);
+    let blocks = segment[first..range.end].chunks_exact(ZERO_BLOCK_BYTES);
+    // Zeros are in chunks of all kinds.
+    let hashes = blocks.filter(|block| !crate::chunker::is_zero(block)).map(|block| crc32c::crc32c(block));
+    hashes.map(|crc| crc.wrapping_mul(MIX)).min().unwrap_or(0)
+}
+
+/// A new chunk of the segment that has no base yet.
+pub(super) struct Full<'a> {
+    /// Its bytes.
+    pub(super) plain: &'a [u8],
+    /// Its full record, which has a sketch.
+    pub(super) record: Record,
+}
+
+/// Turns full records into deltas against chunks with the same sketch, where that is clearly smaller.
+pub(super) fn rebase(store: &Store, encoder: &mut Encoder, full: Vec<Full<'_>>) -> Result<Vec<Record>> {
+    let sketches: Vec<u32> = full.iter().map(|full| full.record.header.sketch).collect();
+    let similar = store.index().similar(&sketches)?;
+    let rebased = full.into_iter().zip(similar).map(|(full, similar)| match similar {
+        Some(place) => Ok(delta(store, encoder, &full, place)?.unwrap_or(full.record)),
+        None => Ok(full.record),
+    });
+    rebased.collect()
+}
+
+fn delta(store: &Store, encoder: &mut Encoder, full: &Full<'_>, place: (u32, u32)) -> Result<Option<Record>> {
+    let Some(id) = chunk_at(store, place)? else { return Ok(None) };
+    let Some((base_id, base)) = store.base_for(id)? else { return Ok(None) };
+    let Some(payload) = encoder.smaller_than(full.plain, &base, full.record.payload.len()) else { return Ok(None) };
+    let id = full.record.header.id;
+    Ok(Some(Record::new(Kind::Chunk, id, full.plain.len(), Codec::Delta, payload, Some(base_id))))
+}
+
+/// The chunk whose record is at this offset of a pack, if it still is.
+fn chunk_at(store: &Store, (pack, offset): (u32, u32)) -> Result<Option<RecordId>> {
+    if store.packs().row(pack).is_none() {
+        return Ok(None);
+    }
+    match store.packs().reader(pack)?.record_header(u64::from(offset)) {
+        Ok(header) => Ok(Some(header.id).filter(|_| header.kind == Kind::Chunk)),
+        Err(Error::Damaged { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::noise;
+
+    #[test]
+    fn moved_by_whole_blocks_it_stays_the_same() {
+        let file = noise(100_000, 1);
+        let mut here = vec![0; 8192];
+        here.extend_from_slice(&file);
+        let there = [noise(40_960, 2), file].concat();
+        let of = |segment: &[u8], start: usize| sketch(segment, &(start..start + 90_000));
+        assert_eq!(of(&here, 8192 + 5), of(&there, 40_960 + 5));
+        assert_ne!(of(&noise(100_000, 3), 5), of(&there, 40_960 + 5));
+        assert_eq!(sketch(&here, &(0..8192)), 0, "zeros have none");
+        assert_eq!(sketch(&here, &(8193..12_000)), 0, "no whole block");
+    }
+}
