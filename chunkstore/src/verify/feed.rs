@@ -123,7 +123,7 @@ impl<'a> Feed<'a> {
         let (reader, scanned) = match found {
             Ok(found) => found,
             Err(error) => {
-                self.findings.add_broken_pack(row, error.to_string());
+                self.add_broken_pack(row, error.to_string());
                 return None;
             }
         };
@@ -133,11 +133,8 @@ impl<'a> Feed<'a> {
                 // Its records are the other pack's, or there twice.
                 entries.clear();
             }
-            if self.pass == Pass::Full {
-                let detail = format!("{error}; {} whole records were found in it", entries.len());
-                self.findings.add_broken_pack(row, detail);
-            }
-        } else if self.pass == Pass::Full {
+            self.add_broken_pack(row, format!("{error}; {} whole records were found in it", entries.len()));
+        } else if self.pass == Pass::Full && self.wanted.is_none() {
             self.check_header(&reader, &entries);
         }
         if self.pass == Pass::Full {
@@ -145,6 +142,15 @@ impl<'a> Feed<'a> {
             self.findings.add_pack(row, entries.len(), has_deltas);
         }
         Some(OpenPack { reader, row, entries })
+    }
+
+    /// Notes that something is wrong with a pack as a whole. Whoever asks for certain snapshots wants to know of their
+    /// records only.
+    fn add_broken_pack(&self, row: PackRow, problem: String) {
+        self.findings.add_broken_pack(row);
+        if self.pass == Pass::Full && self.wanted.is_none() {
+            self.findings.add_problem(problem);
+        }
     }
 
     fn check_header(&self, reader: &PackReader, entries: &[TableEntry]) {

@@ -28,9 +28,18 @@ pub(super) struct FoundEntry {
 /// A damaged record, and what it was.
 struct Bad {
     record: BadRecord,
-    kind: Option<Kind>,
-    /// Empty beyond [`NAMED_MAX`].
-    detail: String,
+    kind: Kind,
+    why: Why,
+}
+
+/// Why a record is bad.
+enum Why {
+    /// This was found when it was read.
+    Found(String),
+    /// The same, without the words for it: there are more than [`NAMED_MAX`].
+    Unnamed,
+    /// It was in a pack that is missing or broken and is not there any more. That is told of the pack.
+    Gone,
 }
 
 /// What is known of a pack's records.
@@ -99,11 +108,8 @@ impl Findings {
     }
 
     /// Notes that something is wrong with a pack as a whole.
-    pub(super) fn add_broken_pack(&self, row: PackRow, problem: String) {
-        let mut state = self.lock();
-        if !std::mem::replace(&mut state.pack(row).broken, true) {
-            state.problems.push(problem);
-        }
+    pub(super) fn add_broken_pack(&self, row: PackRow) {
+        self.lock().pack(row).broken = true;
     }
 
     pub(super) fn add_problem(&self, problem: String) {
@@ -166,7 +172,7 @@ impl Findings {
             let is_good = state.packs.get(&place.pack).is_some_and(|pack| pack.is_good(place.ordinal as usize));
             if !is_good && !named.contains(&(place.pack, place.offset)) {
                 let record = BadRecord { pack: *pack, offset: place.offset, id, base_lost: false };
-                state.push_bad(record, Some(place.kind), "it is not there any more".into());
+                state.bad.push(Bad { record, kind: place.kind, why: Why::Gone });
             }
             Ok(())
         })
@@ -210,7 +216,8 @@ impl Findings {
 
     /// Writes everything into a report. `entries` are those that the catalog has.
     pub(super) fn report(self, store: &Store, entries: &HashSet<RecordId>, report: &mut VerifyReport) -> Result<()> {
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.bad.sort_unstable_by_key(|bad| bad.record);
         report.packs = state.packs.len() as u64;
         report.records = state.records;
         report.plain_bytes = state.plain_bytes;
@@ -222,12 +229,11 @@ impl Findings {
                 (place.pack, place.offset) != (bad.record.pack.number, bad.record.offset)
                     && state.packs.get(&place.pack).is_some_and(|pack| pack.is_good(place.ordinal as usize))
             });
-            if elsewhere || entries.contains(&bad.record.id) {
-                report.healed_records += 1;
-            } else if bad.detail.is_empty() {
-                unnamed += 1;
-            } else {
-                report.problems.push(bad.to_string());
+            match &bad.why {
+                Why::Gone => {}
+                _ if elsewhere || entries.contains(&bad.record.id) => report.healed_records += 1,
+                Why::Found(detail) => report.problems.push(bad.describe(detail)),
+                Why::Unnamed => unnamed += 1,
             }
         }
         if unnamed > 0 {
@@ -262,12 +268,8 @@ impl State {
         self.records += 1;
         self.plain_bytes += u64::from(entry.plain_bytes);
         let record = BadRecord { pack, offset: entry.offset, id: entry.id, base_lost };
-        self.push_bad(record, Some(entry.kind), detail);
-    }
-
-    fn push_bad(&mut self, record: BadRecord, kind: Option<Kind>, detail: String) {
-        let detail = if self.bad.len() < NAMED_MAX { detail } else { String::new() };
-        self.bad.push(Bad { record, kind, detail });
+        let why = if self.bad.len() < NAMED_MAX { Why::Found(detail) } else { Why::Unnamed };
+        self.bad.push(Bad { record, kind: entry.kind, why });
     }
 }
 
@@ -285,15 +287,14 @@ fn is_place_of(place: &Place, pack: &OpenPack, id: RecordId, counted_otherwise: 
     })
 }
 
-impl std::fmt::Display for Bad {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Bad {
+    fn describe(&self, detail: &str) -> String {
         let kind = match self.kind {
-            Some(Kind::Chunk) => "chunk",
-            Some(Kind::Node) => "manifest node",
-            Some(Kind::Entry) => "the entry of a snapshot,",
-            None => "record",
+            Kind::Chunk => "chunk",
+            Kind::Node => "manifest node",
+            Kind::Entry => "the repeated entry of a snapshot,",
         };
         let BadRecord { pack, offset, id, .. } = self.record;
-        write!(f, "pack {pack} at offset {offset}: {kind} {id}: {}", self.detail)
+        format!("pack {pack} at offset {offset}: {kind} {id}: {detail}")
     }
 }
