@@ -15,7 +15,7 @@ use crate::id::RecordId;
 use crate::index::{Change, PackRow};
 use crate::limits::PACK_BYTES_TARGET;
 use crate::mark::{Mark, Seen, Walk};
-use crate::pack::{self, Class, TableEntry};
+use crate::pack::{self, Class, ScanOutcome, TableEntry};
 use crate::progress::Progress;
 use crate::store::{Store, WriteSession};
 
@@ -227,15 +227,17 @@ fn unhealed_packs(store: &Store) -> Result<HashSet<u32>> {
 /// Marks the bases of a pack's deltas: of all if the pack stays as it is, so that none is left without its base.
 fn mark_bases(store: &Store, row: &PackRow, only_live: bool, mark: &mut Mark, report: &mut GcReport) -> Result<()> {
     let Some(live) = mark.pack(row.id.number) else { return Ok(()) };
-    let table = match store.packs().reader(row.id.number).and_then(|reader| Ok(reader.scan()?.entries)) {
-        Ok(table) => table,
+    let scanned = match store.packs().reader(row.id.number).and_then(|reader| reader.scan()) {
+        Ok(scanned) => scanned,
         Err(error @ Error::Damaged { .. }) => {
             report.kept_damaged.push(error.to_string());
             return Ok(());
         }
         Err(error) => return Err(error),
     };
-    let wanted = table.iter().enumerate().filter(|(ordinal, _)| !only_live || live.has(*ordinal));
+    // Records that were found by search may be counted otherwise than the marks are.
+    let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
+    let wanted = scanned.entries.iter().enumerate().filter(|(ordinal, _)| !only_live || live.has(*ordinal));
     let bases: Vec<RecordId> = wanted.filter_map(|(_, entry)| entry.base).collect();
     for place in store.places(&bases)?.into_iter().flatten() {
         mark.see(&place);
