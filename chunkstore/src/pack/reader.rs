@@ -45,7 +45,10 @@ impl PackReader {
     /// # Errors
     /// [`Error::Damaged`] if the pack ends before, or the device reports an error there.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|error| self.damaged(offset, error.to_string()))
+        self.file.read_exact_at(buf, offset).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.damaged(offset, "the file ends too early"),
+            _ => self.damaged(offset, error.to_string()),
+        })
     }
 
     /// Reads the record at `offset` whose payload is `stored_bytes` long.

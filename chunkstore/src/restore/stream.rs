@@ -30,7 +30,7 @@ pub(super) fn write(
     let ahead = (threads * 2).min(SEGMENTS_AHEAD_MAX);
     let (tasks, todo) = bounded::<Task>(ahead);
     // Its capacity bounds what is decoded and waits to be written.
-    let (promises, promised) = bounded::<Receiver<Result<SegmentData>>>(ahead);
+    let (promises, promised_segments) = bounded::<Receiver<Result<SegmentData>>>(ahead);
     thread::scope(|scope| {
         let feeder = scope.spawn(move || feed(source, entry, &tasks, &promises));
         for _ in 0..threads.min(ahead) {
@@ -40,7 +40,7 @@ pub(super) fn write(
         drop(todo);
         let mut writer = Writer { out, at: 0, data_bytes: 0, progress };
         // Taken by value: when writing fails, the feeder must not wait for room.
-        writer.write_segments(promised)?;
+        writer.write_segments(promised_segments)?;
         feeder.join().expect("the walk does not panic")?;
         writer.finish(entry.virtual_bytes)
     })

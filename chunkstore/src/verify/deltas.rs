@@ -30,21 +30,21 @@ const PORTION_DELTAS: usize = 512;
 /// Checks all deltas of the packs in which the first pass found some.
 pub(super) fn check(run: &Run<'_>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {
     let feed = Feed::new(run, findings, findings.packs_with_deltas(), wanted, Pass::Deltas);
-    let (filled, batches) = bounded(0);
+    let (sender, batches) = bounded(0);
     thread::scope(|scope| {
-        let filler = scope.spawn(|| fill_batches(&feed, filled));
+        let filler = scope.spawn(|| fill_batches(&feed, sender));
         // Taken by value: after a failure here the filler must not wait for it to take another.
         let checked = batches.into_iter().try_for_each(|batch: Batch| batch.check(run, findings));
-        let filled = filler.join().expect("filling does not panic");
-        checked.and(filled)
+        let result = filler.join().expect("filling does not panic");
+        checked.and(result)
     })
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "its end tells that there are no more")]
-fn fill_batches(feed: &Feed<'_>, filled: Sender<Batch>) -> Result<()> {
+fn fill_batches(feed: &Feed<'_>, sender: Sender<Batch>) -> Result<()> {
     loop {
         let batch = Batch::fill(feed)?;
-        if batch.blocks.is_empty() || filled.send(batch).is_err() {
+        if batch.blocks.is_empty() || sender.send(batch).is_err() {
             return Ok(());
         }
     }
