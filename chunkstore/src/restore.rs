@@ -6,6 +6,7 @@
 mod device;
 mod file;
 mod segment;
+mod sink;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -63,15 +64,15 @@ pub fn restore(
     let (dest, kind) = destination(dest, options)?;
     let data_bytes = match kind {
         Destination::Device => {
-            let device = Device::open(&dest, entry.virtual_bytes)?;
+            let device = Device::open(&dest, entry.virtual_bytes, options.sync)?;
             let data_bytes = work::write_all(source, entry, &device, options.threads, progress)?;
-            device.finish(options.sync)?;
+            device.finish()?;
             data_bytes
         }
         Destination::NewFile | Destination::OldFile => {
-            let file = PartFile::create(&dest, kind == Destination::OldFile, entry.virtual_bytes)?;
+            let file = PartFile::create(&dest, kind == Destination::OldFile, entry.virtual_bytes, options.sync)?;
             let data_bytes = work::write_all(source, entry, &file, options.threads, progress)?;
-            file.finish(options.sync)?;
+            file.finish()?;
             data_bytes
         }
     };

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 use rustix::io::Errno;
 
-use super::file::{start_writeback, write_runs};
 use super::segment::SegmentData;
+use super::sink::Sink;
 use super::work::Target;
 use crate::error::{Error, Result};
 use crate::limits::ZERO_BLOCK_BYTES;
@@ -21,8 +21,8 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// An open block device.
 pub(super) struct Device {
-    file: File,
-    path: PathBuf,
+    sink: Sink,
+    sync: bool,
     /// Cleared at the first refusal of the driver.
     zeroes_ranges: AtomicBool,
 }
@@ -32,7 +32,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Refused`] if it is mounted or otherwise in use, or too small.
-    pub(super) fn open(path: &Path, virtual_bytes: u64) -> Result<Self> {
+    pub(super) fn open(path: &Path, virtual_bytes: u64, sync: bool) -> Result<Self> {
         // For block devices `O_EXCL` without `O_CREAT` means: fail if the system itself uses it.
         let flags = OFlags::WRONLY | OFlags::EXCL | OFlags::CLOEXEC;
         let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -49,12 +49,12 @@ impl Device {
                 path.display()
             )));
         }
-        Ok(Self { file, path: path.to_path_buf(), zeroes_ranges: AtomicBool::new(true) })
+        Ok(Self { sink: Sink::new(file, path.to_path_buf(), sync), sync, zeroes_ranges: AtomicBool::new(true) })
     }
 
-    /// Makes all that was written permanent.
-    pub(super) fn finish(self, sync: bool) -> Result<()> {
-        if sync { self.file.sync_all().map_err(|error| Error::io("syncing", &self.path, error)) } else { Ok(()) }
+    /// Makes all that was written permanent, if that was asked for.
+    pub(super) fn finish(self) -> Result<()> {
+        if self.sync { self.sink.sync() } else { Ok(()) }
     }
 
     /// Asks the driver for zeros. `ZERO_RANGE` promises that zeros are read afterwards, on every kernel, which
@@ -66,7 +66,7 @@ impl Device {
             return Ok(false);
         }
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, range.start, range.end - range.start) {
+        match fallocate(self.sink.file(), flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 self.zeroes_ranges.store(false, Ordering::Relaxed);
@@ -77,7 +77,7 @@ impl Device {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::io("zeroing", &self.path, error)
+        Error::io("zeroing", self.sink.path(), error)
     }
 }
 
@@ -89,9 +89,7 @@ impl Target for Device {
             end = run.offset + run.bytes;
         }
         self.zero(end..segment.range().end)?;
-        write_runs(&self.file, &self.path, segment)?;
-        start_writeback(&self.file, segment.range());
-        Ok(())
+        self.sink.write(segment)
     }
 
     fn needs_zeros(&self) -> bool {
@@ -105,7 +103,7 @@ impl Target for Device {
         let mut start = range.start;
         while start < range.end {
             let bytes = (range.end - start).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..bytes as usize], start).map_err(|error| self.failed(error))?;
+            self.sink.file().write_all_at(&ZEROS[..bytes as usize], start).map_err(|error| self.failed(error))?;
             start += bytes;
         }
         Ok(())

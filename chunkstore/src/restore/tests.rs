@@ -66,15 +66,19 @@ impl Setup {
 
 #[test]
 fn a_file_and_a_stream_get_the_same_bytes_and_a_file_is_sparse() {
-    for image in [image(), Vec::new(), vec![0; 9 << 20], vec![5; 1], noise(4 << 20, 9)] {
+    let mut fragments = noise(8 << 20, 5);
+    fragments.chunks_mut(32 << 10).for_each(|part| part[8 << 10..24 << 10].fill(0));
+    for image in [image(), Vec::new(), vec![0; 9 << 20], vec![5; 1], noise(4 << 20, 9), fragments] {
         let setup = setup(&image);
-        let report = setup.restore(&OPTIONS).unwrap();
-        assert!(fs::read(setup.dest()).unwrap() == image);
+        for options in [OPTIONS, RestoreOptions { sync: false, ..FORCE }, FORCE] {
+            let report = setup.restore(&options).unwrap();
+            assert!(fs::read(setup.dest()).unwrap() == image);
+            assert_eq!(report.virtual_bytes, image.len() as u64);
+            let stored_bytes = fs::metadata(setup.dest()).unwrap().blocks() * 512;
+            assert!(stored_bytes <= report.data_bytes + (64 << 10), "{stored_bytes} for {}", report.data_bytes);
+            assert_eq!(setup.names(), ["dest", "store"]);
+        }
         assert!(setup.stream().unwrap() == image);
-        assert_eq!(report.virtual_bytes, image.len() as u64);
-        let stored_bytes = fs::metadata(setup.dest()).unwrap().blocks() * 512;
-        assert!(stored_bytes <= report.data_bytes + (64 << 10), "{stored_bytes} for {}", report.data_bytes);
-        assert_eq!(setup.names(), ["dest", "store"]);
     }
 }
 
@@ -157,15 +161,16 @@ fn a_reader_that_went_away_is_named() {
     assert!(error.unwrap_err().to_string().contains("broken pipe"));
 }
 
-/// A source whose manifest is well named and lies.
-struct Liar {
+/// A source that has one leaf, whatever it is asked for, and these chunks; the first instead of any other.
+struct Made {
     leaf: Leaf,
-    chunk: Chunk,
+    chunks: Vec<Chunk>,
 }
 
-impl ChunkSource for Liar {
+impl ChunkSource for Made {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        (0..ids.len()).try_for_each(|at| each(at, Ok(self.chunk.clone())))
+        let chunk = |id: &ChunkId| self.chunks.iter().find(|chunk| chunk.id() == *id).unwrap_or(&self.chunks[0]);
+        ids.iter().enumerate().try_for_each(|(at, id)| each(at, Ok(chunk(id).clone())))
     }
 
     fn node(&self, _: NodeId) -> Result<Node> {
@@ -179,13 +184,32 @@ fn a_manifest_that_does_not_fit_the_image_is_damage() {
     let chunk = Chunk::hash(vec![3; 4000]);
     for bytes in [3999, 4001, 6000] {
         let leaf = Leaf::new(vec![Line::Chunk { id: chunk.id(), bytes }]).unwrap();
-        let liar = Liar { leaf, chunk: chunk.clone() };
-        let told = restore(&liar, &setup.entry, &setup.dest(), &OPTIONS, &Progress::default());
+        let made = Made { leaf, chunks: vec![chunk.clone()] };
+        let told = restore(&made, &setup.entry, &setup.dest(), &OPTIONS, &Progress::default());
         assert!(matches!(told, Err(Error::Damaged { .. })), "{bytes}");
-        let told = restore_to_stream(&liar, &setup.entry, &mut Vec::new(), &OPTIONS, &Progress::default());
+        let told = restore_to_stream(&made, &setup.entry, &mut Vec::new(), &OPTIONS, &Progress::default());
         assert!(matches!(told, Err(Error::Damaged { .. })), "{bytes}");
     }
     assert_eq!(setup.names(), ["store"]);
+}
+
+#[test]
+fn runs_that_begin_and_end_within_blocks_are_written_right() {
+    let parts = [noise(70_001, 1), noise(100_000, 2), noise(66_000, 3)];
+    let mut image = Vec::new();
+    let mut lines = Vec::new();
+    for part in &parts {
+        lines.push(Line::Chunk { id: ChunkId::of(part), bytes: part.len() as u32 });
+        lines.push(Line::Zero { bytes: 4096 });
+        image.extend_from_slice(part);
+        image.extend_from_slice(&[0; 4096]);
+    }
+    lines.pop();
+    image.resize(256 << 10, 0);
+    let setup = setup(&image);
+    let made = Made { leaf: Leaf::new(lines).unwrap(), chunks: parts.into_iter().map(Chunk::hash).collect() };
+    restore(&made, &setup.entry, &setup.dest(), &OPTIONS, &Progress::default()).unwrap();
+    assert!(fs::read(setup.dest()).unwrap() == image);
 }
 
 /// A loop device, where this user may make one.

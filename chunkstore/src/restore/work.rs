@@ -17,6 +17,9 @@ use crate::progress::Progress;
 /// Most zeros that are one task: a request to stop is noticed after each.
 const ZERO_TASK_BYTES: u64 = 1 << 30;
 
+/// Most threads: each holds a segment twice, and no disk takes more at a time.
+const THREADS_MAX: usize = 12;
+
 /// Where an image is written, at any offset, by several threads at once.
 pub(super) trait Target: Sync {
     /// Writes a segment's chunks, and its zeros where they are not there already.
@@ -45,7 +48,8 @@ pub(super) fn write_all(
     progress: &Progress,
 ) -> Result<u64> {
     progress.set_total(entry.virtual_bytes);
-    let threads = threads.max(1);
+    // Twice as many as may compute, because half of them wait for the disk.
+    let threads = (threads * 2).clamp(1, THREADS_MAX);
     let work = Work { source, entry, target, progress, data_bytes: AtomicU64::new(0), failed: AtomicBool::new(false) };
     let (tasks, todo) = bounded(threads * 4);
     let (fed, worked) = thread::scope(|scope| {
