@@ -1,1 +1,118 @@
-//! x
+//! What end-to-end tests share: the program under test, images made from a seed, and mounts and loop devices that
+//! are taken down again. Everything fails as a test does, by a panic that says what is missing.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the helpers of a test fail as the test does")]
+
+pub mod devices;
+pub mod images;
+mod process;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use process::{Ended, measured, stderr};
+
+/// The program `vmstore` and a store for it.
+#[derive(Debug)]
+pub struct Vmstore {
+    program: PathBuf,
+    store: PathBuf,
+}
+
+impl Vmstore {
+    /// For a store in `store`, which need not exist.
+    pub fn new(store: impl Into<PathBuf>) -> Self {
+        Self { program: program(), store: store.into() }
+    }
+
+    /// Makes a store without reserve in `dir/store`.
+    pub fn init_in(dir: &Path) -> Self {
+        let vmstore = Self::new(dir.join("store"));
+        vmstore.run(["init", "--no-reserve"]);
+        vmstore
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The command `vmstore --store STORE ARGS...`, with nothing on standard input.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--store").arg(&self.store).args(args).stdin(Stdio::null());
+        for variable in ["VMSTORE_STORE", "VMSTORE_LOG", "NO_COLOR"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    /// Runs a command that must succeed; returns what it printed.
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
+        let mut command = self.command(args);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?} ended with {}: {}", output.status, stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must succeed and print JSON.
+    pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
+        let args: Vec<_> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let text = self.run(args.iter().map(AsRef::as_ref).chain([OsStr::new("--json")]));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?} printed no JSON: {error}: {text}"))
+    }
+
+    /// Runs a command that must end with `code` and say why; returns what it said.
+    pub fn expect_exit<A: AsRef<OsStr>>(&self, code: i32, args: impl IntoIterator<Item = A>) -> String {
+        let mut command = self.command(args);
+        let output = command.output().unwrap();
+        expect_exit_of(&output, code, &format!("{command:?}"))
+    }
+
+    /// The names of all snapshots.
+    pub fn snapshots(&self) -> Vec<String> {
+        let list = self.json(["list"]);
+        list.as_array().unwrap().iter().map(|line| line["snapshot"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Fails unless `snapshot` restores to what is in `image`.
+    pub fn assert_holds(&self, snapshot: &str, image: &Path) {
+        let scratch = TempDir::new_in(image.parent().unwrap()).unwrap();
+        let restored = scratch.path().join("restored.raw");
+        self.run([OsStr::new("restore"), OsStr::new(snapshot), restored.as_os_str(), OsStr::new("--no-sync")]);
+        images::assert_same(&restored, image);
+    }
+
+    /// The names in a directory of the store that end with `suffix`.
+    pub fn files(&self, dir: &str, suffix: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.store.join(dir)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(suffix)).collect()
+    }
+}
+
+/// Fails unless a command ended with `code`, without a panic and with a message; returns the message.
+pub fn expect_exit_of(output: &Output, code: i32, what: &str) -> String {
+    let said = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{what} ended with {}: {said}", output.status);
+    assert!(!said.is_empty() && !said.contains("panicked"), "{what}: {said:?}");
+    said
+}
+
+/// The program that the same build made: tests lie in `deps/` beside it.
+fn program() -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let directory = this.ancestors().find(|dir| dir.ends_with("deps")).and_then(Path::parent);
+    let program = directory.unwrap_or_else(|| panic!("{} is not in deps/", this.display())).join("vmstore");
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test --workspace` builds it, or `cargo build --release --package cli`",
+        program.display()
+    );
+    program
+}
