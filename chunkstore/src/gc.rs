@@ -2,6 +2,7 @@
 //!
 //! Deletion follows one order: replacement packs are sealed and in the index (which repoints their records), then one
 //! synced batch drops what only the old packs have, then packs of deltas are unlinked, then packs of full records.
+//! A pack of full records stays until no pack has a delta against any of them, be it one that nothing needs.
 //! A crash anywhere leaves at most packs that the next collection removes. Whatever can't be read is kept.
 
 use std::collections::HashSet;
@@ -67,7 +68,7 @@ pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Pro
     let plan = Plan::make(store, mark, &mut report)?;
     if dry_run {
         report.freed_bytes = plan.dead_bytes();
-        report.removed_packs = plan.remove.len() as u64;
+        report.removed_packs = (plan.remove.len() + plan.remove_later.len()) as u64;
         report.rewritten_packs = plan.rewrite.len() as u64;
     } else {
         let before = packs_bytes(store);
@@ -114,7 +115,10 @@ fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
 /// What becomes of each pack that does not stay as it is.
 struct Plan {
     mark: Mark,
+    /// Removed at once.
     remove: Vec<PackRow>,
+    /// Removed when the deltas against their records are gone, which lie in packs that are rewritten.
+    remove_later: Vec<PackRow>,
     rewrite: Vec<PackRow>,
 }
 
@@ -124,13 +128,14 @@ impl Plan {
         let unhealed = unhealed_packs(store)?;
         // Bases are full, so they lie in other packs than deltas: one pass over the deltas marks all of them.
         let sparse_deltas = sparse(&mark, rows.iter().filter(|row| row.class.is_delta()));
+        let mut awaited = HashSet::new();
         for row in rows.iter().filter(|row| row.class.is_delta()) {
             let only_live = sparse_deltas.contains(&row.id.number) && !unhealed.contains(&row.id.number);
-            mark_bases(store, row, only_live, &mut mark, report)?;
+            awaited.extend(mark_bases(store, row, only_live, &mut mark, report)?);
         }
         let sparse = sparse(&mark, rows.iter());
         let small = small(&rows);
-        let mut plan = Self { mark, remove: Vec::new(), rewrite: Vec::new() };
+        let mut plan = Self { mark, remove: Vec::new(), remove_later: Vec::new(), rewrite: Vec::new() };
         for row in rows {
             let live = plan.live(&row);
             report.live_records += live.0;
@@ -139,6 +144,8 @@ impl Plan {
                 report
                     .kept_damaged
                     .push(format!("pack {} has records that can't be read and are nowhere else", row.id));
+            } else if live.0 == 0 && awaited.contains(&row.id.number) {
+                plan.remove_later.push(row);
             } else if live.0 == 0 {
                 plan.remove.push(row);
             } else if sparse.contains(&row.id.number) || small.contains(&row.id.number) {
@@ -154,7 +161,7 @@ impl Plan {
     }
 
     fn dead_bytes(&self) -> u64 {
-        let removed: u64 = self.remove.iter().map(|row| row.bytes).sum();
+        let removed: u64 = self.remove.iter().chain(&self.remove_later).map(|row| row.bytes).sum();
         let rewritten: u64 = self.rewrite.iter().map(|row| row.bytes.saturating_sub(self.live(row).1)).sum();
         removed + rewritten
     }
@@ -163,7 +170,19 @@ impl Plan {
         progress.set_total(self.rewrite.iter().map(|row| self.live(row).1).sum());
         // What needs no copy goes first: on a full disk it makes room for the copies.
         report.removed_packs += delete_packs(store, self.remove.clone(), report)?;
-        for class in Class::ALL {
+        self.rewrite_classes(Class::is_delta, store, progress, report)?;
+        report.removed_packs += delete_packs(store, self.remove_later.clone(), report)?;
+        self.rewrite_classes(|class| !class.is_delta(), store, progress, report)
+    }
+
+    fn rewrite_classes(
+        &self,
+        chosen: fn(Class) -> bool,
+        store: &Arc<Store>,
+        progress: &Progress,
+        report: &mut GcReport,
+    ) -> Result<()> {
+        for class in Class::ALL.into_iter().filter(|class| chosen(*class)) {
             let mut group = Vec::new();
             let mut group_bytes = 0;
             for row in self.rewrite.iter().filter(|row| row.class == class) {
@@ -225,24 +244,35 @@ fn unhealed_packs(store: &Store) -> Result<HashSet<u32>> {
 }
 
 /// Marks the bases of a pack's deltas: of all if the pack stays as it is, so that none is left without its base.
-fn mark_bases(store: &Store, row: &PackRow, only_live: bool, mark: &mut Mark, report: &mut GcReport) -> Result<()> {
-    let Some(live) = mark.pack(row.id.number) else { return Ok(()) };
+/// Returns the packs with bases that were not marked.
+fn mark_bases(
+    store: &Store,
+    row: &PackRow,
+    only_live: bool,
+    mark: &mut Mark,
+    report: &mut GcReport,
+) -> Result<HashSet<u32>> {
+    let Some(live) = mark.pack(row.id.number) else { return Ok(HashSet::new()) };
     let scanned = match store.packs().reader(row.id.number).and_then(|reader| reader.scan()) {
         Ok(scanned) => scanned,
         Err(error @ Error::Damaged { .. }) => {
             report.kept_damaged.push(error.to_string());
-            return Ok(());
+            return Ok(HashSet::new());
         }
         Err(error) => return Err(error),
     };
     // Records that were found by search may be counted otherwise than the marks are.
     let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
-    let wanted = scanned.entries.iter().enumerate().filter(|(ordinal, _)| !only_live || live.has(*ordinal));
-    let bases: Vec<RecordId> = wanted.filter_map(|(_, entry)| entry.base).collect();
-    for place in store.places(&bases)?.into_iter().flatten() {
+    let (wanted, others): (Vec<_>, Vec<_>) =
+        scanned.entries.iter().enumerate().partition(|(ordinal, _)| !only_live || live.has(*ordinal));
+    let places = |entries: Vec<(usize, &TableEntry)>| {
+        let bases: Vec<RecordId> = entries.into_iter().filter_map(|(_, entry)| entry.base).collect();
+        Ok::<_, Error>(store.places(&bases)?.into_iter().flatten())
+    };
+    places(wanted)?.for_each(|place| {
         mark.see(&place);
-    }
-    Ok(())
+    });
+    Ok(places(others)?.map(|place| place.pack).collect())
 }
 
 fn sparse<'a>(mark: &Mark, rows: impl Iterator<Item = &'a PackRow>) -> HashSet<u32> {

@@ -71,6 +71,35 @@ fn the_base_of_a_kept_delta_stays() {
 }
 
 #[test]
+fn interrupted_anywhere_it_leaves_no_delta_without_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let both = noise(3 << 20, 1);
+    let mut changed = both.clone();
+    (0..changed.len()).step_by(8192).for_each(|at| changed[at] ^= 1);
+    put(&store, night("web01", 1), &both[..1 << 20]);
+    put(&store, night("web01", 2), &both);
+    put(&store, night("web01", 3), &changed);
+    put(&store, night("kept", 1), &changed[..1 << 20]);
+    (1..=3).for_each(|day| store.catalog().remove(&night("web01", day)).unwrap());
+    let mut report = GcReport::default();
+    let snapshots = readable_snapshots(&store).unwrap();
+    let (mark, _) = mark(&store, &snapshots, 2, &Progress::default()).unwrap();
+    let plan = Plan::make(&store, mark, &mut report).unwrap();
+    assert!(!plan.remove_later.is_empty() && !plan.rewrite.is_empty());
+    let stopped = Progress::default();
+    stopped.stop();
+    assert!(matches!(plan.carry_out(&store, &stopped, &mut report), Err(Error::Interrupted)));
+    let found = crate::verify::verify(&store, &[], 2, &Progress::default()).unwrap();
+    assert!(found.is_sound(), "{found:?}");
+    let before = pack_bytes_on_disk(dir.path());
+    gc(&store, false);
+    assert!(pack_bytes_on_disk(dir.path()) + (1 << 20) < before);
+    assert_eq!(gc(&store, false).freed_bytes, 0);
+}
+
+#[test]
 fn nothing_is_collected_while_a_snapshot_cannot_be_read() {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path());
