@@ -56,8 +56,9 @@ impl Vmstore {
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> String {
         let mut command = self.command(args);
         let output = command.output().unwrap();
-        assert!(output.status.success(), "{command:?} ended with {}: {}", output.status, stderr(&output));
-        String::from_utf8(output.stdout).unwrap()
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{command:?} ended with {}: {}{printed}", output.status, stderr(&output));
+        printed
     }
 
     /// Runs a command that must succeed and print JSON.
