@@ -75,6 +75,9 @@ impl WriteSession {
     }
 
     /// Appends records to the packs of their classes. Durable only when the snapshot is published.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if the session failed before, in whatever thread.
     pub fn put(&self, records: &[Record]) -> Result<()> {
         let mut open = self.lock_open()?;
         let result = records.iter().try_for_each(|record| self.append(&mut open, record));
@@ -158,7 +161,8 @@ impl WriteSession {
     fn lock_open(&self) -> Result<MutexGuard<'_, OpenPacks>> {
         let open = lock(&self.open);
         if open.failed {
-            return Err(Error::refused("the session failed before; nothing more is written"));
+            // The cause was reported to the thread that met it.
+            return Err(Error::Interrupted);
         }
         Ok(open)
     }
