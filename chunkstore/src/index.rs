@@ -185,10 +185,13 @@ impl Change {
 pub struct Index {
     db: DB,
     path: PathBuf,
+    /// Opened on a disk so full that nothing can be written.
+    read_only: bool,
 }
 
 impl Index {
-    /// Opens the index in `path`, creating it if it is missing.
+    /// Opens the index in `path`, creating it if it is missing. `RocksDB` writes when it opens; where the disk is too
+    /// full for that the index answers, and refuses changes with [`Error::OutOfSpace`].
     ///
     /// # Errors
     /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
@@ -197,10 +200,20 @@ impl Index {
             return Err(Error::IndexDamaged { detail });
         }
         let cache = Cache::new_lru_cache(cache_bytes);
-        let families =
-            [RECORDS, PACKS, SKETCHES, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
-        let db = DB::open_cf_descriptors(&db_options(), path, families).map_err(|error| index_error(path, &error))?;
-        let index = Self { db, path: path.to_path_buf() };
+        let families = || {
+            [RECORDS, PACKS, SKETCHES, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)))
+        };
+        let writable =
+            DB::open_cf_descriptors(&db_options(), path, families()).map_err(|error| index_error(path, &error));
+        let (db, read_only) = match writable {
+            Ok(db) => (db, false),
+            Err(full @ Error::OutOfSpace { .. }) => {
+                let db = DB::open_cf_descriptors_read_only(&db_options(), path, families(), false);
+                (db.map_err(|_| full)?, true)
+            }
+            Err(error) => return Err(error),
+        };
+        let index = Self { db, path: path.to_path_buf(), read_only };
         index.check_store(store_id)?;
         Ok(index)
     }
@@ -299,6 +312,9 @@ impl Index {
 
     /// Writes a change; durable when it returns.
     pub fn apply(&self, change: &Change) -> Result<()> {
+        if change.records.is_empty() && change.packs.is_empty() && change.sketches.is_empty() {
+            return Ok(());
+        }
         let mut batch = WriteBatch::default();
         for (id, place) in &change.records {
             match place {
@@ -326,12 +342,18 @@ impl Index {
 
     /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
     pub fn flush(&self) -> Result<()> {
+        self.check_writable()?;
         [RECORDS, PACKS, SKETCHES]
             .into_iter()
             .try_for_each(|name| self.db.flush_cf(self.family(name)).map_err(|e| self.error(&e)))
     }
 
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only { Err(Error::OutOfSpace { path: self.path.clone() }) } else { Ok(()) }
+    }
+
     fn write(&self, batch: WriteBatch) -> Result<()> {
+        self.check_writable()?;
         let mut options = WriteOptions::default();
         options.set_sync(true);
         self.db.write_opt(batch, &options).map_err(|error| self.error(&error))
