@@ -354,7 +354,7 @@ impl Catalog {
 
     fn create_image_dir(&self, image: &ImageName) -> Result<()> {
         let dir = image_dir(image);
-        self.storage.create_dir(&dir).map_err(|error| Error::io("creating", &dir, error))?;
+        self.storage.create_dir(&dir).map_err(|error| Error::io("creating", self.storage.locate(&dir), error))?;
         // The directory may be there since a writer that was killed before it could sync.
         self.storage.sync_dir(DIR).map_err(|error| Error::io("syncing the directory", DIR, error))
     }

@@ -127,7 +127,7 @@ impl Damaged {
 
     /// Replaces the list on disk: written aside, synced, renamed, directory synced. An empty list is no file.
     pub fn save(&self, storage: &dyn Storage) -> Result<()> {
-        let failed = |action| move |error| Error::io(action, FILE, error);
+        let failed = |action| move |error| Error::io(action, storage.locate(FILE), error);
         if self.is_empty() {
             return match storage.remove(FILE) {
                 Ok(()) => storage.sync_dir("").map_err(failed("syncing")),

@@ -43,6 +43,11 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Makes creations, renames and removals in this directory survive a power cut.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
+
+    /// The path as an operator knows it, for messages.
+    fn locate(&self, path: &str) -> PathBuf {
+        path.into()
+    }
 }
 
 /// A file being written from start to end.
@@ -139,6 +144,10 @@ impl Storage for LocalDir {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         sync_path(&self.path(dir))
+    }
+
+    fn locate(&self, path: &str) -> PathBuf {
+        self.path(path)
     }
 }
 

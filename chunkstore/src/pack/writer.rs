@@ -42,8 +42,12 @@ impl PackWriter {
     /// Begins a pack.
     pub fn create(storage: Arc<dyn Storage>, header: PackHeader) -> Result<Self> {
         let path = part_path(header.id);
-        let mut file = storage.create(&path).map_err(|error| Error::io("creating", &path, error))?;
-        file.append(&header.encode()).map_err(|error| Error::io("writing", &path, error))?;
+        let failed = |action, error| Error::io(action, storage.locate(&path), error);
+        let mut file = storage.create(&path).map_err(|error| failed("creating", error))?;
+        if let Err(error) = file.append(&header.encode()) {
+            let _ = storage.remove(&path);
+            return Err(failed("writing", error));
+        }
         Ok(Self {
             storage,
             header,
@@ -125,6 +129,6 @@ impl PackWriter {
     }
 
     fn failed(&self, action: &'static str, error: std::io::Error) -> Error {
-        Error::io(action, part_path(self.header.id), error)
+        Error::io(action, self.storage.locate(&part_path(self.header.id)), error)
     }
 }

@@ -58,9 +58,10 @@ pub(crate) fn rename_into_place(storage: &dyn Storage, path: &str, bytes: &[u8])
 }
 
 fn write_aside(storage: &dyn Storage, aside: &str, bytes: &[u8]) -> Result<()> {
-    let mut file = storage.create(aside).map_err(|error| Error::io("creating", aside, error))?;
-    file.append(bytes).map_err(|error| Error::io("writing", aside, error))?;
-    file.sync().map_err(|error| Error::io("syncing", aside, error))
+    let failed = |action| move |error| Error::io(action, storage.locate(aside), error);
+    let mut file = storage.create(aside).map_err(failed("creating"))?;
+    file.append(bytes).map_err(failed("writing"))?;
+    file.sync().map_err(failed("syncing"))
 }
 
 fn remove_if_present(storage: &dyn Storage, path: &str) -> Result<()> {
