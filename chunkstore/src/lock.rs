@@ -13,6 +13,10 @@ use crate::error::{Error, Result};
 
 const FILE: &str = "lock";
 const POLL: Duration = Duration::from_millis(50);
+/// Characters of the holder's command line that are shown to others.
+const COMMAND_CHARS_MAX: usize = 500;
+/// More than the holder writes.
+const HOLDER_BYTES_MAX: u64 = 4096;
 
 /// Proof that this process owns the store; gives it up when dropped.
 #[derive(Debug)]
@@ -52,13 +56,14 @@ impl StoreLock {
 fn write_holder(file: &mut File) -> std::io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
-    let arguments: Vec<_> = std::env::args().take(3).collect();
-    write!(file, "process {} ({})", std::process::id(), arguments.join(" "))
+    let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let command: String = arguments.join(" ").chars().take(COMMAND_CHARS_MAX).collect();
+    write!(file, "process {} ({command})", std::process::id())
 }
 
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
-    let read = file.rewind().and_then(|()| file.take(300).read_to_string(&mut text));
+    let read = file.rewind().and_then(|()| file.take(HOLDER_BYTES_MAX).read_to_string(&mut text));
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     if read.is_err() || text.is_empty() { "another process".into() } else { text }
 }
