@@ -200,9 +200,8 @@ impl Index {
             return Err(Error::IndexDamaged { detail });
         }
         let cache = Cache::new_lru_cache(cache_bytes);
-        let families = || {
-            [RECORDS, PACKS, SKETCHES, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)))
-        };
+        let families =
+            || [RECORDS, PACKS, SKETCHES, STATE].map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let writable =
             DB::open_cf_descriptors(&db_options(), path, families()).map_err(|error| index_error(path, &error));
         let (db, read_only) = match writable {
