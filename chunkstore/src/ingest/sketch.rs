@@ -22,7 +22,7 @@ pub(super) fn sketch(segment: &[u8], range: &Range<usize>) -> u32 {
     let first = range.start.next_multiple_of(ZERO_BLOCK_BYTES).min(range.end);
     let blocks = segment[first..range.end].chunks_exact(ZERO_BLOCK_BYTES);
     // Zeros are in chunks of all kinds.
-    let hashes = blocks.filter(|block| !crate::chunker::is_zero(block)).map(|block| crc32c::crc32c(block));
+    let hashes = blocks.filter(|block| !crate::chunker::is_zero(block)).map(crc32c::crc32c);
     hashes.map(|crc| crc.wrapping_mul(MIX)).min().unwrap_or(0)
 }
 
