@@ -9,7 +9,6 @@ mod sketch;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use self::feed::Feed;
@@ -21,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::id::{NodeId, RecordId};
 use crate::manifest::{Assembler, Entry, Leaf, LeafReader, Node};
 use crate::name::SnapshotName;
+use crate::parallel;
 use crate::progress::Progress;
 use crate::record::{Kind, Record};
 use crate::source::Source;
@@ -161,21 +161,11 @@ struct Tally {
 
 impl Work<'_> {
     fn run(&self, threads: usize) -> Result<Tally> {
-        let tallies: Vec<Result<Tally>> = thread::scope(|scope| {
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(|| self.work())).collect();
-            handles.into_iter().map(|handle| handle.join().expect("a worker does not panic")).collect()
-        });
         let mut sum = Tally::default();
-        // The first error in time made the others stop with `Interrupted`: report the cause.
-        let mut interrupted = None;
-        for tally in tallies {
-            match tally {
-                Ok(tally) => sum.add(tally),
-                Err(Error::Interrupted) => interrupted = Some(Error::Interrupted),
-                Err(error) => return Err(error),
-            }
+        for tally in parallel::run(threads, || self.work())? {
+            sum.add(tally);
         }
-        interrupted.map_or(Ok(sum), Err)
+        Ok(sum)
     }
 
     fn work(&self) -> Result<Tally> {
