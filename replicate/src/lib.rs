@@ -1,0 +1,1 @@
+//! The protocol between vmstore's programs and sites: server, client, push and pull.
