@@ -56,6 +56,18 @@ pub enum Error {
         /// The file that could not grow.
         path: PathBuf,
     },
+    /// The other side of a connection can't be reached, or the connection failed: worth another try.
+    #[error("{what}")]
+    Unreachable {
+        /// What happened.
+        what: String,
+    },
+    /// The other side does not admit the caller, or does not allow it this.
+    #[error("denied: {what}")]
+    Denied {
+        /// What was denied and why.
+        what: String,
+    },
     /// The caller asked to stop (Ctrl-C).
     #[error("interrupted")]
     Interrupted,
@@ -107,5 +119,15 @@ impl Error {
     /// An [`Error::NotFound`].
     pub fn not_found(what: impl Into<String>) -> Self {
         Self::NotFound { what: what.into() }
+    }
+
+    /// An [`Error::Unreachable`].
+    pub fn unreachable(what: impl Into<String>) -> Self {
+        Self::Unreachable { what: what.into() }
+    }
+
+    /// An [`Error::Denied`].
+    pub fn denied(what: impl Into<String>) -> Self {
+        Self::Denied { what: what.into() }
     }
 }

@@ -33,6 +33,8 @@ Exit codes:
     4  another process is using the store
     5  not found
     6  refused: a rule forbids it, and nothing was changed
+    7  the other side can't be reached, or the connection was lost
+    8  the other side does not allow it
   130  interrupted";
 
 /// Keeps snapshots of virtual machine images, deduplicated and compressed.

@@ -19,6 +19,8 @@ pub(crate) enum Exit {
     Busy = 4,
     NotFound = 5,
     Refused = 6,
+    Unreachable = 7,
+    Denied = 8,
     Interrupted = 130,
 }
 
@@ -84,6 +86,8 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
         Error::Busy { .. } => Exit::Busy,
         Error::Refused { .. } => Exit::Refused,
         Error::Invalid { .. } => Exit::Usage,
+        Error::Unreachable { .. } => Exit::Unreachable,
+        Error::Denied { .. } => Exit::Denied,
         Error::Interrupted => Exit::Interrupted,
         _ => Exit::Failed,
     }
@@ -127,6 +131,8 @@ mod tests {
             (Error::Busy { holder: "x".into() }, 4),
             (Error::refused("x"), 6),
             (Error::invalid("x"), 2),
+            (Error::unreachable("x"), 7),
+            (Error::denied("x"), 8),
             (Error::OutOfSpace { path: "x".into() }, 1),
             (Error::Interrupted, 130),
             (Error::io("reading", "x", denied), 1),
