@@ -6,6 +6,7 @@
 pub mod devices;
 pub mod images;
 mod process;
+pub mod wan;
 
 use std::ffi::OsStr;
 use std::fs;
