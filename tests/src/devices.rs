@@ -97,7 +97,7 @@ pub fn tool(name: &str, args: &[&OsStr]) -> String {
 }
 
 /// A panic while unwinding would hide the first one: what stays behind is only said.
-fn take_down(name: &str, args: &[&OsStr]) {
+pub(crate) fn take_down(name: &str, args: &[&OsStr]) {
     let mut command = with_path(name);
     let ended = command.args(args).status();
     if !ended.as_ref().is_ok_and(std::process::ExitStatus::success) {
@@ -106,7 +106,7 @@ fn take_down(name: &str, args: &[&OsStr]) {
 }
 
 /// Administration's tools are not on every user's path.
-fn with_path(name: &str) -> Command {
+pub(crate) fn with_path(name: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(name);
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));

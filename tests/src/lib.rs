@@ -5,6 +5,7 @@
 
 pub mod devices;
 pub mod images;
+pub mod netns;
 mod process;
 pub mod wan;
 
