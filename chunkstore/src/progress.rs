@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 pub struct Progress {
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
+    moved_bytes: AtomicU64,
+    saved_bytes: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -23,29 +25,52 @@ impl Progress {
         self.total_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes that a transfer moved over its link.
+    pub fn moved_bytes(&self) -> u64 {
+        self.moved_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that a transfer need not move.
+    pub fn saved_bytes(&self) -> u64 {
+        self.saved_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sets what a transfer moved and saved.
+    pub fn set_transfer(&self, moved_bytes: u64, saved_bytes: u64) {
+        self.moved_bytes.store(moved_bytes, Ordering::Relaxed);
+        self.saved_bytes.store(saved_bytes, Ordering::Relaxed);
+    }
+
     /// Asks the operation to end soon with [`Error::Interrupted`]. Safe to call from a signal handler.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_total(&self, bytes: u64) {
+    /// Begins anew with a known total.
+    pub fn set_total(&self, bytes: u64) {
         self.done_bytes.store(0, Ordering::Relaxed);
         self.total_bytes.store(bytes, Ordering::Relaxed);
     }
 
     /// Raises the counter.
-    pub(crate) fn advance(&self, bytes: u64) {
+    pub fn advance(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Sets the counter, where the position rather than the step is known.
-    pub(crate) fn reach(&self, bytes: u64) {
+    pub fn reach(&self, bytes: u64) {
         self.done_bytes.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Sets both counters to those of the same operation elsewhere.
+    pub fn follow(&self, done_bytes: u64, total_bytes: u64) {
+        self.done_bytes.store(done_bytes, Ordering::Relaxed);
+        self.total_bytes.store(total_bytes, Ordering::Relaxed);
     }
 
     /// # Errors
     /// [`Error::Interrupted`] if a stop was asked for.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

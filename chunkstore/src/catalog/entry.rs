@@ -134,6 +134,10 @@ pub struct State {
     /// How it was ingested here; not for a snapshot that came from another store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingest: Option<IngestReport>,
+    /// The token that pushed it here, if it came by one that is not the operator's. What an entry says of its origin is
+    /// the pusher's word; this is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received_from: Option<String>,
     /// Fields of newer versions.
     #[serde(flatten)]
     pub extra: Extra,
@@ -155,6 +159,25 @@ impl State {
     /// Takes a reason back; false if it was not there.
     pub fn release(&mut self, reason: &str) -> bool {
         self.holds.remove(reason)
+    }
+
+    /// Takes a reason back, or all if none is given.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], naming the reasons that there are, if this is none of them.
+    pub fn release_hold(&mut self, name: &SnapshotName, reason: Option<&str>) -> Result<()> {
+        if !self.is_held() {
+            return Err(Error::not_found(format!("a hold of snapshot {name}")));
+        }
+        let Some(reason) = reason else {
+            self.holds.clear();
+            return Ok(());
+        };
+        if self.release(reason) {
+            return Ok(());
+        }
+        let others = self.holds.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        Err(Error::not_found(format!("hold {reason:?} of snapshot {name} (it is held: {others})")))
     }
 
     /// Whether anything holds the snapshot.

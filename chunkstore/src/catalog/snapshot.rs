@@ -113,6 +113,18 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Reads a catalog file without knowing whose it is.
+    ///
+    /// # Errors
+    /// As [`Snapshot::decode`].
+    pub fn read_file(file: &[u8]) -> Result<Self> {
+        let damaged = |detail: &str| Error::damaged("a catalog entry", detail);
+        let entry = checked_lines(file).map_err(damaged)?.entry;
+        Self::decode(&Entry::decode(entry)?.name(), file)
+    }
+}
+
 struct Lines<'a> {
     header: &'a [u8],
     entry: &'a [u8],

@@ -28,7 +28,7 @@ pub fn height_for(virtual_bytes: u64) -> u8 {
 }
 
 /// Segments below one slot of an inner node of this height.
-pub(crate) fn slot_segments(height: u8) -> u64 {
+pub fn slot_segments(height: u8) -> u64 {
     (FANOUT as u64).saturating_pow(u32::from(height) - 1)
 }
 
