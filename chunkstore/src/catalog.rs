@@ -3,10 +3,11 @@
 //! `catalog/IMAGE/TIME.snap` is a snapshot; `TIME.snap.tmp` is one being written aside; `TIME.ID.removed`, with the
 //! first half of the entry's id, is a tombstone: packs repeat every entry, and the tombstone tells a snapshot that was
 //! removed from one whose catalog file was lost. Files are only ever replaced whole. Reading needs no lock and works
-//! beside a writer; whoever writes must be the store's owner.
+//! beside a writer; whoever writes must be the store's owner, whose changes exclude each other.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::limits::CATALOG_FILE_BYTES_MAX;
@@ -35,6 +36,30 @@ const IMAGES_SHOWN: usize = 8;
 #[derive(Clone)]
 pub struct Catalog {
     storage: Arc<dyn Storage>,
+    /// Held by every change.
+    changes: Arc<Mutex<Announcements>>,
+}
+
+/// Snapshots that are being published now, and by how many.
+#[derive(Default)]
+struct Announcements(HashMap<Tombstone, u32>);
+
+/// While it lives, the tombstone of a snapshot that is being published stays.
+pub struct Announced {
+    changes: Arc<Mutex<Announcements>>,
+    tombstone: Tombstone,
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        let mut announcements = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = announcements.0.get_mut(&self.tombstone) {
+            *count -= 1;
+            if *count == 0 {
+                announcements.0.remove(&self.tombstone);
+            }
+        }
+    }
 }
 
 /// A line of a listing. What is damaged is listed too, and hides nothing else.
@@ -47,7 +72,7 @@ pub struct Listed {
 }
 
 /// What is left of a removed snapshot until no pack repeats its entry any more.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tombstone {
     /// Of which snapshot.
     pub name: SnapshotName,
@@ -119,7 +144,11 @@ impl Catalog {
     /// Makes an empty catalog in a new store, durably.
     pub fn create(storage: Arc<dyn Storage>) -> Result<Self> {
         storage.create_dir(DIR).map_err(|error| Error::io("creating", DIR, error))?;
-        Ok(Self { storage })
+        Ok(Self::new(storage))
+    }
+
+    fn new(storage: Arc<dyn Storage>) -> Self {
+        Self { storage, changes: Arc::default() }
     }
 
     /// Opens a store's catalog.
@@ -128,7 +157,7 @@ impl Catalog {
     /// [`Error::Damaged`] if there is none: an empty catalog in its place would let gc delete everything.
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         match storage.list(DIR) {
-            Ok(_) => Ok(Self { storage }),
+            Ok(_) => Ok(Self::new(storage)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(Error::damaged(DIR, "the directory is missing"))
             }
@@ -210,6 +239,12 @@ impl Catalog {
         Ok(listed)
     }
 
+    /// All snapshots and all tombstones at one moment of the owner's: nothing is removed or published in between.
+    pub(crate) fn list_with_tombstones(&self) -> Result<(Vec<Listed>, Vec<Tombstone>)> {
+        let _change = self.change();
+        Ok((self.list(None)?, self.tombstones()?))
+    }
+
     /// Everything that is wrong with the catalog's files, each named.
     pub fn check(&self) -> Vec<Error> {
         match self.list(None) {
@@ -264,10 +299,20 @@ impl Catalog {
 impl Catalog {
     /// Leaves a tombstone for a snapshot that is about to be published, durably, before any pack repeats its entry. If
     /// publishing is cut short, the entry in the pack then tells of no snapshot whose catalog file was lost.
-    /// [`Catalog::publish`] takes the tombstone away again.
-    pub fn announce(&self, snapshot: &Snapshot) -> Result<()> {
-        self.create_image_dir(&snapshot.name().image)?;
-        whole::replace_whole(&*self.storage, &Tombstone::of(snapshot).path(), &checked_encoding(snapshot)?)
+    /// [`Catalog::publish`] takes the tombstone away again; nothing else does while the result lives.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is a snapshot of this name.
+    pub fn announce(&self, snapshot: &Snapshot) -> Result<Announced> {
+        let mut announcements = self.change();
+        let name = snapshot.name();
+        let file = checked_encoding(snapshot)?;
+        self.refuse_duplicate(&name)?;
+        self.create_image_dir(&name.image)?;
+        let tombstone = Tombstone::of(snapshot);
+        whole::replace_whole(&*self.storage, &tombstone.path(), &file)?;
+        *announcements.0.entry(tombstone.clone()).or_default() += 1;
+        Ok(Announced { changes: Arc::clone(&self.changes), tombstone })
     }
 
     /// Adds a snapshot, durably: it is there whole or not at all. Everything that it names must already be durable.
@@ -278,13 +323,10 @@ impl Catalog {
     /// [`Error::Refused`] if there is a snapshot of this name, damaged ones included. If only the last sync failed the
     /// snapshot is seen, but may not survive a power cut.
     pub fn publish(&self, snapshot: &Snapshot) -> Result<u64> {
+        let _change = self.change();
         let name = snapshot.name();
         let file = checked_encoding(snapshot)?;
-        let times = self.times(&name.image)?;
-        if times.contains(&name.time) {
-            return Err(Error::refused(format!("snapshot {name} is there already")));
-        }
-        if times.is_empty() {
+        if self.refuse_duplicate(&name)?.is_empty() {
             self.create_image_dir(&name.image)?;
         }
         whole::rename_into_place(&*self.storage, &path(&name), &file)?;
@@ -298,6 +340,27 @@ impl Catalog {
     /// # Errors
     /// [`Error::NotFound`] if there is no such file; [`Error::Refused`] if it is a snapshot with another entry.
     pub fn rewrite(&self, snapshot: &Snapshot) -> Result<()> {
+        let _change = self.change();
+        self.replace(snapshot)
+    }
+
+    /// Reads a snapshot's state, changes it and makes the change permanent, all at once: of two changes none is lost.
+    /// Nothing is written if nothing was changed.
+    ///
+    /// # Errors
+    /// As [`Catalog::read`] and [`Catalog::rewrite`]; what `change` returns, and nothing is changed then.
+    pub fn update_state<T>(&self, name: &SnapshotName, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let _change = self.change();
+        let mut snapshot = self.read(name)?;
+        let before = snapshot.state.clone();
+        let result = change(&mut snapshot.state)?;
+        if snapshot.state != before {
+            self.replace(&snapshot)?;
+        }
+        Ok(result)
+    }
+
+    fn replace(&self, snapshot: &Snapshot) -> Result<()> {
         let name = snapshot.name();
         match self.read(&name) {
             Ok(there) if there.entry_id() == snapshot.entry_id() => {}
@@ -315,6 +378,7 @@ impl Catalog {
     /// then knows whether it is held. If only the last sync failed it is gone, but may be back after a power cut;
     /// see [`Catalog::sync`].
     pub fn remove(&self, name: &SnapshotName) -> Result<()> {
+        let _change = self.change();
         let snapshot = self.read(name)?;
         if snapshot.state.is_held() {
             let holds = snapshot.state.holds.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -326,8 +390,13 @@ impl Catalog {
         self.sync_image(&name.image)
     }
 
-    /// Forgets a removed snapshot, once no pack repeats its entry.
-    pub fn clear_tombstone(&self, tombstone: &Tombstone) -> Result<()> {
+    /// Forgets a removed snapshot, unless a pack may still repeat its entry: `is_repeated` is asked while no snapshot
+    /// can be announced. The tombstone of one that is being published stays.
+    pub fn clear_tombstone(&self, tombstone: &Tombstone, is_repeated: impl FnOnce() -> Result<bool>) -> Result<()> {
+        let announcements = self.change();
+        if announcements.0.contains_key(tombstone) || is_repeated()? {
+            return Ok(());
+        }
         self.remove_file(&tombstone.path())?;
         self.sync_image(&tombstone.name.image)
     }
@@ -350,6 +419,20 @@ impl Catalog {
     /// removal and its sync leaves a snapshot that a power cut would bring back without its chunks.
     pub fn sync(&self) -> Result<()> {
         self.image_dirs()?.iter().try_for_each(|image| self.sync_image(image))
+    }
+
+    /// Keeps all other changes out.
+    fn change(&self) -> MutexGuard<'_, Announcements> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The times of the image's snapshots, which this is not one of.
+    fn refuse_duplicate(&self, name: &SnapshotName) -> Result<Vec<SnapshotTime>> {
+        let times = self.times(&name.image)?;
+        if times.contains(&name.time) {
+            return Err(Error::refused(format!("snapshot {name} is there already")));
+        }
+        Ok(times)
     }
 
     fn create_image_dir(&self, image: &ImageName) -> Result<()> {

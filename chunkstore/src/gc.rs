@@ -12,8 +12,9 @@ use std::time::Instant;
 use crate::catalog::Snapshot;
 use crate::damaged::Damaged;
 use crate::error::{Error, Result};
-use crate::id::RecordId;
+use crate::id::{NodeId, RecordId};
 use crate::index::{Change, PackRow};
+use crate::lease;
 use crate::limits::PACK_BYTES_TARGET;
 use crate::mark::{Mark, Seen, Walk};
 use crate::pack::{self, Class, ScanOutcome, TableEntry};
@@ -59,11 +60,13 @@ pub struct GcReport {
 /// what it needs. Remove that snapshot, or repair it, first.
 pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Progress) -> Result<GcReport> {
     let started = Instant::now();
-    // A removal that is not on disk yet must not be overtaken by the sweep.
-    store.catalog().sync()?;
     let snapshots = readable_snapshots(store)?;
+    // The catalog first, then the leases: who takes a lease looks afterwards whether the snapshot is still there.
+    let leased = lease::roots(store.dir())?;
+    // A removal that was seen above and is not on disk yet must not be overtaken by the sweep.
+    store.catalog().sync()?;
     let mut report = GcReport { dry_run, snapshots: snapshots.len() as u64, ..GcReport::default() };
-    let (mark, missing) = mark(store, &snapshots, threads, progress)?;
+    let (mark, missing) = mark(store, &snapshots, &leased, threads, progress)?;
     report.missing_records = missing;
     let plan = Plan::make(store, mark, &mut report)?;
     if dry_run {
@@ -89,7 +92,13 @@ fn packs_bytes(store: &Store) -> u64 {
     store.packs().rows().iter().map(|row| row.bytes).sum()
 }
 
-fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progress: &Progress) -> Result<(Mark, u64)> {
+fn mark(
+    store: &Store,
+    snapshots: &[Snapshot],
+    leased: &[NodeId],
+    threads: usize,
+    progress: &Progress,
+) -> Result<(Mark, u64)> {
     let mut walk = Walk::new(store, Mark::default(), threads, progress);
     progress.set_total(snapshots.len() as u64);
     for snapshot in snapshots {
@@ -98,6 +107,13 @@ fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progress: &Progre
         }
         walk.records([snapshot.entry_id().into()])?;
         progress.advance(1);
+    }
+    let roots: Vec<RecordId> = leased.iter().map(|root| (*root).into()).collect();
+    for (root, place) in leased.iter().zip(store.places(&roots)?) {
+        // What the store does not have needs no protection.
+        if place.is_some() {
+            walk.tree(*root)?;
+        }
     }
     walk.finish()
 }
@@ -353,9 +369,8 @@ fn drop_from_damaged(store: &Store, gone: &[PackRow]) -> Result<()> {
 /// Clears the tombstones of snapshots whose entries no pack repeats any more.
 fn clear_tombstones(store: &Store) -> Result<()> {
     for tombstone in store.catalog().tombstones()? {
-        if !store.index().has_prefix(&tombstone.entry_prefix_bytes())? {
-            store.catalog().clear_tombstone(&tombstone)?;
-        }
+        let prefix = tombstone.entry_prefix_bytes();
+        store.catalog().clear_tombstone(&tombstone, || store.index().has_prefix(&prefix))?;
     }
     Ok(())
 }

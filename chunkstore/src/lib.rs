@@ -33,6 +33,7 @@ pub mod gc;
 pub mod id;
 pub mod index;
 pub mod ingest;
+pub mod lease;
 pub mod limits;
 pub mod lock;
 pub mod manifest;

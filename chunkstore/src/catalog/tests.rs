@@ -166,8 +166,8 @@ fn a_removed_snapshot_leaves_a_tombstone_until_it_is_cleared_or_published_again(
     catalog.publish(&snapshot(B)).unwrap();
     let [other] = &catalog.tombstones().unwrap()[..] else { panic!("the other one's tombstone") };
     assert!(!other.is_of(&snapshot(B)));
-    catalog.clear_tombstone(other).unwrap();
-    catalog.clear_tombstone(other).unwrap();
+    catalog.clear_tombstone(other, || Ok(false)).unwrap();
+    catalog.clear_tombstone(other, || Ok(false)).unwrap();
     assert!(catalog.tombstones().unwrap().is_empty());
     assert_eq!(listed(&catalog), [A, B, C]);
 }
@@ -312,4 +312,48 @@ fn a_full_disk_is_named() {
     assert!(matches!(catalog.rewrite(&held(B)), Err(Error::OutOfSpace { .. })));
     assert_eq!(catalog.read(&name(B)).unwrap(), snapshot(B));
     assert_eq!(catalog.clean().unwrap(), 0);
+}
+
+#[test]
+fn of_two_that_publish_one_name_one_wins() {
+    let (_, catalog) = filled();
+    let mut other = entry("web01@20261122T020000Z");
+    let mine = Snapshot::create(other.clone(), State::default()).unwrap();
+    other.root = None;
+    let other = Snapshot::create(other, State::default()).unwrap();
+    let announced = [catalog.announce(&mine).unwrap(), catalog.announce(&other).unwrap()];
+    let clear_all = || {
+        for tombstone in catalog.tombstones().unwrap() {
+            catalog.clear_tombstone(&tombstone, || Ok(false)).unwrap();
+        }
+    };
+    clear_all();
+    assert_eq!(catalog.tombstones().unwrap().len(), 2, "they are being published");
+    catalog.publish(&mine).unwrap();
+    assert!(matches!(catalog.publish(&other), Err(Error::Refused { .. })));
+    assert!(matches!(catalog.announce(&other), Err(Error::Refused { .. })));
+    drop(announced);
+    clear_all();
+    assert_eq!(catalog.tombstones().unwrap(), []);
+    assert_eq!(catalog.read(&mine.name()).unwrap(), mine);
+}
+
+#[test]
+fn of_many_changes_of_a_state_none_is_lost() {
+    let (_, catalog) = filled();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let catalog = &catalog;
+            scope.spawn(move || {
+                catalog.update_state(&name(B), |state| state.hold(&format!("reason {number}"))).unwrap()
+            });
+        }
+    });
+    assert_eq!(catalog.read(&name(B)).unwrap().state.holds.len(), 8);
+    let failed = catalog.update_state(&name(B), |state| {
+        state.holds.clear();
+        Err::<(), _>(Error::Interrupted)
+    });
+    assert!(matches!(failed, Err(Error::Interrupted)));
+    assert_eq!(catalog.read(&name(B)).unwrap().state.holds.len(), 8);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::lease::Lease;
 use crate::name::SnapshotName;
 use crate::store::OpenOptions;
 use crate::testing::{init, night, noise, open, put, read_back};
@@ -85,7 +86,7 @@ fn interrupted_anywhere_it_leaves_no_delta_without_its_base() {
     (1..=3).for_each(|day| store.catalog().remove(&night("web01", day)).unwrap());
     let mut report = GcReport::default();
     let snapshots = readable_snapshots(&store).unwrap();
-    let (mark, _) = mark(&store, &snapshots, 2, &Progress::default()).unwrap();
+    let (mark, _) = mark(&store, &snapshots, &[], 2, &Progress::default()).unwrap();
     let plan = Plan::make(&store, mark, &mut report).unwrap();
     assert!(!plan.remove_later.is_empty() && !plan.rewrite.is_empty());
     let stopped = Progress::default();
@@ -115,6 +116,31 @@ fn nothing_is_collected_while_a_snapshot_cannot_be_read() {
     assert_eq!(pack_bytes_on_disk(dir.path()), before);
     std::fs::write(&entry, whole).unwrap();
     assert!(gc(&store, false).freed_bytes > 1 << 20);
+}
+
+#[test]
+fn what_is_leased_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let bytes = noise(1 << 20, 1);
+    put(&store, night("web01", 1), &bytes);
+    let (held, snapshot) = Lease::of(dir.path(), store.catalog(), &night("web01", 1)).unwrap();
+    store.catalog().remove(&night("web01", 1)).unwrap();
+    gc(&store, false);
+    assert!(read_back(&*store, snapshot.entry()).unwrap() == bytes);
+    assert!(matches!(Lease::of(dir.path(), store.catalog(), &night("web01", 1)), Err(Error::NotFound { .. })));
+    // A lease of what the store never had protects nothing and stops nobody.
+    let strange = Lease::take(dir.path(), &[NodeId::of(b"nowhere")]).unwrap();
+    drop(held);
+    assert!(gc(&store, false).freed_bytes > 1 << 20);
+    drop(strange);
+    let garbled = dir.path().join("leases/1.lease");
+    std::fs::write(&garbled, "?").unwrap();
+    let holder = std::fs::File::open(&garbled).unwrap();
+    holder.lock().unwrap();
+    let refused = collect(&store, false, 2, &Progress::default());
+    assert!(matches!(&refused, Err(Error::Refused { what }) if what.contains("1.lease")), "{refused:?}");
 }
 
 /// One step of an operator's life.

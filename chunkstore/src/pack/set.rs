@@ -77,7 +77,10 @@ impl PackSet {
         if readers.len() >= READERS_KEPT {
             readers.clear();
         }
-        readers.insert(number, Arc::clone(&reader));
+        // A pack that gc forgot meanwhile must not be kept open: its bytes would stay on disk.
+        if self.row(number).is_some() {
+            readers.insert(number, Arc::clone(&reader));
+        }
         Ok(reader)
     }
 }

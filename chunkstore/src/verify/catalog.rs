@@ -19,7 +19,8 @@ pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<St
     let catalog = store.catalog();
     let mut snapshots = Vec::new();
     let mut unreadable = HashSet::new();
-    for listed in catalog.list(None)? {
+    let (all, tombstones) = catalog.list_with_tombstones()?;
+    for listed in all {
         match listed.snapshot {
             Ok(snapshot) => snapshots.push(snapshot),
             Err(error) => {
@@ -31,7 +32,7 @@ pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<St
     problems.extend(catalog.strangers()?.iter().map(|path| format!("{path} is no part of the catalog")));
     let known: HashSet<EntryId> = snapshots.iter().map(Snapshot::entry_id).collect();
     let tombstones: HashSet<(SnapshotName, String)> =
-        catalog.tombstones()?.into_iter().map(|tombstone| (tombstone.name, tombstone.entry_prefix)).collect();
+        tombstones.into_iter().map(|tombstone| (tombstone.name, tombstone.entry_prefix)).collect();
     let mut told = HashSet::new();
     for FoundEntry { id, name, pack } in found {
         let mut prefix = id.to_string();

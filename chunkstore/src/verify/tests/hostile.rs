@@ -90,9 +90,9 @@ fn an_ingest_that_was_cut_short_is_no_lost_snapshot() {
     let store = open(dir.path());
     let snapshot = put(&store, night("vm", 0), &noise(100_000, 1));
     // As after a kill between sealing the last pack and publishing.
-    store.catalog().announce(&snapshot).unwrap();
-    drop(store);
     std::fs::remove_file(dir.path().join(format!("catalog/vm/{}.snap", snapshot.name().time))).unwrap();
+    drop(store.catalog().announce(&snapshot).unwrap());
+    drop(store);
     let store = open(dir.path());
     assert_eq!(check(&store).unwrap().problems, Vec::<String>::new());
     let again = put(&store, night("vm", 0), &noise(100_000, 1));
