@@ -46,6 +46,7 @@ pub mod record;
 pub mod reserve;
 pub mod restore;
 pub mod retention;
+pub mod sink;
 pub mod source;
 pub mod stats;
 pub mod storage;

@@ -123,18 +123,18 @@ fn look_up<S: Seen>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut
 }
 
 /// One bit a record: what is needed.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Mark {
     packs: HashMap<u32, PackMark>,
 }
 
 /// The marks of one pack.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct PackMark {
     bits: Vec<u64>,
     /// Records marked.
     pub(crate) records: u64,
-    /// Their bytes in the pack.
+    /// Their bytes in the pack; at least that, if marks were put together.
     pub(crate) bytes: u64,
 }
 
@@ -160,9 +160,34 @@ impl Mark {
     pub(crate) fn pack(&self, number: u32) -> Option<&PackMark> {
         self.packs.get(&number)
     }
+
+    /// Whether the record at a place is marked.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        self.pack(place.pack).is_some_and(|pack| pack.has(place.ordinal as usize))
+    }
+
+    /// Marks all that another has marked.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (number, pack) in &other.packs {
+            self.packs.entry(*number).or_default().merge(pack);
+        }
+    }
 }
 
 impl PackMark {
+    /// Adds another's marks. Bytes of what both have are counted twice if the other has anything new.
+    fn merge(&mut self, other: &Self) {
+        if self.bits.len() < other.bits.len() {
+            self.bits.resize(other.bits.len(), 0);
+        }
+        self.bits.iter_mut().zip(&other.bits).for_each(|(word, more)| *word |= more);
+        let records = self.bits.iter().map(|word| u64::from(word.count_ones())).sum();
+        if records > self.records {
+            self.records = records;
+            self.bytes += other.bytes;
+        }
+    }
+
     /// Whether the record with this position in the table is marked.
     pub(crate) fn has(&self, ordinal: usize) -> bool {
         self.bits.get(ordinal / 64).is_some_and(|word| word & 1 << (ordinal % 64) != 0)

@@ -58,6 +58,7 @@ pub struct ImageStats {
 /// # Errors
 /// If a snapshot's entry or manifest can't be read.
 pub fn stats(store: &Store, threads: usize, progress: &Progress) -> Result<Stats> {
+    let _maintenance = store.maintain();
     let mut stats = Stats::default();
     let mut walk = Walk::new(store, Owners::default(), threads, progress);
     let images = store.catalog().images()?;

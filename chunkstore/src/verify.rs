@@ -87,6 +87,7 @@ pub fn verify(
     progress: &Progress,
 ) -> Result<VerifyReport> {
     let started = Instant::now();
+    let _maintenance = store.maintain();
     let run = Run { store, threads: threads.max(1), progress };
     let mut report = if snapshots.is_empty() { run.whole_store()? } else { run.some(snapshots)? };
     report.elapsed_s = started.elapsed().as_secs_f64();
@@ -151,7 +152,7 @@ impl Run<'_> {
     /// Reads the records of all packs, or those of them that are wanted.
     fn check_records(&self, wanted: Option<&Mark>) -> Result<Findings> {
         let findings = Findings::new(self.store);
-        let rows = self.store.packs().rows();
+        let rows = self.store.sealed_rows();
         let bytes = |number| match wanted {
             Some(wanted) => wanted.pack(number).map_or(0, |pack| pack.bytes),
             None => self.store.packs().row(number).map_or(0, |row| row.bytes),
@@ -183,6 +184,7 @@ impl Run<'_> {
     fn forget_missing_packs(&self) -> Result<()> {
         let mut change = Change::default();
         self.store.missing_packs().iter().for_each(|row| change.forget_pack(row.id.number));
+        let _index = self.store.change_index();
         self.store.index().apply(&change)
     }
 

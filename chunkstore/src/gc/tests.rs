@@ -85,13 +85,15 @@ fn interrupted_anywhere_it_leaves_no_delta_without_its_base() {
     put(&store, night("kept", 1), &changed[..1 << 20]);
     (1..=3).for_each(|day| store.catalog().remove(&night("web01", day)).unwrap());
     let mut report = GcReport::default();
-    let snapshots = readable_snapshots(&store).unwrap();
-    let (mark, _) = mark(&store, &snapshots, &[], 2, &Progress::default()).unwrap();
-    let plan = Plan::make(&store, mark, &mut report).unwrap();
+    let collecting = store.begin_collection(&store.maintain());
+    let survey = Survey::make(&store, &collecting, 2, &Progress::default(), &mut report).unwrap();
+    let plan = condemn(&store, survey, &collecting, &mut report);
     assert!(!plan.remove_later.is_empty() && !plan.rewrite.is_empty());
     let stopped = Progress::default();
     stopped.stop();
     assert!(matches!(plan.carry_out(&store, &stopped, &mut report), Err(Error::Interrupted)));
+    store.gate.spare();
+    drop(collecting);
     let found = crate::verify::verify(&store, &[], 2, &Progress::default()).unwrap();
     assert!(found.is_sound(), "{found:?}");
     let before = pack_bytes_on_disk(dir.path());

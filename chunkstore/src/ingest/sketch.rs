@@ -7,12 +7,12 @@
 
 use std::ops::Range;
 
+use super::encode::GROUP_BASES;
 use crate::codec::{Codec, Encoder};
-use crate::error::{Error, Result};
-use crate::id::RecordId;
+use crate::error::Result;
 use crate::limits::ZERO_BLOCK_BYTES;
 use crate::record::{Kind, Record};
-use crate::store::Store;
+use crate::sink::{Base, Like, Sink};
 
 /// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
 const MIX: u32 = 0x9e37_79b1;
@@ -35,34 +35,24 @@ pub(super) struct Full<'a> {
 }
 
 /// Turns full records into deltas against chunks with the same sketch, where that is clearly smaller.
-pub(super) fn rebase(store: &Store, encoder: &mut Encoder, full: Vec<Full<'_>>) -> Result<Vec<Record>> {
-    let sketches: Vec<u32> = full.iter().map(|full| full.record.header.sketch).collect();
-    let similar = store.index().similar(&sketches)?;
-    let rebased = full.into_iter().zip(similar).map(|(full, similar)| match similar {
-        Some(place) => Ok(delta(store, encoder, &full, place)?.unwrap_or(full.record)),
-        None => Ok(full.record),
-    });
-    rebased.collect()
+pub(super) fn rebase(sink: &dyn Sink, encoder: &mut Encoder, full: Vec<Full<'_>>) -> Result<Vec<Record>> {
+    let mut rebased = Vec::with_capacity(full.len());
+    let mut full = full.into_iter().peekable();
+    while full.peek().is_some() {
+        let group: Vec<Full<'_>> = full.by_ref().take(GROUP_BASES).collect();
+        let like: Vec<Like> = group.iter().map(|full| Like::Sketch(full.record.header.sketch)).collect();
+        for (full, base) in group.into_iter().zip(sink.bases(&like)?) {
+            let delta = base.and_then(|base| delta(encoder, &full, &base));
+            rebased.push(delta.unwrap_or(full.record));
+        }
+    }
+    Ok(rebased)
 }
 
-fn delta(store: &Store, encoder: &mut Encoder, full: &Full<'_>, place: (u32, u32)) -> Result<Option<Record>> {
-    let Some(id) = chunk_at(store, place)? else { return Ok(None) };
-    let Some((base_id, base)) = store.base_for(id)? else { return Ok(None) };
-    let Some(payload) = encoder.smaller_than(full.plain, &base, full.record.payload.len()) else { return Ok(None) };
+fn delta(encoder: &mut Encoder, full: &Full<'_>, base: &Base) -> Option<Record> {
+    let payload = encoder.smaller_than(full.plain, &base.bytes, full.record.payload.len())?;
     let id = full.record.header.id;
-    Ok(Some(Record::new(Kind::Chunk, id, full.plain.len(), Codec::Delta, payload, Some(base_id))))
-}
-
-/// The chunk whose record is at this offset of a pack, if it still is.
-fn chunk_at(store: &Store, (pack, offset): (u32, u32)) -> Result<Option<RecordId>> {
-    if store.packs().row(pack).is_none() {
-        return Ok(None);
-    }
-    match store.packs().reader(pack)?.record_header(u64::from(offset)) {
-        Ok(header) => Ok(Some(header.id).filter(|_| header.kind == Kind::Chunk)),
-        Err(Error::Damaged { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
+    Some(Record::new(Kind::Chunk, id, full.plain.len(), Codec::Delta, payload, Some(base.id)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::limits::{PACK_BYTES_TARGET, PACK_RECORDS_MAX};
+use crate::limits::PACK_RECORDS_MAX;
 use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 use crate::pack::{Class, DIR, part_path, path};
 use crate::record::{HEADER_BYTES, Record};
@@ -71,12 +71,17 @@ impl PackWriter {
     }
 
     /// Whether it has grown enough to be sealed.
-    pub fn is_full(&self) -> bool {
+    pub fn is_full(&self, target_bytes: u64) -> bool {
         let table_bytes = (self.entries.len() * TABLE_ENTRY_BYTES) as u64;
-        self.bytes + table_bytes >= PACK_BYTES_TARGET || self.entries.len() as u32 >= PACK_RECORDS_MAX
+        self.bytes + table_bytes >= target_bytes || self.entries.len() as u32 >= PACK_RECORDS_MAX
     }
 
-    /// Appends a record of this pack's class.
+    /// The table's entries of the records appended so far.
+    pub fn entries(&self) -> &[TableEntry] {
+        &self.entries
+    }
+
+    /// Appends a record of this pack's class. After an error the pack must be given up.
     pub fn append(&mut self, record: &Record) -> Result<()> {
         assert_eq!(
             Class::of(record.header.kind, record.header.codec),

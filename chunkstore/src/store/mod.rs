@@ -2,26 +2,40 @@
 //!
 //! Opening reconciles the index with the pack files, so a store whose index was deleted, damaged or set back loses
 //! nothing. Operations live in modules of their own (`ingest`, `restore`, `verify`, `gc` …) and work on [`Store`].
+//!
+//! One open store serves many threads: sessions that write, readers, and one collection or verification at a time.
+//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, protections.
 
+mod claims;
 mod open;
+mod protect;
+mod publish;
 mod read;
-mod write;
+mod runs;
+mod session;
+mod writers;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use claims::Claims;
+pub use claims::Clock;
 pub use open::{InitOptions, OpenOptions, Reindexed};
+pub(crate) use protect::Collecting;
+use protect::{Gate, Move, Protections};
 pub(crate) use read::{Plain, id_of};
-pub(crate) use write::encode;
-pub use write::{Publication, WriteSession};
+pub use read::{check_plain, verify_record};
+pub use session::WriteSession;
+use writers::Writers;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, State};
 use crate::config::Config;
 use crate::damaged::Damaged;
 use crate::error::Result;
 use crate::id::{PackId, RecordId};
 use crate::index::{Change, Index, PackRow, Place};
 use crate::lock::StoreLock;
+use crate::name::SnapshotName;
 use crate::pack::{PackSet, TableEntry};
 use crate::storage::Storage;
 
@@ -36,8 +50,24 @@ pub struct Store {
     /// Packs that the index knows and whose files are gone.
     missing: Vec<PackRow>,
     damaged: RwLock<Arc<Damaged>>,
+    /// Packs that all sessions write.
+    writers: Arc<Writers>,
+    claims: Claims,
+    protections: Arc<Protections>,
+    pub(crate) gate: Gate,
+    /// Held from reading the index to changing it by what was read.
+    index_changes: Mutex<()>,
+    maintenance: Mutex<()>,
+    /// Packs are sealed when they have grown to this.
+    pack_bytes: u64,
     _lock: StoreLock,
 }
+
+/// How often a record is looked up again whose pack went meanwhile.
+const TRIES_MAX: u32 = 8;
+
+/// Keeps gc, verify and statistics from each other.
+pub(crate) type Maintenance<'a> = MutexGuard<'a, ()>;
 
 impl Store {
     /// The store's directory.
@@ -69,6 +99,45 @@ impl Store {
         &self.index
     }
 
+    /// Packs that are in the index whole: not those whose records are just being added.
+    pub(crate) fn sealed_rows(&self) -> Vec<PackRow> {
+        let _index = self.change_index();
+        self.packs.rows()
+    }
+
+    /// The size at which packs are sealed.
+    pub(crate) fn pack_bytes(&self) -> u64 {
+        self.pack_bytes
+    }
+
+    /// Waits for other operations on the whole store, and keeps them out.
+    pub(crate) fn maintain(&self) -> Maintenance<'_> {
+        self.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps all others from changing the index.
+    pub(crate) fn change_index(&self) -> MutexGuard<'_, ()> {
+        self.index_changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on sessions that end hand over what they count on.
+    pub(crate) fn begin_collection(&self, _maintenance: &Maintenance<'_>) -> Collecting {
+        self.protections.begin_collection()
+    }
+
+    /// Whether the id of a record that is pending or in the index begins with these bytes.
+    pub(crate) fn has_prefix(&self, prefix: &[u8]) -> Result<bool> {
+        Ok(self.writers.has_prefix(prefix) || self.index.has_prefix(prefix)?)
+    }
+
+    /// Changes a snapshot's state: reads, changes and makes it permanent with no other change in between.
+    ///
+    /// # Errors
+    /// As [`Catalog::update_state`].
+    pub fn update_state<T>(&self, name: &SnapshotName, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        self.catalog.update_state(name, change)
+    }
+
     /// Packs that should be there and are not.
     pub fn missing_packs(&self) -> &[PackRow] {
         &self.missing
@@ -81,6 +150,7 @@ impl Store {
 
     /// Replaces the list of damaged records, on disk first, and takes the newly damaged out of the index.
     pub(crate) fn set_damaged(&self, damaged: Damaged) -> Result<()> {
+        let _index = self.change_index();
         damaged.save(&*self.storage)?;
         let records: Vec<_> = damaged.records().into_iter().filter(|record| !record.base_lost).collect();
         let ids: Vec<_> = records.iter().map(|record| record.id).collect();
@@ -95,63 +165,122 @@ impl Store {
         Ok(())
     }
 
-    /// The places of records, in the order of `ids`; a record that is damaged or in a pack that is gone has none.
+    /// The places of records, in the order of `ids`; a record that is damaged, condemned or in a pack that is gone has
+    /// none.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
-        Ok(self.only_sound(ids, self.index.places(ids)?))
+        self.sound_places(ids, |ids| self.index.places(ids))
     }
 
     /// [`Store::places`] for a walk over everything.
     pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
-        Ok(self.only_sound(ids, self.index.places_once(ids)?))
+        self.sound_places(ids, |ids| self.index.places_once(ids))
     }
 
-    fn only_sound(&self, ids: &[RecordId], mut places: Vec<Option<Place>>) -> Vec<Option<Place>> {
+    fn sound_places(
+        &self,
+        ids: &[RecordId],
+        look_up: impl Fn(&[RecordId]) -> Result<Vec<Option<Place>>>,
+    ) -> Result<Vec<Option<Place>>> {
+        let mut places = look_up(ids)?;
+        for _ in 0..TRIES_MAX {
+            let gone = self.keep_sound(ids, &mut places);
+            if gone.is_empty() {
+                break;
+            }
+            // gc has moved them since they were looked up.
+            let asked: Vec<RecordId> = gone.iter().map(|at| ids[*at]).collect();
+            for (at, place) in gone.into_iter().zip(look_up(&asked)?) {
+                places[at] = place;
+            }
+        }
+        self.keep_sound(ids, &mut places);
+        Ok(places)
+    }
+
+    /// Takes away the places that do not count; returns the positions of those whose packs are gone since.
+    fn keep_sound(&self, ids: &[RecordId], places: &mut [Option<Place>]) -> Vec<usize> {
         let damaged = self.damaged();
-        for (id, place) in ids.iter().zip(&mut places) {
+        // Before the packs: one that ceases to be condemned is gone then.
+        let condemned = self.gate.condemned();
+        let mut gone = Vec::new();
+        for (at, (id, place)) in ids.iter().zip(places).enumerate() {
             *place = place.filter(|place| {
                 let row = self.packs.row(place.pack);
+                if row.is_none() && !self.missing.iter().any(|missing| missing.id.number == place.pack) {
+                    gone.push(at);
+                }
                 row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_place(row.id, place.offset, *id))
+                    && !protect::is_condemned(&condemned, place)
             });
         }
-        places
+        gone
     }
 
     /// Puts a pack's records into index and set, durably. Of two records of one id, a full one beats a delta, then
-    /// the newer pack wins; a damaged place is left out.
+    /// the newer pack wins; a damaged or condemned place is left out. Whoever counts on the one that loses counts on the
+    /// winner from then on.
     pub(crate) fn adopt(&self, row: PackRow, entries: &[TableEntry]) -> Result<()> {
-        let change = adoption(&self.index, &self.damaged(), row, entries, |number| self.packs.row(number).is_some())?;
-        self.index.apply(&change)?;
+        let _index = self.change_index();
+        let condemned = self.gate.condemned();
+        let is_there =
+            |place: &Place| self.packs.row(place.pack).is_some() && !protect::is_condemned(&condemned, place);
+        let adoption = Adoption::plan(&self.index, &self.damaged(), row, entries, is_there)?;
+        let is_new = self.packs.row(row.id.number).is_none();
+        // First: the index must not name a pack that nobody can find.
         self.packs.insert(row);
+        if let Err(error) = self.index.apply(&adoption.change) {
+            if is_new {
+                self.packs.forget(row.id.number);
+            }
+            return Err(error);
+        }
+        if !adoption.moves.is_empty() {
+            self.gate.wait_for_look_ups();
+            self.protections.follow(&adoption.moves);
+        }
         Ok(())
     }
 }
 
-/// What has to change in the index for a pack to be known.
-fn adoption(
-    index: &Index,
-    damaged: &Damaged,
-    row: PackRow,
-    entries: &[TableEntry],
-    is_there: impl Fn(u32) -> bool,
-) -> Result<Change> {
-    let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-    let known = index.places(&ids)?;
-    let mut change = Change::default();
-    for (ordinal, (entry, known)) in entries.iter().zip(known).enumerate() {
-        if damaged.is_bad_place(row.id, entry.offset, entry.id) {
-            continue;
-        }
-        let place = Place::of(row.id, ordinal, entry);
-        let known = known.filter(|known| known.pack == row.id.number || is_there(known.pack));
-        if known.is_none_or(|known| rank(&known) <= rank(&place)) {
-            change.put(entry.id, place);
-            if entry.sketch != 0 {
-                change.put_sketch(entry.sketch, row.id.number, entry.offset);
+/// What has to change for a pack to be known.
+struct Adoption {
+    change: Change,
+    /// Records that are elsewhere too.
+    moves: Vec<Move>,
+}
+
+impl Adoption {
+    fn plan(
+        index: &Index,
+        damaged: &Damaged,
+        row: PackRow,
+        entries: &[TableEntry],
+        is_there: impl Fn(&Place) -> bool,
+    ) -> Result<Self> {
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
+        let known = index.places(&ids)?;
+        let mut adoption = Self { change: Change::default(), moves: Vec::new() };
+        for (ordinal, (entry, known)) in entries.iter().zip(known).enumerate() {
+            if damaged.is_bad_place(row.id, entry.offset, entry.id) {
+                continue;
+            }
+            let place = Place::of(row.id, ordinal, entry);
+            let known = known.filter(|known| known.pack == row.id.number || is_there(known));
+            let wins = known.is_none_or(|known| rank(&known) <= rank(&place));
+            if wins {
+                adoption.change.put(entry.id, place);
+                if entry.sketch != 0 {
+                    adoption.change.put_sketch(entry.sketch, row.id.number, entry.offset);
+                }
+            }
+            if let Some(known) = known.filter(|known| *known != place) {
+                let (from, to) = if wins { (known, place) } else { (place, known) };
+                adoption.moves.push(Move { from, to });
             }
         }
+        adoption.change.put_pack(row);
+        Ok(adoption)
     }
-    change.put_pack(row);
-    Ok(change)
 }
 
 fn rank(place: &Place) -> (bool, u32) {

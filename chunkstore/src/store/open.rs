@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::catalog::Catalog;
@@ -12,12 +12,15 @@ use crate::config::Config;
 use crate::damaged::Damaged;
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::index::{self, Index, PackRow};
+use crate::index::{self, Index, PackRow, Place};
+use crate::limits::PACK_BYTES_TARGET;
 use crate::lock::StoreLock;
 use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
 use crate::reserve;
 use crate::storage::{LocalDir, Storage};
-use crate::store::{Store, adoption, pack_row};
+use crate::store::claims::{Claims, Clock};
+use crate::store::protect::Gate;
+use crate::store::{Adoption, Store, pack_row};
 
 /// How to make a store.
 #[derive(Clone, Debug, Default)]
@@ -39,11 +42,22 @@ pub struct OpenOptions {
     pub seed: u64,
     /// What lies under packs and catalog instead of the directory itself: for tests.
     pub storage: Option<Arc<dyn Storage>>,
+    /// The size at which packs are sealed, in bytes.
+    pub pack_bytes: u64,
+    /// By which claims lapse.
+    pub clock: Clock,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::ZERO, frees_space: false, seed: 0, storage: None }
+        Self {
+            wait: Duration::ZERO,
+            frees_space: false,
+            seed: 0,
+            storage: None,
+            pack_bytes: PACK_BYTES_TARGET,
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -102,6 +116,13 @@ impl Store {
             packs,
             missing: reconciled.missing,
             damaged: RwLock::new(Arc::new(damaged)),
+            writers: Arc::default(),
+            claims: Claims::new(options.clock.clone()),
+            protections: Arc::default(),
+            gate: Gate::default(),
+            index_changes: Mutex::default(),
+            maintenance: Mutex::default(),
+            pack_bytes: options.pack_bytes,
             _lock: lock,
         })
     }
@@ -266,8 +287,8 @@ fn add_packs<'a>(
         }
         let class = entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
-        let known = |number: u32| there.contains_key(&number);
-        index.apply(&adoption(index, damaged, row, &entries, known)?)?;
+        let is_there = |place: &Place| there.contains_key(&place.pack);
+        index.apply(&Adoption::plan(index, damaged, row, &entries, is_there)?.change)?;
         there.insert(id.number, row);
     }
     Ok(reindexed)

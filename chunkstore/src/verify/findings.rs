@@ -147,9 +147,10 @@ impl Findings {
         Ok(())
     }
 
-    /// Whether the record at a place proved good.
+    /// Whether the record at a place proved good. A pack of which nothing is known was sealed since the verification
+    /// began.
     pub(super) fn is_good(&self, place: &Place) -> bool {
-        self.lock().packs.get(&place.pack).is_some_and(|pack| pack.is_good(place.ordinal as usize))
+        self.lock().packs.get(&place.pack).is_none_or(|pack| pack.is_good(place.ordinal as usize))
     }
 
     pub(super) fn take_entries(&mut self) -> Vec<FoundEntry> {

@@ -20,7 +20,7 @@ use chunkstore::manifest::{Assembler, Entry, Leaf, Node};
 use chunkstore::name::SnapshotTime;
 use chunkstore::progress::Progress;
 use chunkstore::record::{Kind, Record};
-use chunkstore::store::{InitOptions, OpenOptions, Store, WriteSession};
+use chunkstore::store::{InitOptions, OpenOptions, Store};
 use serde_json::json;
 
 /// Chunks listed by one leaf: 4 MiB in chunks of 64 KiB.
@@ -102,20 +102,20 @@ fn generate(dir: &Path, chunks: u64) -> Result<()> {
 }
 
 fn generate_image(store: &Arc<Store>, chunks: std::ops::Range<u64>, now: SnapshotTime) -> Result<()> {
-    let session = WriteSession::new(Arc::clone(store));
+    let session = store.session(None)?;
     let mut assembler = Assembler::default();
     let image = format!("vm{:04}", chunks.start / IMAGE_CHUNKS);
     let put_node = |node: &Node| -> chunkstore::Result<NodeId> {
         let encoding = node.encode();
         let id = NodeId::of(&encoding);
-        session.put(&[Record::new(Kind::Node, id.into(), encoding.len(), Codec::Raw, encoding, None)])?;
+        session.put(vec![Record::new(Kind::Node, id.into(), encoding.len(), Codec::Raw, encoding, None)])?;
         Ok(id)
     };
     let leaves = (chunks.end - chunks.start).div_ceil(LEAF_CHUNKS);
     for segment in 0..leaves {
         let from = chunks.start + segment * LEAF_CHUNKS;
         let records: Vec<Record> = (from..(from + LEAF_CHUNKS).min(chunks.end)).map(chunk_record).collect();
-        session.put(&records)?;
+        session.put(records)?;
         let entry = |number| Entry::Chunk { id: ChunkId::of(&content(number)), bytes: 8 };
         let entries = (from..(from + LEAF_CHUNKS).min(chunks.end)).map(entry).collect();
         let leaf = put_node(&Node::Leaf(Leaf::new(entries).map_err(anyhow::Error::msg)?))?;
@@ -138,7 +138,7 @@ fn generate_image(store: &Arc<Store>, chunks: std::ops::Range<u64>, now: Snapsho
         attachments: std::collections::BTreeMap::new(),
         extra: std::collections::BTreeMap::new(),
     };
-    session.publish(entry, IngestReport::default)?;
+    session.publish(entry, IngestReport::default())?;
     Ok(())
 }
 

@@ -13,8 +13,8 @@ fn store_with(records: &[Record]) -> (tempfile::TempDir, Arc<Store>) {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path());
     let store = open(dir.path());
-    let session = WriteSession::new(Arc::clone(&store));
-    session.put(records).unwrap();
+    let session = WriteSession::apart(&store);
+    records.iter().for_each(|record| session.copy(record).unwrap());
     session.flush().unwrap();
     drop(session);
     (dir, store)

@@ -1,0 +1,88 @@
+//! The new records of one segment: what to encode against what.
+
+use super::sketch::{self, Full};
+use crate::chunker::Cut;
+use crate::codec::{Codec, Encoder};
+use crate::error::Result;
+use crate::id::RecordId;
+use crate::manifest::Leaf;
+use crate::record::{Kind, Record};
+use crate::sink::{Base, Claim, Like, Sink};
+
+/// Bases that are asked for together: so many are in memory at a time.
+pub(super) const GROUP_BASES: usize = 32;
+
+/// A chunk that was taken on to be put.
+pub(super) struct Task<'a> {
+    pub(super) cut: &'a Cut,
+    /// It must be a full record: there is a damaged one.
+    pub(super) whole: bool,
+}
+
+impl<'a> Task<'a> {
+    /// What a claim asks to be done about a chunk.
+    pub(super) fn of(cut: &'a Cut, claim: Claim) -> Option<Self> {
+        match claim {
+            Claim::Yours => Some(Self { cut, whole: false }),
+            Claim::YoursWhole => Some(Self { cut, whole: true }),
+            Claim::Present | Claim::Elsewhere => None,
+        }
+    }
+}
+
+/// Encodes chunks of a segment, against what the parent has at their offsets or else what resembles them.
+pub(super) fn chunks(
+    sink: &dyn Sink,
+    encoder: &mut Encoder,
+    segment: &[u8],
+    parent: Option<&Leaf>,
+    tasks: &[Task<'_>],
+) -> Result<Vec<Record>> {
+    let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
+    for group in tasks.chunks(GROUP_BASES) {
+        for (task, base) in group.iter().zip(bases(sink, parent, group)?) {
+            let plain = &segment[task.cut.range.clone()];
+            let record = record(encoder, Kind::Chunk, task.cut.id.into(), plain, base.as_ref());
+            if record.header.base.is_some() || task.whole {
+                records.push(record);
+            } else {
+                full.push(Full { plain, record: record.with_sketch(sketch::sketch(segment, &task.cut.range)) });
+            }
+        }
+    }
+    records.extend(sketch::rebase(sink, encoder, full)?);
+    Ok(records)
+}
+
+/// The bases of chunks by what the parent has where they are.
+fn bases(sink: &dyn Sink, parent: Option<&Leaf>, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
+    let overlapping: Vec<Option<RecordId>> = tasks
+        .iter()
+        .map(|task| if task.whole { None } else { parent.and_then(|parent| overlapping(parent, task.cut)) })
+        .collect();
+    let like: Vec<Like> = overlapping.iter().flatten().map(|id| Like::Record(*id)).collect();
+    if like.is_empty() {
+        return Ok(tasks.iter().map(|_| None).collect());
+    }
+    let mut found = sink.bases(&like)?.into_iter();
+    Ok(overlapping.into_iter().map(|like| like.and_then(|_| found.next().flatten())).collect())
+}
+
+/// The parent's chunk that shares most bytes' offsets with a cut.
+fn overlapping(parent: &Leaf, cut: &Cut) -> Option<RecordId> {
+    let overlap = |start: usize, bytes: u32| {
+        (start + bytes as usize).min(cut.range.end).saturating_sub(start.max(cut.range.start))
+    };
+    let best = parent.chunks().max_by_key(|(start, _, bytes)| overlap(*start, *bytes))?;
+    (overlap(best.0, best.2) > 0).then(|| best.1.into())
+}
+
+/// Encodes content into a record, against a base if one is given and it pays.
+pub(super) fn record(encoder: &mut Encoder, kind: Kind, id: RecordId, bytes: &[u8], base: Option<&Base>) -> Record {
+    let (codec, payload) = match base {
+        Some(base) => encoder.against(bytes, &base.bytes),
+        None => encoder.plain(bytes),
+    };
+    let base = base.filter(|_| codec == Codec::Delta).map(|base| base.id);
+    Record::new(kind, id, bytes.len(), codec, payload, base)
+}

@@ -1,0 +1,229 @@
+//! Publishing: the entry into a pack, the packs sealed, everything below the root found, the catalog file last.
+//!
+//! A tombstone, synced before the pack that repeats the entry is sealed and gone with the publication, tells an entry
+//! that was never published from one whose catalog file was lost.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use crate::catalog::{Entry, IngestReport, Snapshot, State};
+use crate::chunk_source::ChunkSource;
+use crate::codec::Encoder;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, NodeId, RecordId};
+use crate::index::Place;
+use crate::limits::SEGMENT_BYTES;
+use crate::manifest::{self, Leaf, Node};
+use crate::record::{Kind, Record};
+use crate::store::Store;
+use crate::store::session::{Found, WriteSession};
+
+/// Leaves that are read together.
+const BATCH_LEAVES: usize = 256;
+/// Chunks that are looked up together.
+const BATCH_CHUNKS: usize = 8 << 10;
+
+impl WriteSession {
+    /// Publishes a snapshot that was made here. It is durable when this returns. The report's `stored_bytes` are filled
+    /// in, and the time that publishing takes is added.
+    ///
+    /// # Errors
+    /// As [`WriteSession::publish_snapshot`]; [`Error::Invalid`] if the entry breaks a limit.
+    pub fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
+        self.publish_snapshot(Snapshot::create(entry, State::default())?, Some(report))
+    }
+
+    /// Publishes a snapshot whose records were all put or found, by this session or before. It is durable when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is a snapshot of this name; [`Error::Damaged`], naming it, if something below the root
+    /// is not there; if the session failed. The snapshot is not published then.
+    pub fn publish_snapshot(&self, mut snapshot: Snapshot, report: Option<IngestReport>) -> Result<Snapshot> {
+        let started = Instant::now();
+        self.author.protection.check()?;
+        let _announced = self.store().catalog().announce(&snapshot)?;
+        self.put(vec![entry_record(&snapshot)])?;
+        // One sync of each pack is enough for the entry and all below it, which can't be read back before.
+        self.flush()?;
+        Closure::check(self, &snapshot)?;
+        if let Some(mut report) = report {
+            report.elapsed_s += started.elapsed().as_secs_f64();
+            report.throughput_bytes_per_s = report.data_bytes as f64 / report.elapsed_s;
+            set_report(&mut snapshot, report, self.stored_bytes());
+        }
+        self.store().catalog().publish(&snapshot)?;
+        Ok(snapshot)
+    }
+}
+
+fn entry_record(snapshot: &Snapshot) -> Record {
+    let encoding = snapshot.entry_encoding();
+    let (codec, payload) = Encoder::new(1).plain(encoding);
+    Record::new(Kind::Entry, snapshot.entry_id().into(), encoding.len(), codec, payload, None)
+}
+
+/// Puts a report into a snapshot whose file holds a number that counts the file itself: until the length stays.
+fn set_report(snapshot: &mut Snapshot, mut report: IngestReport, pack_bytes: u64) {
+    let mut file_bytes = 0;
+    loop {
+        report.stored_bytes = pack_bytes + file_bytes;
+        snapshot.state.ingest = Some(report.clone());
+        let encoded_bytes = snapshot.encode().len() as u64;
+        if encoded_bytes <= file_bytes {
+            return;
+        }
+        file_bytes = encoded_bytes;
+    }
+}
+
+/// The check that everything below a root lies in sealed packs. What is found is protected from then on.
+struct Closure<'a> {
+    session: &'a WriteSession,
+    snapshot: &'a Snapshot,
+    leaves: Vec<ChangedLeaf>,
+    chunks: Vec<(ChunkId, u32)>,
+}
+
+/// A leaf, and the parent's in the same place.
+struct ChangedLeaf {
+    segment: u64,
+    old: Option<NodeId>,
+    new: NodeId,
+}
+
+impl<'a> Closure<'a> {
+    fn check(session: &'a WriteSession, snapshot: &'a Snapshot) -> Result<()> {
+        let parent = session.trusted_parent().map(|parent| (parent.entry().root, parent.entry().virtual_bytes));
+        match Self::check_against(session, snapshot, parent) {
+            // The parent may be damaged; what is not there in the new one is not there without a parent either.
+            Err(Error::Damaged { .. }) if parent.is_some() => Self::check_against(session, snapshot, None),
+            checked => checked,
+        }
+    }
+
+    /// Checks what differs from the parent, which is leased: the rest is there.
+    fn check_against(
+        session: &'a WriteSession,
+        snapshot: &'a Snapshot,
+        parent: Option<(Option<NodeId>, u64)>,
+    ) -> Result<()> {
+        let mut closure = Self { session, snapshot, leaves: Vec::new(), chunks: Vec::new() };
+        let nodes = ProtectedNodes { session, snapshot };
+        let entry = snapshot.entry();
+        let new = (entry.root, entry.virtual_bytes);
+        manifest::diff(&nodes, parent.unwrap_or((None, 0)), new, &mut |segment, old, new| match new {
+            Some(new) => closure.add_leaf(ChangedLeaf { segment, old, new }),
+            None => Ok(()),
+        })?;
+        closure.settle_leaves()?;
+        closure.settle_chunks()
+    }
+
+    fn add_leaf(&mut self, leaf: ChangedLeaf) -> Result<()> {
+        self.leaves.push(leaf);
+        if self.leaves.len() >= BATCH_LEAVES { self.settle_leaves() } else { Ok(()) }
+    }
+
+    /// Reads the leaves that wait, and notes the chunks that the parent's do not have.
+    fn settle_leaves(&mut self) -> Result<()> {
+        let changed = std::mem::take(&mut self.leaves);
+        let new: Vec<NodeId> = changed.iter().map(|leaf| leaf.new).collect();
+        let old: Vec<NodeId> = changed.iter().filter_map(|leaf| leaf.old).collect();
+        count_on_nodes(self.session, self.snapshot, &new)?;
+        let new = read_leaves(self.session.store(), &new)?;
+        let mut old = read_leaves(self.session.store(), &old)?.into_iter();
+        for (changed, new) in changed.iter().zip(new) {
+            let start = changed.segment.saturating_mul(SEGMENT_BYTES as u64);
+            if start.saturating_add(new.bytes() as u64) > self.snapshot.entry().virtual_bytes {
+                return Err(self.malformed(format!("manifest node {} reaches over the image's end", changed.new)));
+            }
+            let known: HashSet<ChunkId> = match changed.old {
+                Some(_) => old.next().expect("each was read").chunks().map(|(_, id, _)| id).collect(),
+                None => HashSet::new(),
+            };
+            self.chunks
+                .extend(new.chunks().filter(|chunk| !known.contains(&chunk.1)).map(|(_, id, bytes)| (id, bytes)));
+            if self.chunks.len() >= BATCH_CHUNKS {
+                self.settle_chunks()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up the chunks that wait.
+    fn settle_chunks(&mut self) -> Result<()> {
+        let mut chunks = std::mem::take(&mut self.chunks);
+        chunks.sort_unstable();
+        chunks.dedup();
+        let ids: Vec<RecordId> = chunks.iter().map(|(id, _)| (*id).into()).collect();
+        let places = count_on(self.session, &ids, |at| missing(self.snapshot, &format!("chunk {}", chunks[at].0)))?;
+        for ((id, bytes), place) in chunks.into_iter().zip(places) {
+            if place.kind != Kind::Chunk || place.plain_bytes != bytes {
+                return Err(self.malformed(format!("chunk {id} is not as long as the manifest says")));
+            }
+        }
+        Ok(())
+    }
+
+    fn malformed(&self, detail: String) -> Error {
+        Error::damaged(format!("the manifest of {}", self.snapshot.name()), detail)
+    }
+}
+
+/// The manifests' nodes, each protected when it is read.
+struct ProtectedNodes<'a> {
+    session: &'a WriteSession,
+    snapshot: &'a Snapshot,
+}
+
+impl ChunkSource for ProtectedNodes<'_> {
+    fn chunks(
+        &self,
+        ids: &[ChunkId],
+        each: &mut dyn FnMut(usize, Result<crate::chunk::Chunk>) -> Result<()>,
+    ) -> Result<()> {
+        self.session.store().chunks(ids, each)
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        count_on_nodes(self.session, self.snapshot, &[id])?;
+        self.session.store().node(id)
+    }
+}
+
+fn count_on_nodes(session: &WriteSession, snapshot: &Snapshot, ids: &[NodeId]) -> Result<()> {
+    let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+    count_on(session, &records, |at| missing(snapshot, &format!("manifest node {}", ids[at]))).map(drop)
+}
+
+fn missing(snapshot: &Snapshot, what: &str) -> Error {
+    Error::damaged(what, format!("it is not in the store; {} is not published", snapshot.name()))
+}
+
+/// Protects records and makes sure that they lie in sealed packs; returns where.
+fn count_on(session: &WriteSession, ids: &[RecordId], missing: impl Fn(usize) -> Error) -> Result<Vec<Place>> {
+    let found = session.look_up(ids)?;
+    if found.iter().any(|found| matches!(found, Found::Sound { is_sealed: false, .. })) {
+        // Another session put it and has not sealed it yet.
+        session.flush()?;
+    }
+    let place = |(at, found): (usize, Found)| match found {
+        Found::Sound { place, .. } => Ok(place),
+        Found::Unsound | Found::Absent => Err(missing(at)),
+    };
+    found.into_iter().enumerate().map(place).collect()
+}
+
+/// Reads leaves, in the order of `ids`.
+fn read_leaves(store: &Store, ids: &[NodeId]) -> Result<Vec<Leaf>> {
+    let mut leaves: Vec<Option<Leaf>> = vec![None; ids.len()];
+    store.nodes(ids, &mut |at, node| match node? {
+        Node::Leaf(leaf) => {
+            leaves[at] = Some(leaf);
+            Ok(())
+        }
+        Node::Inner(_) => Err(Error::damaged(format!("manifest node {}", ids[at]), "is no leaf where one belongs")),
+    })?;
+    Ok(leaves.into_iter().map(|leaf| leaf.expect("every position is handed over")).collect())
+}

@@ -1,0 +1,353 @@
+//! A write session: records in, sealed packs and at last a published snapshot out.
+//!
+//! Many sessions write at once, into common packs. What a session put or found is protected from gc while it lives.
+//! The order that makes a snapshot durable: records are appended to `.part` files; a full pack is synced, renamed and
+//! its directory synced; then its records enter the index in one synced batch; and only when all packs that the session
+//! counts on are there is the snapshot's catalog entry written aside, synced, renamed, and its directory synced.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::catalog::{Entry, IngestReport, Snapshot};
+use crate::error::{Error, Result};
+use crate::id::RecordId;
+use crate::index::Place;
+use crate::name::SnapshotName;
+use crate::record::Record;
+use crate::sink::{Base, Claim, Like, Sink};
+use crate::store::claims::Taken;
+use crate::store::writers::{Author, Writers};
+use crate::store::{Store, verify_record};
+
+/// Content on its way into a store. Used by several threads at once. Dropped without publishing, it leaves its records
+/// in the common packs, where the next session finds them.
+pub struct WriteSession {
+    pub(super) author: Author,
+    writers: Arc<Writers>,
+    parent: Option<Snapshot>,
+    trusts_parent: bool,
+}
+
+/// What was found of a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It can be counted on, and is protected. Whether it is in the index already.
+    Sound {
+        place: Place,
+        is_sealed: bool,
+    },
+    /// There is one that can't be decoded.
+    Unsound,
+    Absent,
+}
+
+impl Store {
+    /// Begins a session. What the parent has is safe from gc while the session lives.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the parent is no snapshot, or none any more.
+    pub fn session(self: &Arc<Self>, parent: Option<&SnapshotName>) -> Result<WriteSession> {
+        let parent = parent.map(|name| self.catalog().read(name)).transpose()?;
+        let roots = parent.iter().filter_map(|parent| parent.entry().root).collect();
+        let author = Author::new(self, roots);
+        // gc lists the catalog before it asks for leases: what is still there now, after the lease, is marked.
+        if let Some(parent) = &parent
+            && self.catalog().read(&parent.name())?.entry_id() != parent.entry_id()
+        {
+            return Err(Error::not_found(format!("snapshot {}, which was replaced just now,", parent.name())));
+        }
+        let trusts_parent = self.missing_packs().is_empty() && self.damaged().is_empty();
+        Ok(WriteSession { author, writers: Arc::clone(&self.writers), parent, trusts_parent })
+    }
+
+    /// Seals all packs that are being written, so that what unpublished sessions put outlives this process and is not
+    /// sent again.
+    ///
+    /// # Errors
+    /// If a pack can't be sealed.
+    pub fn flush_open_packs(self: &Arc<Self>) -> Result<()> {
+        let author = Author::new(self, Vec::new());
+        self.writers.count_on_all(&author);
+        self.writers.flush(&author)
+    }
+}
+
+impl WriteSession {
+    /// A session with packs of its own, which are given up with it: for gc, which copies records.
+    pub(crate) fn apart(store: &Arc<Store>) -> Self {
+        let author = Author::new(store, Vec::new());
+        Self { author, writers: Arc::default(), parent: None, trusts_parent: false }
+    }
+
+    /// The store written to.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.author.store
+    }
+
+    /// Whether what the parent has need not be claimed: no pack is missing and nothing is known to be damaged.
+    pub fn trusts_parent(&self) -> bool {
+        self.trusts_parent
+    }
+
+    /// The snapshot that it leases.
+    pub fn parent(&self) -> Option<&Snapshot> {
+        self.parent.as_ref()
+    }
+
+    /// The parent whose content need not be looked up.
+    pub(super) fn trusted_parent(&self) -> Option<&Snapshot> {
+        self.parent.as_ref().filter(|_| self.trusts_parent)
+    }
+
+    /// Asks which records the store lacks, and takes them on.
+    ///
+    /// # Errors
+    /// If the session failed, or the index can't be read.
+    pub fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        self.author.protection.check()?;
+        let claims = &self.store().claims;
+        // Taken before it is looked up: nobody else puts it unseen in between.
+        let taken: Vec<Taken> = ids.iter().map(|id| claims.take(self.number(), *id)).collect();
+        let found = self.look_up(ids).inspect_err(|_| claims.give_back(self.number(), ids))?;
+        let given_back: Vec<RecordId> = (0..ids.len())
+            .filter(|at| taken[*at] == Taken::Now && matches!(found[*at], Found::Sound { .. }))
+            .map(|at| ids[at])
+            .collect();
+        claims.give_back(self.number(), &given_back);
+        let damaged = self.store().damaged();
+        let claim = |((id, taken), found): ((&RecordId, Taken), Found)| match (found, taken) {
+            (Found::Sound { .. }, _) | (_, Taken::Before) => Claim::Present,
+            (_, Taken::Elsewhere) => Claim::Elsewhere,
+            (Found::Absent, Taken::Now) if !damaged.concerns(*id) => Claim::Yours,
+            (_, Taken::Now) => Claim::YoursWhole,
+        };
+        Ok(ids.iter().zip(taken).zip(found).map(claim).collect())
+    }
+
+    /// Frees what was taken on and not put.
+    pub fn release_claims(&self) {
+        self.store().claims.release(self.number());
+    }
+
+    /// For each the base that a delta against it would have: the record itself if it is full, else its own base.
+    ///
+    /// # Errors
+    /// If the session failed, or the index can't be read. What is damaged is no base.
+    pub fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
+        self.author.protection.check()?;
+        let wanted = self.store().base_ids(like)?;
+        let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
+        self.protect_full(&ids)?;
+        let mut bytes = self.store().bases(ids.into_iter())?;
+        let mut bases: Vec<Option<Base>> = Vec::with_capacity(like.len());
+        let mut given = HashMap::new();
+        for (at, id) in wanted.into_iter().enumerate() {
+            let base = id.and_then(|id| match bytes.remove(&id) {
+                Some(bytes) => {
+                    given.insert(id, at);
+                    Some(Base { id, bytes })
+                }
+                None => given.get(&id).and_then(|at: &usize| bases[*at].clone()),
+            });
+            bases.push(base);
+        }
+        Ok(bases)
+    }
+
+    /// Appends records to the packs of their classes, taking them for what they say. What is there already is dropped.
+    /// Durable only after [`WriteSession::flush`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a delta's base is not there as a full record; nothing was put then. After any other error
+    /// the session has failed.
+    #[expect(clippy::needless_pass_by_value, reason = "as the seam has it, where a connection sends them away")]
+    pub fn put(&self, records: Vec<Record>) -> Result<()> {
+        self.author.protection.check()?;
+        let ids: Vec<RecordId> = records.iter().map(|record| record.header.id).collect();
+        let bases = self.protect_bases(&records)?;
+        let is_needed = self.needed(&ids)?;
+        let needed = records.iter().zip(is_needed).filter(|(_, is_needed)| *is_needed);
+        let put = needed.map(|(record, _)| record).try_for_each(|record| {
+            let base = record.header.base.and_then(|base| bases.get(&base));
+            self.writers.append(&self.author, record, base)
+        });
+        self.store().claims.done(self.number(), &ids);
+        put.inspect_err(|error| self.fail(error))
+    }
+
+    /// Verifies records and puts them.
+    ///
+    /// # Errors
+    /// As [`verify_record`]; nothing was put then. Otherwise as [`WriteSession::put`].
+    pub fn put_verified(&self, records: Vec<Record>) -> Result<()> {
+        records.iter().try_for_each(|record| verify_record(self.store(), record))?;
+        self.put(records)
+    }
+
+    /// Makes a copy of a record that is there already, which takes its place.
+    pub(crate) fn copy(&self, record: &Record) -> Result<()> {
+        self.author.protection.check()?;
+        self.writers.append(&self.author, record, None).inspect_err(|error| self.fail(error))
+    }
+
+    /// Makes all that this session put or counts on durable and known to the index.
+    ///
+    /// # Errors
+    /// If the session failed: something that it counts on was lost.
+    pub fn flush(&self) -> Result<()> {
+        self.writers.flush(&self.author)
+    }
+
+    /// Bytes by which packs grew because of it.
+    pub fn stored_bytes(&self) -> u64 {
+        self.author.stored_bytes()
+    }
+
+    fn number(&self) -> u64 {
+        self.author.protection.number()
+    }
+
+    fn fail(&self, error: &Error) {
+        self.author.protection.fail(error);
+        self.release_claims();
+    }
+
+    /// Which of these records are to be put: those that the session has taken on, and those that are not there.
+    fn needed(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
+        let claims = &self.store().claims;
+        let mut needed = claims.are_of(self.number(), ids);
+        let unclaimed: Vec<usize> = (0..ids.len()).filter(|at| !needed[*at]).collect();
+        let asked: Vec<RecordId> = unclaimed.iter().map(|at| ids[*at]).collect();
+        for (at, claim) in unclaimed.into_iter().zip(self.claim(&asked)?) {
+            needed[at] = claim != Claim::Present;
+            if claim == Claim::Elsewhere {
+                // Whoever was to put it will find it there.
+                claims.seize(self.number(), ids[at]);
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Looks records up and protects those that can be counted on.
+    pub(super) fn look_up(&self, ids: &[RecordId]) -> Result<Vec<Found>> {
+        let _gate = self.store().gate.look_up();
+        // In this order: a record is in the index before it ceases to be pending.
+        let pending = self.writers.find(ids, &self.author.protection);
+        let rest: Vec<RecordId> = (0..ids.len()).filter(|at| pending[*at].is_none()).map(|at| ids[at]).collect();
+        let mut places = self.store().places(&rest)?.into_iter();
+        let mut found = Vec::with_capacity(ids.len());
+        let mut deltas = Vec::new();
+        for (at, pending) in pending.into_iter().enumerate() {
+            let is_sealed = pending.is_none();
+            let place = match pending {
+                Some(pending) => Some(pending.place),
+                None => places.next().expect("each of the rest was looked up"),
+            };
+            match place {
+                None => found.push(Found::Absent),
+                Some(place) if place.is_full() => {
+                    self.author.protection.see(&place);
+                    found.push(Found::Sound { place, is_sealed });
+                }
+                // Found before, with its base.
+                Some(place) if is_sealed && self.author.protection.has(&place) => {
+                    found.push(Found::Sound { place, is_sealed });
+                }
+                Some(place) => {
+                    let base = pending.and_then(|pending| pending.base);
+                    deltas.push((at, place, base));
+                    found.push(Found::Unsound);
+                }
+            }
+        }
+        self.look_up_deltas(ids, deltas, &mut found)?;
+        Ok(found)
+    }
+
+    /// Protects deltas, found at positions of `ids`, if their bases are there.
+    fn look_up_deltas(
+        &self,
+        ids: &[RecordId],
+        deltas: Vec<(usize, Place, Option<RecordId>)>,
+        found: &mut [Found],
+    ) -> Result<()> {
+        let mut based = Vec::with_capacity(deltas.len());
+        for (at, place, base) in deltas {
+            let (place, base, is_sealed) = match base {
+                Some(base) => (place, Some(base), false),
+                None => match self.store().base_at(ids[at], place) {
+                    Ok((place, base)) => (place, base, true),
+                    // A header that can't be read is damage; to store the content again heals it.
+                    Err(Error::Damaged { .. }) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            based.push((at, place, base, is_sealed));
+        }
+        let bases: Vec<RecordId> = based.iter().map(|(at, _, base, _)| base.unwrap_or(ids[*at])).collect();
+        for ((at, place, _, is_sealed), base) in based.into_iter().zip(self.store().places(&bases)?) {
+            if let Some(base) = base.filter(Place::is_full) {
+                self.author.protection.see(&base);
+                self.author.protection.see(&place);
+                found[at] = Found::Sound { place, is_sealed };
+            }
+        }
+        Ok(())
+    }
+
+    /// Protects those of these records that are in the index and full; returns where they are.
+    fn protect_full(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        let _gate = self.store().gate.look_up();
+        let mut places = self.store().places(ids)?;
+        for place in &mut places {
+            *place = place.filter(Place::is_full);
+            if let Some(place) = place {
+                self.author.protection.see(place);
+            }
+        }
+        Ok(places)
+    }
+
+    /// Where the bases of deltas are; they are protected.
+    fn protect_bases(&self, records: &[Record]) -> Result<HashMap<RecordId, Place>> {
+        let mut ids: Vec<RecordId> = records.iter().filter_map(|record| record.header.base).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let places = self.protect_full(&ids)?;
+        let of_base = |(id, place): (RecordId, Option<Place>)| match place {
+            Some(place) => Ok((id, place)),
+            None => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
+        };
+        ids.into_iter().zip(places).map(of_base).collect()
+    }
+}
+
+impl Sink for WriteSession {
+    fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        Self::claim(self, ids)
+    }
+
+    fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
+        Self::bases(self, like)
+    }
+
+    fn put(&self, records: Vec<Record>) -> Result<()> {
+        Self::put(self, records)
+    }
+
+    fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
+        Self::publish(self, entry, report)
+    }
+}
+
+impl Drop for WriteSession {
+    fn drop(&mut self) {
+        self.release_claims();
+        if !Arc::ptr_eq(&self.writers, &self.author.store.writers) {
+            self.writers.discard(&self.author);
+        }
+    }
+}
