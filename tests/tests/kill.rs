@@ -16,6 +16,8 @@ use tests::images::{self, Rng};
 use tests::{Vmstore, expect_exit_of};
 
 const KILLS: u32 = 10;
+/// Of those, the least that must hit a command that still runs.
+const HITS_MIN: u32 = 3;
 const IMAGE_BYTES: u64 = 250 << 20;
 const FIRST: &str = "20261119T020000Z";
 const SECOND: &str = "20261120T020000Z";
@@ -73,35 +75,68 @@ fn duration(command: &mut Command) -> Duration {
     started.elapsed()
 }
 
-/// Starts a command and kills it after a random part of `whole`. True if it had ended, and well, by then.
-fn killed(command: &mut Command, whole: Duration, rng: &mut Rng) -> bool {
-    let fraction = rng.fraction();
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    thread::sleep(whole.mul_f64(fraction));
-    child.kill().unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success() || output.status.code().is_none(), "{command:?}: {}", tests::stderr(&output));
-    println!("killed after {fraction:.3} of {whole:?}: {}", output.status);
-    output.status.success()
+/// Kills commands at random moments, and counts how many of them were still running.
+struct Killer {
+    rng: Rng,
+    /// How long a command takes that is left alone, or somewhat less.
+    whole: Duration,
+    hits: u32,
+}
+
+/// How a command was found that was to be killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Running,
+    /// It had ended, and well.
+    Ended,
+}
+
+impl Killer {
+    fn new(rng: Rng, whole: Duration) -> Self {
+        Self { rng, whole, hits: 0 }
+    }
+
+    /// Starts a command and kills it after a random part of the whole.
+    fn kill(&mut self, command: &mut Command) -> Found {
+        let (whole, fraction) = (self.whole, self.rng.fraction());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        thread::sleep(whole.mul_f64(fraction));
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() || output.status.code().is_none(), "{command:?}: {}", tests::stderr(&output));
+        println!("killed after {fraction:.3} of {whole:?}: {}", output.status);
+        if output.status.success() {
+            // The first run may have been a slow one; if all kills came late, the test would show nothing.
+            self.whole = whole.mul_f64(0.9);
+            return Found::Ended;
+        }
+        self.hits += 1;
+        Found::Running
+    }
+
+    /// Fails if so few commands were killed while they ran that the test has shown nothing.
+    fn assert_has_hit(&self) {
+        assert!(self.hits >= HITS_MIN, "only {} kills hit a command that takes {:?}", self.hits, self.whole);
+    }
 }
 
 #[test]
 fn ingest_killed_at_any_moment_goes_on_from_sealed_packs() {
-    let mut rng = Rng::from_clock();
+    let rng = Rng::from_clock();
     let site = Site::new(IMAGE_BYTES / 5);
     images::make(&site.path("new.raw"), IMAGE_BYTES, 2);
     let args = site.ingest_args("new.raw", "new", SECOND);
-    let whole = duration(&mut site.vmstore.command(&args));
+    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(&args)));
     let whole_new_bytes = site.vmstore.json(["show", "new"])["new_bytes"].as_u64().unwrap();
     for _ in 0..KILLS {
         site.vmstore.run(["remove", "new"]);
         site.collect_all();
         let packs_before = site.vmstore.files("packs", ".pack").len();
 
-        let acknowledged = killed(&mut site.vmstore.command(&args), whole, &mut rng);
+        let found = killer.kill(&mut site.vmstore.command(&args));
         let sealed = site.vmstore.files("packs", ".pack").len() > packs_before;
         let published = site.vmstore.snapshots().iter().any(|snapshot| snapshot.starts_with("new@"));
-        assert!(published || !acknowledged);
+        assert!(published || found == Found::Running);
         site.assert_sound();
         site.vmstore.assert_holds("base", &site.path("base.raw"));
 
@@ -116,19 +151,20 @@ fn ingest_killed_at_any_moment_goes_on_from_sealed_packs() {
     site.assert_sound();
     site.collect_all();
     site.assert_sound();
+    killer.assert_has_hit();
 }
 
 #[test]
 fn ingest_of_deltas_killed_at_any_moment() {
-    let mut rng = Rng::from_clock();
+    let rng = Rng::from_clock();
     let site = Site::new(IMAGE_BYTES / 2);
     images::make_next(&site.path("next.raw"), &site.path("base.raw"), 256 << 10, 3);
     let args = site.ingest_args("next.raw", "base", SECOND);
-    let whole = duration(&mut site.vmstore.command(&args));
+    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(&args)));
     for _ in 0..KILLS {
         site.vmstore.run(["remove", "base@20261120"]);
         site.collect_all();
-        killed(&mut site.vmstore.command(&args), whole, &mut rng);
+        killer.kill(&mut site.vmstore.command(&args));
         site.assert_sound();
         site.vmstore.assert_holds("base@20261119", &site.path("base.raw"));
         if site.vmstore.snapshots().len() == 1 {
@@ -136,28 +172,29 @@ fn ingest_of_deltas_killed_at_any_moment() {
         }
         site.vmstore.assert_holds("base@20261120", &site.path("next.raw"));
     }
+    killer.assert_has_hit();
 }
 
 #[test]
 fn remove_killed_at_any_moment_removes_all_of_a_snapshot_or_nothing() {
     const IMAGES: [&str; 4] = ["a", "b", "c", "d"];
-    let mut rng = Rng::from_clock();
+    let rng = Rng::from_clock();
     let site = Site::new(8 << 20);
     for (image, seed) in IMAGES.into_iter().zip(10..) {
         images::make(&site.path(image), 8 << 20, seed);
         site.ingest(image, image, FIRST);
     }
     let remove = || site.vmstore.command(["remove"].iter().chain(&IMAGES));
-    let whole = duration(&mut remove());
+    let mut killer = Killer::new(rng, duration(&mut remove()));
     for _ in 0..KILLS {
         let there = site.vmstore.snapshots();
         for image in IMAGES.into_iter().filter(|image| !there.contains(&format!("{image}@{FIRST}"))) {
             site.ingest(image, image, FIRST);
         }
-        let acknowledged = killed(&mut remove(), whole, &mut rng);
+        let found = killer.kill(&mut remove());
         site.assert_sound();
         let left = site.vmstore.snapshots();
-        assert!(left.len() == 1 || !acknowledged, "{left:?}");
+        assert!(left.len() == 1 || found == Found::Running, "{left:?}");
         for snapshot in left {
             let image = snapshot.split('@').next().unwrap();
             let file = if image == "base" { "base.raw" } else { image };
@@ -167,6 +204,7 @@ fn remove_killed_at_any_moment_removes_all_of_a_snapshot_or_nothing() {
     }
     site.collect_all();
     site.assert_sound();
+    killer.assert_has_hit();
 }
 
 /// A site whose gc has to remove packs and to rewrite others, full ones and deltas.
@@ -201,17 +239,17 @@ fn copy_tree(from: &Path, to: &Path) {
 
 #[test]
 fn gc_killed_at_any_moment_loses_nothing_and_is_repeated() {
-    let mut rng = Rng::from_clock();
+    let rng = Rng::from_clock();
     let site = site_with_garbage();
     let fresh = site.path("fresh");
     copy_tree(site.vmstore.store(), &fresh);
-    let whole = duration(&mut site.vmstore.command(["gc"]));
+    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(["gc"])));
     let report = Vmstore::new(&fresh).json(["gc", "--dry-run"]);
     assert!(report["rewritten_packs"].as_u64() > Some(0), "this test has nothing to rewrite: {report}");
     for _ in 0..KILLS / 2 {
         copy_tree(&fresh, site.vmstore.store());
         for _ in 0..2 {
-            killed(&mut site.vmstore.command(["gc"]), whole, &mut rng);
+            killer.kill(&mut site.vmstore.command(["gc"]));
             site.assert_sound();
         }
         site.collect_all();
@@ -220,15 +258,16 @@ fn gc_killed_at_any_moment_loses_nothing_and_is_repeated() {
         site.vmstore.assert_holds("kept@20261119", &site.path("kept.raw"));
         site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
     }
+    killer.assert_has_hit();
 }
 
 #[test]
 fn reindex_killed_at_any_moment_is_made_up_for() {
-    let mut rng = Rng::from_clock();
+    let rng = Rng::from_clock();
     let site = site_with_garbage();
-    let whole = (0..3).map(|_| duration(&mut site.vmstore.command(["reindex"]))).min().unwrap();
+    let mut killer = Killer::new(rng, (0..3).map(|_| duration(&mut site.vmstore.command(["reindex"]))).min().unwrap());
     for _ in 0..KILLS {
-        killed(&mut site.vmstore.command(["reindex"]), whole, &mut rng);
+        killer.kill(&mut site.vmstore.command(["reindex"]));
         assert_eq!(site.vmstore.snapshots(), [format!("kept@{FIRST}"), format!("kept@{SECOND}")]);
         site.assert_sound();
         site.vmstore.assert_holds("kept@20261119", &site.path("kept.raw"));
@@ -239,6 +278,7 @@ fn reindex_killed_at_any_moment_is_made_up_for() {
     site.collect_all();
     site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
     site.assert_sound();
+    killer.assert_has_hit();
 }
 
 fn interrupt(child: &Child) {
