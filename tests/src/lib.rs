@@ -19,17 +19,36 @@ use tempfile::TempDir;
 
 pub use process::{Ended, measured, stderr};
 
+/// Seconds after which an owner that a test has started leaves.
+const IDLE_EXIT_S: &str = "2";
+
 /// The program `vmstore` and a store for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Vmstore {
     program: PathBuf,
     store: PathBuf,
+    opening: Opening,
+}
+
+/// Which process a command's store is opened in.
+#[derive(Clone, Copy, Debug)]
+enum Opening {
+    /// The command's own.
+    Standalone,
+    /// The store's owner, which the command finds or starts.
+    ThroughOwner,
 }
 
 impl Vmstore {
-    /// For a store in `store`, which need not exist.
+    /// For a store in `store`, which need not exist, and which every command opens itself.
     pub fn new(store: impl Into<PathBuf>) -> Self {
-        Self { program: program(), store: store.into() }
+        Self { program: program(), store: store.into(), opening: Opening::Standalone }
+    }
+
+    /// The same store, but commands ask its owner, which the first of them starts and which soon leaves when idle.
+    #[must_use]
+    pub fn through_owner(&self) -> Self {
+        Self { opening: Opening::ThroughOwner, ..self.clone() }
     }
 
     /// Makes a store without reserve in `dir/store`.
@@ -48,9 +67,13 @@ impl Vmstore {
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--store").arg(&self.store).args(args).stdin(Stdio::null());
-        for variable in ["VMSTORE_STORE", "VMSTORE_LOG", "NO_COLOR"] {
+        for variable in ["VMSTORE_STORE", "VMSTORE_LOG", "VMSTORE_TOKEN", "NO_COLOR"] {
             command.env_remove(variable);
         }
+        match self.opening {
+            Opening::Standalone => command.env("VMSTORE_STANDALONE", "1").env_remove("VMSTORE_IDLE_EXIT"),
+            Opening::ThroughOwner => command.env_remove("VMSTORE_STANDALONE").env("VMSTORE_IDLE_EXIT", IDLE_EXIT_S),
+        };
         command
     }
 
