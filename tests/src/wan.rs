@@ -11,7 +11,7 @@ mod pipe;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -49,6 +49,9 @@ struct Shared {
     /// Both ends of the connections that were open when they were last looked at.
     open: Mutex<Vec<TcpStream>>,
     stopped: AtomicBool,
+    /// Connections now, and the most there were.
+    connections: AtomicUsize,
+    most_connections: AtomicUsize,
 }
 
 impl Proxy {
@@ -74,6 +77,8 @@ impl Proxy {
             down: Lane::new(link),
             open: Mutex::default(),
             stopped: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            most_connections: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&shared);
         let acceptor = thread::spawn(move || accept(&listener, target, &accepting));
@@ -94,6 +99,11 @@ impl Proxy {
     pub fn count_anew(&self) {
         self.shared.up.count_anew();
         self.shared.down.count_anew();
+    }
+
+    /// The most connections that were open at one time.
+    pub fn most_connections(&self) -> usize {
+        self.shared.most_connections.load(Ordering::Relaxed)
     }
 
     /// Cuts all connections there are once so many more bytes have passed in a direction: those pass, no byte more.
@@ -178,12 +188,15 @@ fn join_ends(client: TcpStream, target: SocketAddr, shared: &Arc<Shared>) -> io:
         end.set_nodelay(true)?;
     }
     shared.remember([&client, &server])?;
+    let connections = shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    shared.most_connections.fetch_max(connections, Ordering::Relaxed);
     let (client, server) = (Arc::new(client), Arc::new(server));
     let up = pipe::start(Arc::clone(&client), Arc::clone(&server), Arc::clone(shared), Direction::Up);
     let down = pipe::start(server, client, Arc::clone(shared), Direction::Down);
     for pipe in [up, down] {
         let _ = pipe.join();
     }
+    shared.connections.fetch_sub(1, Ordering::Relaxed);
     Ok(())
 }
 

@@ -55,6 +55,7 @@ fn bytes_come_through_unchanged_and_are_counted() {
         });
         let count = |direction| proxy.usage(direction).bytes;
         assert_eq!([count(Direction::Up), count(Direction::Down)], [9_000_003; 2], "{link:?}");
+        assert!((1..=3).contains(&proxy.most_connections()));
         proxy.count_anew();
         assert_eq!(count(Direction::Up), 0);
     }
