@@ -18,7 +18,7 @@ help:
 	@echo '             KEEP=1       keep the store and the restored images'
 	@echo 'make test    install what is needed and run all tests'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
-	@echo 'make bench   compare with zstd, restic, borg and qemu-img; BENCH="--runs 1 --only NAME" passes options'
+	@echo 'make bench   compare with zstd, restic, borg, rsync and qemu-img; BENCH="--runs 1 --only NAME" passes options'
 
 setup:
 	@tests/setup

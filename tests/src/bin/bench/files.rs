@@ -102,6 +102,23 @@ pub(crate) fn ensure_same(left: &Path, right: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a file that lie in blocks of 4 KiB that are not all zero.
+pub(crate) fn nonzero_bytes(path: &Path) -> Result<u64> {
+    const BLOCK: usize = 4096;
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut buffer = vec![0; 256 * BLOCK];
+    let mut bytes = 0;
+    for range in data_ranges(&file)? {
+        for position in range.clone().step_by(buffer.len()) {
+            let length = buffer.len().min((range.end - position) as usize);
+            file.read_exact_at(&mut buffer[..length], position)?;
+            let blocks = buffer[..length].chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0));
+            bytes += blocks.map(|block| block.len() as u64).sum::<u64>();
+        }
+    }
+    Ok(bytes)
+}
+
 /// Bytes that nothing compresses.
 pub(crate) fn random_bytes(count: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; count];

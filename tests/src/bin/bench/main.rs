@@ -1,4 +1,4 @@
-//! The benchmark program: vmstore beside zstd, restic, borg and `qemu-img` on real images, in one run.
+//! The benchmark program: vmstore beside zstd, restic, borg, rsync and `qemu-img` on real images, in one run.
 //!
 //! Owns the order of the measurements and what they must reach. Tools take turns in every round, so that a machine
 //! that slows down slows all of them, and a figure is the median of the rounds. It judges, but never fails: the exit
@@ -10,10 +10,10 @@ mod nights;
 mod run;
 mod scale;
 mod table;
+mod wire;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -63,12 +63,13 @@ enum Part {
     Sparse,
     /// Gc's mark and look-ups in a store of 20 million chunks
     Index,
+    /// Replication between sites, beside rsync and restic
+    Wire,
 }
 
 fn main() -> Result<()> {
     let options = Options::parse();
     run::stay_on_cores(options.cores)?;
-    make_images(&options.images)?;
     let parent = options.work.clone().unwrap_or_else(|| options.images.clone());
     fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let work = tempfile::Builder::new().prefix("bench.").tempdir_in(&parent)?;
@@ -78,6 +79,7 @@ fn main() -> Result<()> {
     };
     ensure!(vmstore.is_file(), "{} is not built", vmstore.display());
     let mut bench = Bench::new(vmstore, options.images.clone(), work.path().to_owned(), options.runs);
+    bench.make_images("full")?;
     let rows = measure(&mut bench, &options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -105,6 +107,9 @@ fn measure(bench: &mut Bench, options: &Options) -> Result<Vec<Row>> {
     if wanted(Part::Index) {
         rows.extend(scale::index(bench, options.chunks)?);
     }
+    if wanted(Part::Wire) {
+        rows.extend(wire::wire(bench)?);
+    }
     rows.extend(peak_memory(bench));
     Ok(rows)
 }
@@ -115,12 +120,4 @@ fn peak_memory(bench: &Bench) -> Vec<Row> {
         Row::new(format!("peak memory of {command}"), bytes as f64, "B").target(Target::AtMost(300e6))
     };
     bench.peak_bytes.iter().map(row).collect()
-}
-
-fn make_images(dir: &Path) -> Result<()> {
-    let maker = Path::new(env!("CARGO_MANIFEST_DIR")).join("make-images");
-    let status = Command::new(&maker).arg("full").arg(dir).status();
-    let status = status.with_context(|| format!("cannot run {}", maker.display()))?;
-    ensure!(status.success(), "{} could not make the images", maker.display());
-    Ok(())
 }

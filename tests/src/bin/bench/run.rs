@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// What one run of a command took.
@@ -72,12 +72,37 @@ impl Bench {
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        let mut run = Command::new(&self.vmstore);
-        run.arg("--store").arg(store).args(["--progress", "never", "--json", command]).args(args);
-        let sample = self.measure(&mut run)?;
+        let sample = self.measure(self.command(store, command).args(args))?;
         let peak = self.peak_bytes.entry(command.to_owned()).or_default();
         *peak = sample.peak_bytes.max(*peak);
         Ok(sample)
+    }
+
+    /// The command `vmstore COMMAND` on a store, which it opens itself, and with its result as JSON.
+    pub(crate) fn command(&self, store: &Path, command: &str) -> Command {
+        let mut run = self.program(store);
+        run.args(["--progress", "never", "--json", command]);
+        run
+    }
+
+    fn program(&self, store: &Path) -> Command {
+        let mut run = Command::new(&self.vmstore);
+        run.env("VMSTORE_STANDALONE", "1").arg("--store").arg(store);
+        run
+    }
+
+    /// What a command prints that is not asked for JSON.
+    pub(crate) fn plain_output(&self, store: &Path, args: &[&str]) -> Result<Vec<u8>> {
+        Ok(self.measure(self.program(store).args(args))?.stdout)
+    }
+
+    /// Makes the real images of a kind, unless they are there.
+    pub(crate) fn make_images(&self, kind: &str) -> Result<()> {
+        let maker = Path::new(env!("CARGO_MANIFEST_DIR")).join("make-images");
+        let status = Command::new(&maker).arg(kind).arg(&self.images).status();
+        let status = status.with_context(|| format!("cannot run {}", maker.display()))?;
+        ensure!(status.success(), "{} could not make the images", maker.display());
+        Ok(())
     }
 
     /// Makes an empty store of that name, in place of an older one.
