@@ -5,3 +5,4 @@ pub mod auth;
 mod private_file;
 pub mod remotes;
 pub mod tls;
+pub mod transport;
