@@ -31,7 +31,7 @@ const SMALL_PART: u64 = 8;
 const SMALL_PACKS_MIN: usize = 4;
 
 /// What a collection did, or would do.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct GcReport {
     /// Whether nothing was changed.
     pub dry_run: bool,

@@ -14,7 +14,7 @@ use crate::record::HEADER_BYTES;
 use crate::store::Store;
 
 /// Sizes of a whole store.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Stats {
     /// Number of images.
     pub images: u64,
@@ -41,7 +41,7 @@ pub struct Stats {
 }
 
 /// Sizes of one image.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ImageStats {
     /// Its name.
     pub image: String,

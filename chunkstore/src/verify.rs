@@ -33,7 +33,7 @@ use crate::progress::Progress;
 use crate::store::Store;
 
 /// What a verification found.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct VerifyReport {
     /// Packs read.
     pub packs: u64,
@@ -63,7 +63,7 @@ impl VerifyReport {
 }
 
 /// A range of a snapshot that can't be read.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct DamagedRange {
     /// The snapshot's name.
     pub snapshot: String,

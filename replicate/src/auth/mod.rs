@@ -21,13 +21,13 @@ pub use token::{Token, TokenHash, client_token};
 pub(crate) use token::{from_hex, hex};
 pub use token_file::{Holder, TokenEntry, TokenFile};
 
-/// What a client may do, each more than the one before.
+/// What a client may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Read snapshots.
     Read,
-    /// Also push snapshots; to know what is there already, a push reads.
+    /// Push snapshots, and neither read nor remove any.
     Push,
     /// Everything.
     Admin,
@@ -99,9 +99,9 @@ impl Grant {
         self.images.is_empty() || self.images.iter().any(|pattern| pattern.matches(image))
     }
 
-    /// Whether it may read; only images that it [covers](Self::covers).
+    /// Whether it may read; only images that it [covers](Self::covers). A stolen token for pushing shows nothing.
     pub fn may_read(&self) -> bool {
-        self.role >= Role::Read
+        self.role != Role::Push
     }
 
     /// Whether it may push snapshots of some image.
@@ -141,8 +141,8 @@ mod tests {
         // (role, images; reads, pushes anything, pushes web, pushes db, is admin)
         let cases = [
             (Role::Read, vec![], [true, false, false, false, false]),
-            (Role::Push, vec![], [true, true, true, true, false]),
-            (Role::Push, bound.clone(), [true, true, true, false, false]),
+            (Role::Push, vec![], [false, true, true, true, false]),
+            (Role::Push, bound.clone(), [false, true, true, false, false]),
             (Role::Admin, vec![], [true, true, true, true, true]),
             (Role::Admin, bound, [true, true, true, false, false]),
         ];

@@ -1,0 +1,367 @@
+//! One connection: sends requests, and gives the frames of each answer to whoever waits for them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chunkstore::{Error, Result};
+use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::rate::RateLimit;
+use crate::transport::{Counters, Stream};
+use crate::wire::{
+    ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, WireError, read_preamble,
+    write_preamble,
+};
+
+/// Both sides say that they live so often while nothing else is said.
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
+/// A side that was not heard for so long is taken for dead.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
+/// Frames that wait to be written.
+const OUT_FRAMES: usize = 4;
+/// Buffer before the stream: small frames travel together.
+pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// What is particular of a connection's link.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    /// How fast it may be used, together with others that share the limit.
+    pub limit: Option<Arc<RateLimit>>,
+    /// What passes after encryption; nothing is counted where there is none.
+    pub tls_bytes: Arc<Counters>,
+}
+
+/// A connection to a store's owner.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    out: mpsc::Sender<Frame>,
+    waiting: Mutex<Waiting>,
+    next_request: AtomicU32,
+    round_trips: AtomicU64,
+    welcome: Welcome,
+    meter: Arc<Meter>,
+    /// Bytes of the hand-shake, which are not the requests'.
+    handshake_bytes: u64,
+    link: Link,
+    /// Tells the tasks that read and write that the connection ended; they also end with this.
+    ended: watch::Sender<bool>,
+    runtime: Handle,
+}
+
+/// Requests without their last frame.
+#[derive(Default)]
+struct Waiting {
+    answers: HashMap<u32, UnboundedSender<Frame>>,
+    /// Why the connection ended.
+    ended: Option<String>,
+}
+
+impl Client {
+    /// Shakes hands over a fresh stream.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if the other side does not admit the client; [`Error::Refused`] if it speaks no common version;
+    /// [`Error::Unreachable`] if it can't be talked to.
+    pub async fn start(mut stream: Stream, hello: &Hello, link: &Link) -> Result<Self> {
+        let meter = Arc::new(Meter::default());
+        write_preamble(&mut stream, &meter).await?;
+        let (read, write) = tokio::io::split(stream);
+        let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
+        writer.write(&Frame::new(Kind::Request, 0, hello.to_bytes())).await?;
+        writer.flush().await?;
+        let (welcome, reader) = timeout(PATIENCE, welcomed(read, &meter)).await.map_err(|_| Error::Unreachable {
+            what: format!("the other side did not answer within {} s", PATIENCE.as_secs()),
+        })??;
+        let (out, queue) = mpsc::channel(OUT_FRAMES);
+        let shared = Arc::new(Shared {
+            out,
+            waiting: Mutex::default(),
+            next_request: AtomicU32::new(1),
+            round_trips: AtomicU64::new(0),
+            welcome,
+            handshake_bytes: meter.sent_bytes() + meter.received_bytes(),
+            meter,
+            link: link.clone(),
+            ended: watch::Sender::new(false),
+            runtime: Handle::current(),
+        });
+        let weak = || Arc::downgrade(&shared);
+        tokio::spawn(write_all(queue, writer, shared.ended.subscribe(), link.limit.clone(), weak()));
+        let (ended, reading) = (shared.ended.subscribe(), read_all(reader, link.limit.clone(), weak()));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = reading => {}
+                () = over(ended) => {}
+            }
+        });
+        Ok(Self { shared })
+    }
+
+    /// What the other side said of itself.
+    pub fn welcome(&self) -> &Welcome {
+        &self.shared.welcome
+    }
+
+    /// What passed through the connection.
+    pub fn meter(&self) -> &Meter {
+        &self.shared.meter
+    }
+
+    /// Bytes of the hand-shake, both directions.
+    pub fn handshake_bytes(&self) -> u64 {
+        self.shared.handshake_bytes
+    }
+
+    /// Bytes sent after encryption; 0 where there is none.
+    pub fn tls_bytes_sent(&self) -> u64 {
+        self.shared.link.tls_bytes.sent_bytes()
+    }
+
+    /// How often a request was sent while none was under way: each such time costs the link's latency.
+    pub fn round_trips(&self) -> u64 {
+        self.shared.round_trips.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.waiting().ended.is_some()
+    }
+
+    /// Waits, on a thread that is none of the runtime's, for a future of this client.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.shared.runtime.block_on(future)
+    }
+
+    /// Does something on the client's runtime.
+    pub(crate) fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) {
+        self.shared.runtime.spawn(future);
+    }
+
+    /// Sends a request. The answer's frames come out of the result.
+    pub(crate) async fn send(&self, kind: Kind, payload: impl Into<Bytes>) -> Result<Answer> {
+        let (request, frames) = self.shared.register()?;
+        let answer = Answer { request, frames, shared: Arc::clone(&self.shared) };
+        let frame = Frame::new(kind, request, payload);
+        self.shared.out.send(frame).await.map_err(|_| self.shared.error())?;
+        Ok(answer)
+    }
+
+    /// Sends a request whose answer is one message.
+    pub(crate) async fn call(&self, request: &Request) -> Result<Reply> {
+        self.send(Kind::Request, request.to_bytes()).await?.reply().await
+    }
+}
+
+/// The rest of the hand-shake.
+async fn welcomed(mut read: ReadHalf<Stream>, meter: &Arc<Meter>) -> Result<(Welcome, FrameReader<ReadHalf<Stream>>)> {
+    read_preamble(&mut read, meter).await?;
+    let mut reader = FrameReader::new(read, Arc::clone(meter));
+    let frame = reader.read(PATIENCE).await?.ok_or_else(|| Error::Unreachable {
+        what: "the other side closed the connection instead of saying who it is".into(),
+    })?;
+    match frame.kind {
+        Kind::Reply => Ok((Welcome::from_bytes(&frame.payload).map_err(broken)?, reader)),
+        Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
+        _ => Err(broken("it does not say who it is".to_owned())),
+    }
+}
+
+/// What breaks the protocol.
+pub(crate) fn broken(what: impl Into<String>) -> Error {
+    Error::Unreachable { what: format!("the other side breaks the protocol: {}", what.into()) }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn register(&self) -> Result<(u32, UnboundedReceiver<Frame>)> {
+        let (sender, frames) = mpsc::unbounded_channel();
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed).max(1);
+        let mut waiting = self.waiting();
+        if waiting.ended.is_some() {
+            drop(waiting);
+            return Err(self.error());
+        }
+        if waiting.answers.is_empty() {
+            self.round_trips.fetch_add(1, Ordering::Relaxed);
+        }
+        waiting.answers.insert(request, sender);
+        Ok((request, frames))
+    }
+
+    fn error(&self) -> Error {
+        let ended = self.waiting().ended.clone();
+        Error::Unreachable { what: ended.unwrap_or_else(|| "the connection ended".to_owned()) }
+    }
+
+    /// Fails all that waits and all that comes.
+    fn end(&self, error: &Error) {
+        let mut waiting = self.waiting();
+        let what = match error {
+            Error::Unreachable { what } => what.clone(),
+            other => other.to_string(),
+        };
+        waiting.ended.get_or_insert(what);
+        waiting.answers.clear();
+        self.ended.send_replace(true);
+    }
+
+    /// Gives a frame to whoever waits for it.
+    fn deliver(&self, frame: Frame) -> Result<()> {
+        if frame.kind == Kind::Ping {
+            return Ok(());
+        }
+        let is_last = matches!(frame.kind, Kind::Reply | Kind::Error);
+        let mut waiting = self.waiting();
+        let known = match is_last {
+            true => waiting.answers.remove(&frame.request),
+            false => waiting.answers.get(&frame.request).cloned(),
+        };
+        if let Some(waiter) = known {
+            // Whoever has given up waiting does not want it.
+            let _ = waiter.send(frame);
+            return Ok(());
+        }
+        // Answers to requests that were given up still come.
+        let last = self.next_request.load(Ordering::Relaxed);
+        if frame.request == 0 || frame.request >= last {
+            return Err(broken("it answers what was not asked"));
+        }
+        Ok(())
+    }
+}
+
+async fn read_all(
+    mut reader: FrameReader<ReadHalf<Stream>>,
+    limit: Option<Arc<RateLimit>>,
+    shared: std::sync::Weak<Shared>,
+) {
+    loop {
+        let read = reader.read(PATIENCE).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let delivered = match read {
+            Ok(Some(frame)) => {
+                if let Some(limit) = &limit {
+                    limit.pass(frame.wire_bytes()).await;
+                }
+                shared.deliver(frame)
+            }
+            Ok(None) => Err(Error::Unreachable { what: "the other side closed the connection".into() }),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = delivered {
+            return shared.end(&error);
+        }
+    }
+}
+
+async fn write_all(
+    mut queue: mpsc::Receiver<Frame>,
+    mut writer: FrameWriter<BufWriter<WriteHalf<Stream>>>,
+    ended: watch::Receiver<bool>,
+    limit: Option<Arc<RateLimit>>,
+    shared: std::sync::Weak<Shared>,
+) {
+    let written = tokio::select! {
+        written = write_queue(&mut queue, &mut writer, limit.as_deref()) => written,
+        // The stream is closed, although the other side takes nothing any more.
+        () = failed(ended) => return,
+    };
+    if let Err(error) = written
+        && let Some(shared) = shared.upgrade()
+    {
+        shared.end(&error);
+    }
+    writer.shutdown().await;
+}
+
+/// Waits until a connection has ended or nobody uses it any more.
+async fn over(mut ended: watch::Receiver<bool>) {
+    // An error says that the sender is gone, and the connection with it.
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// Waits until a connection has ended.
+async fn failed(mut ended: watch::Receiver<bool>) {
+    if ended.wait_for(|ended| *ended).await.is_err() {
+        // What was sent before the connection was given up is still written.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Writes what comes, with pings where nothing does, until nobody can send any more.
+pub(crate) async fn write_queue<W: AsyncWrite + Unpin>(
+    queue: &mut mpsc::Receiver<Frame>,
+    writer: &mut FrameWriter<W>,
+    limit: Option<&RateLimit>,
+) -> Result<()> {
+    loop {
+        let frame = match queue.try_recv() {
+            Ok(frame) => frame,
+            Err(mpsc::error::TryRecvError::Disconnected) => return writer.flush().await,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                writer.flush().await?;
+                match timeout(PING_EVERY, queue.recv()).await {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => return Ok(()),
+                    Err(_) => Frame::new(Kind::Ping, 0, Bytes::new()),
+                }
+            }
+        };
+        if let Some(limit) = limit {
+            limit.pass(frame.wire_bytes()).await;
+        }
+        writer.write(&frame).await?;
+    }
+}
+
+/// An answer that is on its way. Dropped, it is not waited for any more.
+pub(crate) struct Answer {
+    request: u32,
+    frames: UnboundedReceiver<Frame>,
+    shared: Arc<Shared>,
+}
+
+impl Answer {
+    /// The number of the request.
+    pub(crate) fn request(&self) -> u32 {
+        self.request
+    }
+
+    /// The next frame, of whatever kind but an error.
+    pub(crate) async fn frame(&mut self) -> Result<Frame> {
+        let frame = self.frames.recv().await.ok_or_else(|| self.shared.error())?;
+        match frame.kind {
+            Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
+            _ => Ok(frame),
+        }
+    }
+
+    /// The last frame's message, where none comes before it.
+    pub(crate) async fn reply(mut self) -> Result<Reply> {
+        let frame = self.frame().await?;
+        match frame.kind {
+            Kind::Reply => Reply::from_bytes(&frame.payload).map_err(broken),
+            _ => Err(broken("an answer has more parts than it should")),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.shared.waiting().answers.remove(&self.request);
+    }
+}

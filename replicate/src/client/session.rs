@@ -1,0 +1,193 @@
+//! A session at the store's owner: what it writes appears with [`ClientSession::publish`], and what it counts on is
+//! safe from gc until it ends.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use chunkstore::Result;
+use chunkstore::catalog::{IngestReport, Snapshot};
+use chunkstore::id::RecordId;
+use chunkstore::name::SnapshotName;
+use chunkstore::record::Record;
+use chunkstore::sink::Claim;
+
+use super::Client;
+use super::connection::{Answer, broken};
+use super::requests::unexpected;
+use crate::wire::{
+    ForStream, Ids, Kind, Purpose, RecordBatch, Reply, Request, SessionId, SessionSecret, claims_from_bytes,
+};
+
+static NEXT_SESSION: AtomicU32 = AtomicU32::new(1);
+
+/// A session of one connection. Ends at the owner when it is dropped.
+pub struct ClientSession {
+    client: Client,
+    id: SessionId,
+    secret: SessionSecret,
+    trusts_parent: bool,
+    published: AtomicBool,
+}
+
+/// What became of a record that was elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The number of the claim.
+    pub request: u32,
+    /// The position in it.
+    pub position: usize,
+    /// What it is now.
+    pub claim: Claim,
+}
+
+impl ClientSession {
+    /// Begins a session that protects a snapshot, if one is given.
+    ///
+    /// # Errors
+    /// [`chunkstore::Error::NotFound`] if there is no such snapshot; [`chunkstore::Error::Denied`].
+    pub async fn begin(client: &Client, purpose: Purpose, snapshot: Option<&SnapshotName>) -> Result<Self> {
+        let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
+        let request = Request::Begin { session, purpose, snapshot: snapshot.map(ToString::to_string) };
+        match client.call(&request).await? {
+            Reply::Begun { secret, trusts_parent } => {
+                let published = AtomicBool::new(false);
+                Ok(Self { client: client.clone(), id: session, secret, trusts_parent, published })
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// [`ClientSession::begin`] for threads.
+    ///
+    /// # Errors
+    /// As [`ClientSession::begin`].
+    pub fn begin_blocking(client: &Client, purpose: Purpose, snapshot: Option<&SnapshotName>) -> Result<Self> {
+        client.wait(Self::begin(client, purpose, snapshot))
+    }
+
+    /// Takes part in the session by another connection.
+    ///
+    /// # Errors
+    /// If there is no such session any more.
+    pub async fn attach(&self, client: &Client) -> Result<Self> {
+        let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
+        match client.call(&Request::Attach { session, secret: self.secret }).await? {
+            Reply::Done => Ok(Self {
+                client: client.clone(),
+                id: session,
+                secret: self.secret,
+                trusts_parent: self.trusts_parent,
+                published: AtomicBool::new(false),
+            }),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// This connection's number for it.
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether chunks that the parent has need not be claimed.
+    pub fn trusts_parent(&self) -> bool {
+        self.trusts_parent
+    }
+
+    /// Asks which records the store lacks, and takes them on. Returns the claim's number, too.
+    ///
+    /// # Errors
+    /// If the session or the connection failed.
+    pub async fn claim(&self, ids: &[RecordId]) -> Result<(u32, Vec<Claim>)> {
+        let request = Request::Claim { session: self.id, ids: Ids(ids.to_vec()) };
+        let answer = self.client.send(Kind::Request, request.to_bytes()).await?;
+        let number = answer.request();
+        let claims = match answer.reply().await? {
+            Reply::Claims(bytes) => claims_from_bytes(&bytes).map_err(broken)?,
+            reply => return Err(unexpected(&reply)),
+        };
+        if claims.len() == ids.len() { Ok((number, claims)) } else { Err(broken("a claim has another length")) }
+    }
+
+    /// Waits until something is known of records that were [`Claim::Elsewhere`]; perhaps nothing.
+    ///
+    /// # Errors
+    /// If the session or the connection failed.
+    pub async fn decided(&self) -> Result<Vec<Decided>> {
+        match self.client.call(&Request::Await { session: self.id }).await? {
+            Reply::Decided(decided) => decided
+                .into_iter()
+                .map(|(request, position, claim)| {
+                    let claim = claims_from_bytes(&[claim]).map_err(broken)?[0];
+                    Ok(Decided { request, position: position as usize, claim })
+                })
+                .collect(),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// An empty batch of records for this session.
+    pub fn batch(&self) -> RecordBatch {
+        RecordBatch::for_session(self.id)
+    }
+
+    /// Puts a batch of records. They are the store's when the result says so, and durable when published.
+    pub(crate) async fn put(&self, batch: RecordBatch) -> Result<Answer> {
+        self.client.send(Kind::Records, batch.into_payload()).await
+    }
+
+    /// Puts records and waits until the store has taken them.
+    ///
+    /// # Errors
+    /// If the session or the connection failed, or a record is not what it says.
+    pub async fn put_all(&self, records: &[Record]) -> Result<()> {
+        let mut answers = Vec::new();
+        let mut batch = self.batch();
+        for record in records {
+            batch.push(record);
+            if batch.is_full() {
+                answers.push(self.put(std::mem::replace(&mut batch, self.batch())).await?);
+            }
+        }
+        if !batch.is_empty() {
+            answers.push(self.put(batch).await?);
+        }
+        for answer in answers {
+            expect_done(&answer.reply().await?)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes a snapshot from its entry's encoding. It is durable when this returns.
+    ///
+    /// # Errors
+    /// [`chunkstore::Error::Refused`] if there is one of this name; [`chunkstore::Error::Damaged`] if records are missing.
+    pub async fn publish(&self, entry: Vec<u8>, report: Option<&IngestReport>) -> Result<Snapshot> {
+        let report = report.map(|report| serde_json::to_vec(report).expect("a report has only plain fields"));
+        match self.client.call(&Request::Publish { session: self.id, entry, report }).await? {
+            Reply::Published(file) => {
+                self.published.store(true, Ordering::Relaxed);
+                Snapshot::read_file(&file)
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+}
+
+/// Fails unless a request was done.
+pub(crate) fn expect_done(reply: &Reply) -> Result<()> {
+    if *reply == Reply::Done { Ok(()) } else { Err(unexpected(reply)) }
+}
+
+impl Drop for ClientSession {
+    fn drop(&mut self) {
+        if self.published.load(Ordering::Relaxed) {
+            return;
+        }
+        let (client, request) = (self.client.clone(), Request::End { session: self.id });
+        self.client.spawn(async move { client.call(&request).await });
+    }
+}

@@ -1,0 +1,140 @@
+//! The owner's content as a [`ChunkSource`], and a session as a [`Sink`]: what reads and ingests can't tell a store in
+//! this process from one behind a connection. Both are for plain threads; everything that comes back is verified here.
+
+use std::collections::HashMap;
+
+use chunkstore::catalog::{Entry, IngestReport, Snapshot};
+use chunkstore::chunk::Chunk;
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::codec::{Codec, Decoder};
+use chunkstore::id::{ChunkId, NodeId, RecordId};
+use chunkstore::manifest::Node;
+use chunkstore::record::Record;
+use chunkstore::sink::{Base, Claim, Like, Sink};
+use chunkstore::{Error, Result};
+
+use super::connection::broken;
+use super::requests::{Arrived, unexpected};
+use super::{Client, ClientSession};
+use crate::wire::{Fetch, ForStream, Kind, Reply, Request, Resemblance, records_of};
+
+/// Ids of one request: their records fit in memory together.
+const GROUP_IDS: usize = 64;
+
+/// Plain bytes of bases by their ids.
+pub(crate) type Bases = HashMap<RecordId, Vec<u8>>;
+
+/// Decodes a record; the result is not verified against its id.
+pub(crate) fn decode(record: &Record, bases: &Bases) -> Result<Vec<u8>> {
+    let header = &record.header;
+    let base = header.base.filter(|_| header.codec == Codec::Delta);
+    let base = match base {
+        Some(base) => Some(bases.get(&base).ok_or_else(|| broken(format!("a delta came without its base {base}")))?),
+        None => None,
+    };
+    Decoder::new()
+        .decode(header.codec, &record.payload, header.plain_bytes as usize, base.map(Vec::as_slice))
+        .map_err(|detail| Error::damaged(format!("record {}", header.id), detail))
+}
+
+/// Keeps a base that came along.
+fn keep(bases: &mut Bases, record: &Record) -> Result<()> {
+    let plain = decode(record, &Bases::new())?;
+    bases.insert(record.header.id, chunkstore::store::check_plain(record.header.kind, record.header.id, plain)?);
+    Ok(())
+}
+
+impl Client {
+    /// Fetches plain bytes; `each` verifies them.
+    async fn plain(
+        &self,
+        ids: &[RecordId],
+        each: &mut (dyn FnMut(usize, Result<Vec<u8>>) -> Result<()> + Send),
+    ) -> Result<()> {
+        let mut bases = Bases::new();
+        self.records(ids, Fetch::WithBases, &mut |arrived| match arrived {
+            Arrived::Base(record) => keep(&mut bases, &record),
+            Arrived::Wanted(position, Err(error)) => each(position, Err(error)),
+            Arrived::Wanted(position, Ok(record)) => each(position, decode(&record, &bases)),
+        })
+        .await
+    }
+}
+
+impl ChunkSource for Client {
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+            let mut fetched = Vec::with_capacity(ids.len());
+            self.wait(self.plain(&records, &mut |at, plain| {
+                fetched.push((at, plain));
+                Ok(())
+            }))?;
+            for (at, plain) in fetched {
+                each(group * GROUP_IDS + at, plain.and_then(|plain| Chunk::verify(ids[at], plain)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        let mut node = None;
+        self.wait(self.plain(&[id.into()], &mut |_, plain| {
+            node = Some(plain.and_then(|plain| Node::verify(id, &plain)));
+            Ok(())
+        }))?;
+        node.expect("every position is handed over")
+    }
+}
+
+impl Sink for ClientSession {
+    fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        let mut claims = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(crate::wire::IDS_MAX) {
+            claims.extend(self.client().wait(self.claim(ids))?.1);
+        }
+        Ok(claims)
+    }
+
+    fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
+        self.client().wait(self.fetch_bases(like))
+    }
+
+    fn put(&self, records: Vec<Record>) -> Result<()> {
+        self.client().wait(self.put_all(&records))
+    }
+
+    fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
+        self.client().wait(self.publish(entry.encode()?, Some(&report)))
+    }
+}
+
+impl ClientSession {
+    async fn fetch_bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
+        let like: Vec<_> = like
+            .iter()
+            .map(|like| match like {
+                Like::Record(id) => Resemblance::Record(*id.as_bytes()),
+                Like::Sketch(sketch) => Resemblance::Sketch(*sketch),
+            })
+            .collect();
+        let request = Request::Bases { session: self.id(), like };
+        let mut answer = self.client().send(Kind::Request, request.to_bytes()).await?;
+        let mut bases = Bases::new();
+        loop {
+            let frame = answer.frame().await?;
+            if frame.kind == Kind::Bases {
+                records_of(&frame.payload).map_err(broken)?.iter().try_for_each(|record| keep(&mut bases, record))?;
+                continue;
+            }
+            let Reply::Bases(ids) = Reply::from_bytes(&frame.payload).map_err(broken)? else {
+                return Err(unexpected(&Reply::Done));
+            };
+            let base = |id: [u8; 32]| {
+                let id = RecordId::from_bytes(id);
+                bases.get(&id).map(|bytes| Base { id, bytes: bytes.clone() })
+            };
+            return Ok(ids.into_iter().map(|id| id.and_then(base)).collect());
+        }
+    }
+}

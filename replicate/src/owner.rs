@@ -1,0 +1,241 @@
+//! Finding a store's owner, or starting one.
+//!
+//! The owner that a command starts is this program again, by exec, in a session of its own, so that it outlives the
+//! command, its terminal, and an ssh connection that waits for all descriptors to be closed. Until it listens, its
+//! standard error is a pipe to the command; what kept it from starting comes through there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use chunkstore::{Error, Result};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use chunkstore::chunk::Chunk;
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::id::{ChunkId, NodeId};
+use chunkstore::manifest::Node;
+use tokio::runtime::Handle;
+
+use crate::address::Address;
+use crate::client::{Client, Link};
+use crate::transport::{self, ConnectOptions, Stream};
+use crate::wire::{Hello, WireError};
+
+/// An owner that was started listens by then, unless it has an index to rebuild.
+const START_TIME_MAX: Duration = Duration::from_mins(10);
+/// An owner that ends leaves its socket for so long at most, with some to spare.
+const RETRY_TIME_MAX: Duration = Duration::from_secs(40);
+const RETRY: Duration = Duration::from_millis(20);
+const RETRY_SLOWEST: Duration = Duration::from_millis(300);
+/// Set for an owner that a command starts: it then tells why it can't start as a [`WireError`].
+pub const STARTED_BY_COMMAND: &str = "VMSTORE_STARTED_BY_COMMAND";
+
+/// How to start an owner.
+#[derive(Clone, Debug)]
+pub struct Starter {
+    /// The program `vmstore`.
+    pub program: PathBuf,
+    /// After how long without clients it ends.
+    pub idle_exit: Duration,
+    /// Whether it is started to free space: on a full disk it gives up the store's reserve to be able to open.
+    pub frees_space: bool,
+}
+
+/// What came of starting an owner.
+enum Started {
+    Listens,
+    /// Another one was faster.
+    Lost,
+}
+
+/// Connects to the owner of the store in `dir`; if there is none and a starter is given, starts it.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there is
+/// no owner and none was to be started; otherwise why none could be started.
+pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
+    if !dir.join("config.toml").exists() && !dir.join("packs").exists() {
+        return Err(Error::not_found(format!("store {}", dir.display())));
+    }
+    let until = Instant::now() + RETRY_TIME_MAX;
+    let mut pause = RETRY;
+    loop {
+        let error = match greet(dir).await {
+            Ok(client) => return Ok(client),
+            // One that speaks another version ends, if a command started it.
+            Err(error @ (Error::Unreachable { .. } | Error::Busy { .. } | Error::Refused { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(starter) = starter else { return Err(error) };
+        if Instant::now() >= until {
+            return Err(error);
+        }
+        if matches!(error, Error::Unreachable { .. })
+            && let Started::Listens = start(dir, starter).await?
+        {
+            continue;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY_SLOWEST);
+    }
+}
+
+/// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a hand-shake: for passing on
+/// what another client says.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn open_stream(dir: &Path, starter: &Starter) -> Result<Stream> {
+    // Shaking hands first tells an owner that lives from a socket that is left over.
+    let client = connect(dir, Some(starter)).await?;
+    let stream = open(dir).await;
+    drop(client);
+    stream
+}
+
+async fn open(dir: &Path) -> Result<Stream> {
+    Ok(transport::connect(&Address::Path(dir.to_path_buf()), &ConnectOptions::default()).await?.stream)
+}
+
+async fn greet(dir: &Path) -> Result<Client> {
+    let stream = open(dir).await?;
+    let hello = Hello { program: crate::PROGRAM.to_owned(), token: None };
+    Client::start(stream, &hello, &Link::default()).await
+}
+
+async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
+    let failed = |error| Error::io("starting", &starter.program, error);
+    let mut command = Command::new(&starter.program);
+    command
+        .arg("--store")
+        .arg(dir)
+        .args(["serve", "--background", "--idle-exit"])
+        .arg(starter.idle_exit.as_secs().to_string())
+        .args(starter.frees_space.then_some("--frees-space"))
+        .env(STARTED_BY_COMMAND, "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    // SAFETY: between fork and exec, two system calls that are safe there and touch no memory.
+    unsafe {
+        command.pre_exec(detach);
+    }
+    let child = command.spawn().map_err(failed)?;
+    timeout(START_TIME_MAX, outcome(child)).await.unwrap_or_else(|_| {
+        Err(Error::Unreachable { what: "the store's owner was started and does not listen; see owner.log".into() })
+    })
+}
+
+/// Leaves the terminal and all descriptors but the first three.
+fn detach() -> io::Result<()> {
+    // SAFETY: plain system calls.
+    unsafe {
+        if libc::setsid() < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int);
+    }
+    Ok(())
+}
+
+/// Reads what an owner says until it listens or has ended.
+async fn outcome(mut child: Child) -> Result<Started> {
+    let mut said = String::new();
+    let mut pipe = child.stderr.take().expect("it was piped");
+    pipe.read_to_string(&mut said).await.map_err(|error| Error::io("reading", "the owner's pipe", error))?;
+    let last = said.lines().last().unwrap_or_default();
+    if let Ok(error) = serde_json::from_str::<WireError>(last) {
+        return match error {
+            WireError::Busy { .. } => Ok(Started::Lost),
+            error => Err(error.into()),
+        };
+    }
+    match timeout(Duration::from_millis(10), child.wait()).await {
+        Ok(Ok(status)) if !status.success() => {
+            let what = format!("the store's owner could not be started ({status}): {}", said.trim());
+            Err(Error::Unreachable { what })
+        }
+        _ => Ok(Started::Listens),
+    }
+}
+
+/// What an owner that a command started says if it can't start.
+pub fn tell_starter(error: &Error) {
+    let error = WireError::from(error);
+    eprintln!("{}", serde_json::to_string(&error).expect("an error has only strings"));
+}
+
+/// The owner of a store, whoever that is: when it ends, the next request finds or starts another. For plain threads.
+pub struct Reconnecting {
+    runtime: Handle,
+    dir: PathBuf,
+    starter: Starter,
+    client: Mutex<Client>,
+}
+
+/// Chunks that are fetched, and after a broken connection fetched again, together.
+const GROUP_CHUNKS: usize = 64;
+/// Owners that may end during one request.
+const ATTEMPTS: usize = 5;
+
+impl Reconnecting {
+    /// Connects to the owner of the store in `dir`, and starts it if there is none.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn new(runtime: &Handle, dir: &Path, starter: Starter) -> Result<Self> {
+        let client = runtime.block_on(connect(dir, Some(&starter)))?;
+        Ok(Self { runtime: runtime.clone(), dir: dir.to_path_buf(), starter, client: Mutex::new(client) })
+    }
+
+    /// A connection that had not ended when this was called.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn client(&self) -> Result<Client> {
+        let mut client = crate::lock(&self.client);
+        if client.has_ended() {
+            tracing::info!("the store's owner has ended; connecting to another");
+            *client = self.runtime.block_on(connect(&self.dir, Some(&self.starter)))?;
+        }
+        Ok(client.clone())
+    }
+
+    /// Does what may be done again, until the connection lasts as long as it takes.
+    fn lasting<T>(&self, request: impl Fn(&Client) -> Result<T>) -> Result<T> {
+        let mut attempt = 1;
+        loop {
+            match request(&self.client()?) {
+                Err(Error::Unreachable { what }) if attempt < ATTEMPTS => tracing::info!("{what}; trying again"),
+                result => return result,
+            }
+            attempt += 1;
+        }
+    }
+}
+
+impl ChunkSource for Reconnecting {
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_CHUNKS).enumerate() {
+            let fetched = self.lasting(|client| {
+                let mut fetched = Vec::with_capacity(ids.len());
+                client.chunks(ids, &mut |at, chunk| {
+                    fetched.push((at, chunk));
+                    Ok(())
+                })?;
+                Ok(fetched)
+            })?;
+            fetched.into_iter().try_for_each(|(at, chunk)| each(group * GROUP_CHUNKS + at, chunk))?;
+        }
+        Ok(())
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        self.lasting(|client| client.node(id))
+    }
+}

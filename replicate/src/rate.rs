@@ -1,0 +1,57 @@
+//! A limit on how fast a connection sends and receives.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// So much may pass at once after a pause, in time at the limited rate.
+const BURST: Duration = Duration::from_millis(50);
+
+/// A token bucket (one for all connections of a command).
+#[derive(Debug)]
+pub struct RateLimit {
+    bytes_per_s: f64,
+    /// When all that has passed will have been paid for.
+    paid: Mutex<Instant>,
+}
+
+impl RateLimit {
+    /// A limit of so many bytes a second.
+    ///
+    /// # Panics
+    /// If that is none.
+    pub fn new(bytes_per_s: u64) -> Self {
+        assert!(bytes_per_s > 0, "callers refuse a rate of nothing");
+        Self { bytes_per_s: bytes_per_s as f64, paid: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until so many bytes may pass.
+    pub(crate) async fn pass(&self, bytes: u64) {
+        sleep_until(self.book(bytes, Instant::now())).await;
+    }
+
+    /// Notes that bytes pass, and tells when they may.
+    fn book(&self, bytes: u64, now: Instant) -> Instant {
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
+        *paid = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+        start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_keeps_to_the_rate() {
+        let limit = RateLimit::new(1000);
+        let now = Instant::now() + Duration::from_secs(10);
+        let late = |bytes| limit.book(bytes, now).saturating_duration_since(now).as_millis();
+        assert_eq!(late(1000), 0, "after a pause at once");
+        assert_eq!(late(500), 950);
+        assert_eq!(late(500), 1450);
+        assert_eq!(late(0), 1950);
+    }
+}

@@ -1,0 +1,292 @@
+//! The answers to requests.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chunkstore::catalog::Catalog;
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::codec::{Codec, Encoder};
+use chunkstore::id::{ChunkId, EntryId, NodeId, RecordId};
+use chunkstore::name::{ImageName, Selector, SnapshotName};
+use chunkstore::record::{Kind as RecordKind, Record};
+use chunkstore::sink::{Base, Like};
+use chunkstore::store::Store;
+use chunkstore::{Error, Result};
+
+use super::connection::Connection;
+use super::rights;
+use crate::auth::Grant;
+use crate::wire::{
+    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Names, Prefixes, RecordBatch, Reply,
+    Request, Resemblance, WireError, claims_to_bytes, records_of, split_session,
+};
+
+/// Records that are read from the store together.
+const GROUP_IDS: usize = 32;
+/// Entries that are sent together.
+const GROUP_ENTRIES_BYTES: usize = 256 << 10;
+
+impl Connection {
+    /// Does what a frame asks for, and answers.
+    pub(super) async fn answer(self: &Arc<Self>, frame: Frame) {
+        let number = frame.request;
+        let result = match frame.kind {
+            Kind::Records => self.put(frame).await,
+            Kind::Request => match Request::from_bytes(&frame.payload) {
+                Ok(request) => self.request(number, request).await,
+                Err(what) => Err(Error::invalid(what)),
+            },
+            _ => Err(Error::invalid("a frame that only answers have")),
+        };
+        self.finish(number, result).await;
+    }
+
+    async fn put(&self, frame: Frame) -> Result<Reply> {
+        let (session, payload) = split_session(&frame.payload).map_err(Error::invalid)?;
+        let (session, server) = (self.session(session)?, Arc::clone(&self.server));
+        let put = move |_: &Arc<Store>| session.put(&server, records_of(&payload).map_err(Error::invalid)?);
+        self.server.work(put).await?;
+        Ok(Reply::Done)
+    }
+
+    async fn request(self: &Arc<Self>, number: u32, request: Request) -> Result<Reply> {
+        rights::check(&self.grant, &request)?;
+        match request {
+            Request::Begin { .. } | Request::Attach { .. } => unreachable!("these are done before others"),
+            Request::End { session } => {
+                let ended = self.end(session);
+                // Dropping it may wait for the disk.
+                self.server.work(move |_| Ok(drop(ended))).await?;
+                Ok(Reply::Done)
+            }
+            Request::Claim { session, ids: Ids(ids) } => {
+                let session = self.session(session)?;
+                let claims = self.server.work(move |_| session.claim(number, &ids)).await?;
+                Ok(Reply::Claims(claims_to_bytes(&claims)))
+            }
+            Request::Await { session } => {
+                let decided = self.server.decided(&self.session(session)?).await?;
+                let byte = |(request, position, claim)| (request, position, claims_to_bytes(&[claim])[0]);
+                Ok(Reply::Decided(decided.into_iter().map(byte).collect()))
+            }
+            Request::Full { ids: Ids(ids) } => {
+                let full = self.server.work(move |store| store.is_full(&ids)).await?;
+                Ok(Reply::Bits(full.into_iter().collect()))
+            }
+            Request::Bases { session, like } => self.bases(number, session, &like).await,
+            Request::Publish { session, entry, report } => {
+                let publishing = self.session(session)?;
+                let server = Arc::clone(&self.server);
+                let publish = move |_: &Arc<Store>| publishing.publish(&server, entry, report.as_deref());
+                let snapshot = self.server.work(publish).await?;
+                self.end(session);
+                Ok(Reply::Published(snapshot.encode()))
+            }
+            Request::Get { ids: Ids(ids), fetch } => self.get(number, &ids, fetch).await,
+            Request::Lacks { prefixes } => {
+                let bits = self.server.work(move |store| lacks(store.catalog(), &prefixes)).await?;
+                Ok(Reply::Bits(bits))
+            }
+            Request::Select { names, have } => self.select(number, names, have).await,
+            Request::Do(job) => self.run(number, job).await,
+            Request::Leave => {
+                self.server.allow_leaving()?;
+                self.server.leave();
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    async fn bases(&self, number: u32, session: crate::wire::SessionId, like: &[Resemblance]) -> Result<Reply> {
+        if like.len() > IDS_MAX {
+            return Err(Error::invalid("too many bases are asked for"));
+        }
+        let session = self.session(session)?;
+        let mut sent = HashSet::new();
+        let mut answer = Vec::with_capacity(like.len());
+        for group in like.chunks(GROUP_IDS) {
+            let like: Vec<Like> = group.iter().map(like_of).collect();
+            let asked = Arc::clone(&session);
+            let bases = self.server.work(move |_| asked.writer().bases(&like)).await?;
+            answer.extend(bases.iter().map(|base| base.as_ref().map(|base| *base.id.as_bytes())));
+            let mut batch = RecordBatch::new();
+            for base in bases.into_iter().flatten().filter(|base| sent.insert(base.id)) {
+                self.add_to(&mut batch, Kind::Bases, number, &raw_record(base)).await?;
+            }
+            self.send_rest(batch, Kind::Bases, number).await?;
+        }
+        Ok(Reply::Bases(answer))
+    }
+
+    /// Sends records in groups, so that no answer is in memory as a whole.
+    async fn get(&self, number: u32, ids: &[RecordId], fetch: Fetch) -> Result<Reply> {
+        let mut missing = Vec::new();
+        let mut bases_sent = HashSet::new();
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let wanted = ids.to_vec();
+            let read = self.server.work(move |store| read(store, &wanted, fetch)).await?;
+            let mut batch = RecordBatch::new();
+            for base in read.bases.iter().filter(|base| bases_sent.insert(base.header.id)) {
+                self.add_to(&mut batch, Kind::Bases, number, base).await?;
+            }
+            self.send_rest(batch, Kind::Bases, number).await?;
+            let mut batch = RecordBatch::new();
+            for record in &read.records {
+                self.add_to(&mut batch, Kind::Records, number, record).await?;
+            }
+            self.send_rest(batch, Kind::Records, number).await?;
+            let position = |(at, error)| ((group * GROUP_IDS + at) as u32, error);
+            missing.extend(read.missing.into_iter().map(position));
+        }
+        Ok(Reply::Given { missing })
+    }
+
+    async fn add_to(&self, batch: &mut RecordBatch, kind: Kind, number: u32, record: &Record) -> Result<()> {
+        batch.push(record);
+        if batch.is_full() {
+            self.part(kind, number, std::mem::take(batch).into_payload()).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_rest(&self, batch: RecordBatch, kind: Kind, number: u32) -> Result<()> {
+        if batch.is_empty() { Ok(()) } else { self.part(kind, number, batch.into_payload()).await }
+    }
+
+    async fn select(&self, number: u32, names: Names, have: Prefixes) -> Result<Reply> {
+        let grant = self.grant.clone();
+        let (selection, common) = self
+            .server
+            .work(move |store| {
+                let selection = Selection::make(store.catalog(), &grant, &names, &have)?;
+                let lacks = lacks(store.catalog(), &have)?;
+                let common: Bits = (0..have.0.len()).map(|at| !lacks.has(at)).collect();
+                Ok((selection, common))
+            })
+            .await?;
+        let mut rest = selection.entries.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut bytes, mut group) = (0, Vec::new());
+            while let Some(entry) = rest.next_if(|_| bytes < GROUP_ENTRIES_BYTES) {
+                bytes += entry.len();
+                group.push(entry);
+            }
+            self.part(Kind::Part, number, Reply::Entries(group).to_bytes()).await?;
+        }
+        Ok(Reply::Selected { common, selected: selection.selected })
+    }
+}
+
+fn like_of(like: &Resemblance) -> Like {
+    match like {
+        Resemblance::Record(id) => Like::Record(RecordId::from_bytes(*id)),
+        Resemblance::Sketch(sketch) => Like::Sketch(*sketch),
+    }
+}
+
+/// A base travels plain: it was decoded already, and is for clients on this machine.
+fn raw_record(base: Base) -> Record {
+    let kind = if RecordId::from(ChunkId::of(&base.bytes)) == base.id { RecordKind::Chunk } else { RecordKind::Node };
+    let plain_bytes = base.bytes.len();
+    Record::new(kind, base.id, plain_bytes, Codec::Raw, base.bytes, None)
+}
+
+/// What was read for one group of ids.
+struct Read {
+    records: Vec<Record>,
+    bases: Vec<Record>,
+    missing: Vec<(usize, WireError)>,
+}
+
+fn read(store: &Arc<Store>, ids: &[RecordId], fetch: Fetch) -> Result<Read> {
+    let mut read = Read { records: Vec::new(), bases: Vec::new(), missing: Vec::new() };
+    store.records(ids, &mut |at, record| {
+        match record.and_then(|record| if fetch == Fetch::Whole { whole(store, record) } else { Ok(record) }) {
+            Ok(record) => read.records.push(record),
+            Err(error) => read.missing.push((at, WireError::from(&error))),
+        }
+        Ok(())
+    })?;
+    if fetch == Fetch::WithBases {
+        let mut bases: Vec<_> = read.records.iter().filter_map(|record| record.header.base).collect();
+        bases.sort_unstable();
+        bases.dedup();
+        store.records(&bases, &mut |_, record| {
+            // A delta whose base is missing is noticed when it is decoded.
+            read.bases.extend(record);
+            Ok(())
+        })?;
+    }
+    Ok(read)
+}
+
+/// A delta's content as a record of its own.
+fn whole(store: &Store, record: Record) -> Result<Record> {
+    let header = record.header;
+    if header.codec != Codec::Delta {
+        return Ok(record);
+    }
+    let plain = match header.kind {
+        RecordKind::Chunk => store.chunk(ChunkId::from_bytes(*header.id.as_bytes()))?.into_bytes(),
+        _ => store.node(NodeId::from_bytes(*header.id.as_bytes()))?.encode(),
+    };
+    let (codec, payload) = Encoder::new(store.config().defaults.zstd_level).plain(&plain);
+    Ok(Record::new(header.kind, header.id, plain.len(), codec, payload, None))
+}
+
+/// The beginning of an entry's id.
+pub(crate) fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
+    *id.as_bytes().first_chunk().expect("an id is longer than its beginning")
+}
+
+fn lacks(catalog: &Catalog, prefixes: &Prefixes) -> Result<Bits> {
+    let listed = catalog.list(None)?;
+    let there: HashSet<_> =
+        listed.iter().filter_map(|listed| Some(prefix_of(listed.snapshot.as_ref().ok()?.entry_id()))).collect();
+    Ok(prefixes.0.iter().map(|prefix| !there.contains(prefix)).collect())
+}
+
+/// Snapshots that a client asked for and lacks.
+struct Selection {
+    entries: Vec<Vec<u8>>,
+    selected: u32,
+}
+
+impl Selection {
+    fn make(catalog: &Catalog, grant: &Grant, names: &Names, have: &Prefixes) -> Result<Self> {
+        let have: HashSet<_> = have.0.iter().collect();
+        let mut selection = Self { entries: Vec::new(), selected: 0 };
+        for name in names_of(catalog, names)?.iter().filter(|name| grant.covers(&name.image)) {
+            let snapshot = match catalog.read(name) {
+                // Removed since it was listed.
+                Err(Error::NotFound { .. }) => continue,
+                snapshot => snapshot?,
+            };
+            if snapshot.state.partial {
+                // Not all of it is here.
+                continue;
+            }
+            selection.selected += 1;
+            if !have.contains(&prefix_of(snapshot.entry_id())) {
+                selection.entries.push(snapshot.entry_encoding().to_vec());
+            }
+        }
+        Ok(selection)
+    }
+}
+
+fn names_of(catalog: &Catalog, names: &Names) -> Result<Vec<SnapshotName>> {
+    let images = match names {
+        Names::Selectors(selectors) => {
+            let resolve = |selector: &String| catalog.resolve(&selector.parse::<Selector>()?);
+            return selectors.iter().map(resolve).collect();
+        }
+        Names::Image(image) => vec![image.parse::<ImageName>()?],
+        Names::All => catalog.images()?,
+    };
+    let mut names = Vec::new();
+    for image in images {
+        names.extend(catalog.times(&image)?.into_iter().map(|time| SnapshotName::new(image.clone(), time)));
+    }
+    Ok(names)
+}

@@ -1,0 +1,112 @@
+//! Work on the whole store, done by its owner on behalf of a client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chunkstore::catalog::State;
+use chunkstore::name::SnapshotName;
+use chunkstore::progress::Progress;
+use chunkstore::store::Store;
+use chunkstore::{Error, Result, gc, reserve, stats, verify};
+use serde::Serialize;
+
+use super::Server;
+use super::connection::Connection;
+use crate::wire::{ForStream, Job, Kind, Reply};
+
+/// How often a client is told how far its job is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+impl Connection {
+    /// Runs a job on a thread of its own, telling how far it is. When the client goes the job is asked to stop.
+    pub(super) async fn run(&self, number: u32, job: Job) -> Result<Reply> {
+        let progress = Arc::new(Progress::default());
+        let _stop = StopOnDrop(Arc::clone(&progress));
+        let (store, watched) = (Arc::clone(&self.server.store), Arc::clone(&progress));
+        let mut running = tokio::task::spawn_blocking(move || run(&store, &job, &watched));
+        loop {
+            tokio::select! {
+                done = &mut running => {
+                    let failed = |_| Error::refused("the owner failed at this; its log tells why");
+                    return done.map_err(failed)?.map(Reply::Report);
+                }
+                () = tokio::time::sleep(TELL_EVERY) => {
+                    let counters = (progress.done_bytes(), progress.total_bytes());
+                    self.part(Kind::Progress, number, counters.to_bytes()).await?;
+                }
+            }
+        }
+    }
+}
+
+struct StopOnDrop(Arc<Progress>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Does a job on a store that this process owns. Returns its report as JSON.
+///
+/// # Errors
+/// As the job.
+pub fn run(store: &Arc<Store>, job: &Job, progress: &Progress) -> Result<Vec<u8>> {
+    match job {
+        Job::Collect { dry_run, threads } => {
+            if !dry_run {
+                reserve::give_up_if_low(store.dir());
+            }
+            let report = gc::collect(store, *dry_run, *threads as usize, progress)?;
+            if !dry_run {
+                reserve::restore(store.dir());
+            }
+            json(&report)
+        }
+        Job::Verify { snapshots, threads } => {
+            let names = snapshots.iter().map(|name| name.parse()).collect::<Result<Vec<SnapshotName>>>()?;
+            json(&verify::verify(store, &names, *threads as usize, progress)?)
+        }
+        Job::Stats { threads } => json(&stats::stats(store, *threads as usize, progress)?),
+        Job::Remove { snapshot } => {
+            store.catalog().remove(&snapshot.parse()?)?;
+            json(&())
+        }
+        Job::Hold { snapshot, reason } => change(store, snapshot, |_, state| state.hold(reason).map(drop)),
+        Job::Release { snapshot, reason } => {
+            change(store, snapshot, |name, state| state.release_hold(name, reason.as_deref()))
+        }
+    }
+}
+
+/// Changes a snapshot's state; the report is its catalog file.
+fn change(
+    store: &Store,
+    snapshot: &str,
+    change: impl FnOnce(&SnapshotName, &mut State) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let name: SnapshotName = snapshot.parse()?;
+    store.update_state(&name, |state| change(&name, state))?;
+    Ok(store.catalog().read(&name)?.encode())
+}
+
+fn json(report: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(report).map_err(|error| Error::invalid(format!("a report can't be written: {error}")))
+}
+
+impl Server {
+    /// Whether a client may end this owner.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if an operator started it, or others use it.
+    pub(super) fn allow_leaving(&self) -> Result<()> {
+        let others = self.connections.load(std::sync::atomic::Ordering::SeqCst) - 1;
+        if !self.options.is_temporary {
+            return Err(Error::Busy { holder: "a service; stop it first".into() });
+        }
+        if others > 0 {
+            return Err(Error::Busy { holder: format!("{others} other commands") });
+        }
+        Ok(())
+    }
+}

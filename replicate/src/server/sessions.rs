@@ -1,0 +1,200 @@
+//! Sessions at the owner: what a client writes, and what it counts on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use chunkstore::catalog::{IngestReport, Snapshot, State};
+use chunkstore::id::{EntryId, RecordId};
+use chunkstore::name::SnapshotName;
+use chunkstore::record::Record;
+use chunkstore::sink::Claim;
+use chunkstore::store::{self, Store, WriteSession};
+use chunkstore::{Error, Result};
+use jiff::{SignedDuration, Timestamp};
+
+use super::Server;
+use super::rights;
+use crate::auth::Grant;
+use crate::wire::{Purpose, SessionSecret};
+
+/// Records of one session that may be elsewhere at a time.
+const ELSEWHERE_MAX: usize = 128 << 10;
+/// How long a client is kept waiting for records that others send.
+const AWAIT_TIME_MAX: Duration = Duration::from_secs(8);
+const AWAIT_POLL: Duration = Duration::from_millis(50);
+/// Of those that wait, how many are looked at in one poll.
+const AWAIT_LOOKED_AT: usize = 4096;
+/// How far a pushed snapshot's time may lie ahead of this machine's clock.
+const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
+
+/// A session, of one connection or several.
+pub(super) struct Session {
+    purpose: Purpose,
+    grant: Grant,
+    writer: WriteSession,
+    secret: SessionSecret,
+    elsewhere: Mutex<Vec<Waiting>>,
+    /// Bytes of records that were put and not charged to the client's quota yet.
+    put_bytes: AtomicU64,
+}
+
+/// A record that another session has taken on.
+#[derive(Clone, Copy)]
+struct Waiting {
+    request: u32,
+    position: u32,
+    id: RecordId,
+}
+
+impl Session {
+    /// Begins a session that protects a snapshot, if one is named.
+    pub(super) fn begin(
+        server: &Server,
+        store: &Arc<Store>,
+        grant: Grant,
+        purpose: Purpose,
+        snapshot: Option<&str>,
+    ) -> Result<Self> {
+        let snapshot = snapshot.map(str::parse::<SnapshotName>).transpose()?;
+        let writer = store.session(snapshot.as_ref())?;
+        let elsewhere = Mutex::default();
+        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, put_bytes: AtomicU64::new(0) })
+    }
+
+    pub(super) fn secret(&self) -> SessionSecret {
+        self.secret
+    }
+
+    pub(super) fn writer(&self) -> &WriteSession {
+        &self.writer
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        if self.purpose == Purpose::Read { Err(Error::refused("this session only reads")) } else { Ok(()) }
+    }
+
+    /// Takes records on that the store lacks; remembers which are elsewhere.
+    pub(super) fn claim(&self, request: u32, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        self.check_writes()?;
+        let claims = self.writer.claim(ids)?;
+        let mut elsewhere = crate::lock(&self.elsewhere);
+        for (position, (id, claim)) in ids.iter().zip(&claims).enumerate() {
+            if *claim == Claim::Elsewhere {
+                elsewhere.push(Waiting { request, position: position as u32, id: *id });
+            }
+        }
+        if elsewhere.len() > ELSEWHERE_MAX {
+            return Err(Error::refused("too many records of this session wait for others"));
+        }
+        Ok(claims)
+    }
+
+    /// What became of records that were elsewhere; nothing, if nothing is known yet.
+    pub(super) fn decided(&self) -> Result<Vec<(u32, u32, Claim)>> {
+        let looked_at: Vec<Waiting> = crate::lock(&self.elsewhere).iter().take(AWAIT_LOOKED_AT).copied().collect();
+        let ids: Vec<_> = looked_at.iter().map(|waiting| waiting.id).collect();
+        let claims = self.writer.claim(&ids)?;
+        let mut elsewhere = crate::lock(&self.elsewhere);
+        let looked_at_now = looked_at.len().min(elsewhere.len());
+        let rest = elsewhere.split_off(looked_at_now);
+        let (still, decided): (Vec<_>, Vec<_>) =
+            looked_at.into_iter().zip(claims).partition(|(_, claim)| *claim == Claim::Elsewhere);
+        *elsewhere = rest;
+        elsewhere.extend(still.into_iter().map(|(waiting, _)| waiting));
+        Ok(decided.into_iter().map(|(waiting, claim)| (waiting.request, waiting.position, claim)).collect())
+    }
+
+    /// Takes records. What comes from another store, or from someone who could not write packs himself, is decoded and
+    /// checked against its id.
+    pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
+        self.check_writes()?;
+        let bytes: u64 = records.iter().map(|record| record.bytes() as u64).sum();
+        server.quota.check(&self.grant, self.put_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes)?;
+        if self.purpose == Purpose::Receive || !self.grant.is_local() {
+            records.iter().try_for_each(|record| store::verify_record(self.writer.store(), record))?;
+        }
+        self.writer.put(records)
+    }
+
+    /// Publishes a snapshot.
+    pub(super) fn publish(&self, server: &Server, entry: Vec<u8>, report: Option<&[u8]>) -> Result<Snapshot> {
+        self.check_writes()?;
+        let mut snapshot = Snapshot::from_entry(EntryId::of(&entry), entry, State::default())?;
+        let name = snapshot.name();
+        rights::check_push(&self.grant, &name.image)?;
+        if self.purpose == Purpose::Receive {
+            check_time(&name, server.now())?;
+            snapshot.state.received_from = self.grant.received_from();
+        }
+        server.quota.charge(&self.grant, self.put_bytes.swap(0, Ordering::Relaxed))?;
+        let report = report.map(parse_report).transpose()?;
+        self.writer.publish_snapshot(snapshot, report)
+    }
+}
+
+/// A snapshot of the future would be the newest until then, and retention would drop others for it.
+fn check_time(name: &SnapshotName, now: Timestamp) -> Result<()> {
+    if name.time.timestamp() > now + CLOCK_SKEW_MAX {
+        return Err(Error::refused(format!("the time of snapshot {name} is in the future")));
+    }
+    Ok(())
+}
+
+fn parse_report(report: &[u8]) -> Result<IngestReport> {
+    serde_json::from_slice(report).map_err(|error| Error::invalid(format!("an ingest's report: {error}")))
+}
+
+impl Drop for Session {
+    /// What a cut connection had sent is kept for the next attempt.
+    fn drop(&mut self) {
+        let bytes = self.put_bytes.swap(0, Ordering::Relaxed);
+        if bytes > 0 && self.purpose != Purpose::Read {
+            let store = Arc::clone(self.writer.store());
+            std::thread::spawn(move || {
+                if let Err(error) = store.flush_open_packs() {
+                    tracing::warn!("what a session had put is lost: {error}");
+                }
+            });
+        }
+    }
+}
+
+impl Server {
+    /// A secret that nobody can guess.
+    fn new_secret(&self) -> SessionSecret {
+        let number = self.next_secret.fetch_add(1, Ordering::Relaxed);
+        let hash = blake3::keyed_hash(&self.secret_seed, &number.to_le_bytes());
+        SessionSecret(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+
+    #[expect(clippy::unused_self, reason = "a clock will be the server's")]
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    pub(super) fn register(&self, session: &Arc<Session>) {
+        let mut sessions = crate::lock(&self.sessions);
+        sessions.retain(|_, session| session.strong_count() > 0);
+        sessions.insert(session.secret, Arc::downgrade(session));
+    }
+
+    /// The session with this secret, if it has not ended.
+    pub(super) fn session(&self, secret: SessionSecret) -> Result<Arc<Session>> {
+        let session = crate::lock(&self.sessions).get(&secret).and_then(std::sync::Weak::upgrade);
+        session.ok_or_else(|| Error::not_found("the session"))
+    }
+
+    /// Waits until something is known of a session's records that are elsewhere.
+    pub(super) async fn decided(self: &Arc<Self>, session: &Arc<Session>) -> Result<Vec<(u32, u32, Claim)>> {
+        let until = tokio::time::Instant::now() + AWAIT_TIME_MAX;
+        loop {
+            let asking = Arc::clone(session);
+            let decided = self.work(move |_| asking.decided()).await?;
+            if !decided.is_empty() || tokio::time::Instant::now() >= until {
+                return Ok(decided);
+            }
+            tokio::time::sleep(AWAIT_POLL).await;
+        }
+    }
+}

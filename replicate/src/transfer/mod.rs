@@ -1,0 +1,146 @@
+//! Bringing snapshots from one store to another: push and pull are the same, seen from either end.
+//!
+//! Both stores are [`Client`]s. For each snapshot the manifest tree is walked beside that of the newest snapshot which
+//! both have, so that only what differs is considered ([`walk`]). What is left is claimed at the receiving store in
+//! batches, many under way at once; what it lacks is read from the sending store as stored and put ([`send`]): as a
+//! delta where the receiver has the base, otherwise encoded anew. The snapshot is published last.
+
+mod nodes;
+mod plan;
+mod report;
+mod send;
+mod walk;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use chunkstore::catalog::Catalog;
+use chunkstore::progress::Progress;
+use chunkstore::{Error, Result};
+
+pub use self::plan::Wanted;
+use self::plan::{Item, Plan};
+use self::report::Tally;
+pub use self::report::TransferReport;
+use self::send::Sending;
+use crate::client::{Client, ClientSession};
+use crate::wire::Purpose;
+
+/// Which of the two stores is on this side of the link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// The sending one.
+    Push,
+    /// The receiving one.
+    Pull,
+}
+
+/// What to transfer, and how.
+#[derive(Clone, Debug)]
+pub struct TransferOptions {
+    /// From here or to here.
+    pub direction: Direction,
+    /// Which snapshots.
+    pub wanted: Wanted,
+    /// Only finds out what would travel.
+    pub dry_run: bool,
+}
+
+/// The two ends of a transfer.
+pub struct Ends {
+    /// The owner of the store on this side.
+    pub near: Client,
+    /// The catalog of the store on this side.
+    pub catalog: Catalog,
+    /// The owner of the store on the other side; several connections share what travels.
+    pub far: Vec<Client>,
+}
+
+impl Ends {
+    fn source(&self, direction: Direction) -> &Client {
+        if direction == Direction::Push { &self.near } else { &self.far[0] }
+    }
+
+    fn sinks(&self, direction: Direction) -> &[Client] {
+        if direction == Direction::Push { &self.far } else { std::slice::from_ref(&self.near) }
+    }
+}
+
+/// Transfers snapshots. When this returns, they are durable at the receiving store.
+///
+/// # Errors
+/// [`Error::Refused`] if the stores cut chunks differently; [`Error::NotFound`] if there is no such snapshot;
+/// [`Error::Unreachable`] if a connection was lost: what the receiver has stored need not travel again.
+pub async fn transfer(ends: &Ends, options: &TransferOptions, progress: &Arc<Progress>) -> Result<TransferReport> {
+    let started = Instant::now();
+    check_params(&ends.near, &ends.far[0])?;
+    let tally = Arc::new(Tally::default());
+    let mut plan = Plan::make(ends, options).await?;
+    let mut report = TransferReport { dry_run: options.dry_run, snapshots_present: plan.present, ..Default::default() };
+    let seen = Arc::new(send::Seen::default());
+    for number in 0..plan.items.len() {
+        progress.check()?;
+        let item = plan.items[number].clone();
+        match one(ends, options, &item, &Shared { tally: &tally, seen: &seen, progress }).await {
+            Ok(()) => report.snapshots_sent.push(item.name.to_string()),
+            // Damage to one must not keep the others from being safe elsewhere.
+            Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => {
+                tracing::error!("{}: {error}", item.name);
+                report.snapshots_failed.push(item.name.to_string());
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        if !options.dry_run {
+            // The next night of the image builds on this one.
+            plan.add_common(&item);
+        }
+    }
+    report.add_tally(&tally);
+    report.add_meters(&ends.far);
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What the transfers of several snapshots share.
+struct Shared<'a> {
+    tally: &'a Arc<Tally>,
+    seen: &'a Arc<send::Seen>,
+    progress: &'a Arc<Progress>,
+}
+
+fn check_params(near: &Client, far: &Client) -> Result<()> {
+    let (near, far) = (near.welcome(), far.welcome());
+    if near.chunk_params == far.chunk_params {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "the stores cut chunks differently ({:?} here, {:?} there: least, average, most bytes, least zero run); \
+         `vmstore init --like REMOTE` makes a store that fits",
+        near.chunk_params, far.chunk_params
+    )))
+}
+
+/// Transfers one snapshot.
+async fn one(ends: &Ends, options: &TransferOptions, item: &Item, shared: &Shared<'_>) -> Result<()> {
+    let source = ends.source(options.direction).clone();
+    let sinks = ends.sinks(options.direction);
+    // gc leaves what is read alone meanwhile.
+    let reading = ClientSession::begin(&source, Purpose::Read, Some(&item.name)).await?;
+    let first = ClientSession::begin(&sinks[0], Purpose::Receive, item.parent_name()).await?;
+    let mut sessions = Vec::with_capacity(sinks.len());
+    for sink in &sinks[1..] {
+        sessions.push(Arc::new(first.attach(sink).await?));
+    }
+    sessions.insert(0, Arc::new(first));
+    let nodes = nodes::Nodes { source: source.clone(), near: ends.near.clone(), direction: options.direction };
+    let sending = Sending::new(source, sessions.clone(), options.dry_run, shared);
+    let (batches, walked) = walk::start(nodes, item, Arc::clone(shared.progress));
+    sending.run(batches).await?;
+    walked.await.map_err(|_| Error::refused("the walk over the manifest failed"))??;
+    if !options.dry_run {
+        sessions[0].publish(item.encoding.clone(), None).await?;
+    }
+    drop(reading);
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! Which snapshots have to travel, and what each builds on.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chunkstore::catalog::{Catalog, Entry, Snapshot, State};
+use chunkstore::id::EntryId;
+use chunkstore::name::{ImageName, Selector, SnapshotName};
+use chunkstore::{Error, Result};
+
+use super::{Direction, Ends, TransferOptions};
+use crate::server::prefix_of;
+use crate::wire::{Names, Prefixes};
+
+/// Which snapshots a user wants transferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All.
+    All,
+    /// Those of an image.
+    Image(ImageName),
+    /// Some.
+    Snapshots(Vec<Selector>),
+}
+
+impl Wanted {
+    fn names(&self) -> Names {
+        match self {
+            Self::All => Names::All,
+            Self::Image(image) => Names::Image(image.to_string()),
+            Self::Snapshots(selectors) => Names::Selectors(selectors.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    fn concerns(&self, image: &ImageName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Image(wanted) => wanted == image,
+            Self::Snapshots(selectors) => selectors.iter().any(|selector| selector.image == *image),
+        }
+    }
+}
+
+/// A snapshot that has to travel.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) name: SnapshotName,
+    pub(super) entry: Entry,
+    pub(super) encoding: Vec<u8>,
+    /// The newest snapshot of the image that both stores have.
+    pub(super) parent: Option<Entry>,
+    parent_name: Option<SnapshotName>,
+}
+
+impl Item {
+    pub(super) fn parent_name(&self) -> Option<&SnapshotName> {
+        self.parent_name.as_ref()
+    }
+}
+
+/// Everything that has to travel, in order.
+pub(super) struct Plan {
+    pub(super) items: Vec<Item>,
+    /// Snapshots that were wanted and are there already.
+    pub(super) present: u64,
+    /// By image: snapshots that both stores have.
+    common: BTreeMap<ImageName, Vec<Entry>>,
+}
+
+impl Plan {
+    /// Compares what the stores have: one round trip.
+    pub(super) async fn make(ends: &Ends, options: &TransferOptions) -> Result<Self> {
+        let here = snapshots(&ends.catalog, &options.wanted)?;
+        let prefixes = Prefixes(here.iter().map(|snapshot| prefix_of(snapshot.entry_id())).collect());
+        match options.direction {
+            Direction::Push => {
+                let chosen = chosen(&ends.catalog, &options.wanted, &here)?;
+                let lacks = ends.far[0].lacks(prefixes).await?;
+                let is_missing = |at: usize| lacks.has(at);
+                let common = here.iter().enumerate().filter(|(at, _)| !is_missing(*at)).map(|(_, there)| there);
+                let common: Vec<Entry> = common.map(|snapshot| snapshot.entry().clone()).collect();
+                let wanted = here.iter().enumerate().filter(|(_, snapshot)| chosen.contains(&snapshot.name()));
+                let (missing, present): (Vec<_>, Vec<_>) = wanted.partition(|(at, _)| is_missing(*at));
+                let encodings = missing.into_iter().map(|(_, snapshot)| snapshot.entry_encoding().to_vec());
+                Self::of(encodings.collect(), common, present.len() as u64)
+            }
+            Direction::Pull => {
+                let selected = ends.far[0].select(options.wanted.names(), prefixes).await?;
+                let common = here.iter().enumerate().filter(|(at, _)| selected.common.has(*at));
+                let common = common.map(|(_, snapshot)| snapshot.entry().clone()).collect();
+                let present = u64::from(selected.selected).saturating_sub(selected.entries.len() as u64);
+                Self::of(selected.entries, common, present)
+            }
+        }
+    }
+
+    fn of(encodings: Vec<Vec<u8>>, common: Vec<Entry>, present: u64) -> Result<Self> {
+        let mut by_image: BTreeMap<ImageName, Vec<Entry>> = BTreeMap::new();
+        for entry in common {
+            by_image.entry(entry.image.clone()).or_default().push(entry);
+        }
+        let mut items = encodings.into_iter().map(item).collect::<Result<Vec<_>>>()?;
+        items.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut plan = Self { items, present, common: by_image };
+        for at in 0..plan.items.len() {
+            plan.choose_parent(at);
+        }
+        Ok(plan)
+    }
+
+    /// Notes that both stores have a snapshot now, and lets the next of its image build on it.
+    pub(super) fn add_common(&mut self, item: &Item) {
+        self.common.entry(item.name.image.clone()).or_default().push(item.entry.clone());
+        for at in 0..self.items.len() {
+            if self.items[at].name.image == item.name.image {
+                self.choose_parent(at);
+            }
+        }
+    }
+
+    /// The newest that is older than the snapshot is most like it; failing that, the oldest that is newer.
+    fn choose_parent(&mut self, at: usize) {
+        let item = &mut self.items[at];
+        let Some(common) = self.common.get(&item.name.image) else { return };
+        let time = item.name.time;
+        let before = common.iter().filter(|entry| entry.time < time).max_by_key(|entry| entry.time);
+        let after = || common.iter().filter(|entry| entry.time > time).min_by_key(|entry| entry.time);
+        item.parent = before.or_else(after).cloned();
+        item.parent_name = item.parent.as_ref().map(Entry::name);
+    }
+}
+
+fn item(encoding: Vec<u8>) -> Result<Item> {
+    let snapshot = Snapshot::from_entry(EntryId::of(&encoding), encoding, State::default())?;
+    let (name, entry) = (snapshot.name(), snapshot.entry().clone());
+    Ok(Item { name, entry, encoding: snapshot.entry_encoding().to_vec(), parent: None, parent_name: None })
+}
+
+/// The whole snapshots here of the images that are concerned.
+fn snapshots(catalog: &Catalog, wanted: &Wanted) -> Result<Vec<Snapshot>> {
+    let mut snapshots = Vec::new();
+    for listed in catalog.list(None)?.into_iter().filter(|listed| wanted.concerns(&listed.name.image)) {
+        match listed.snapshot {
+            Ok(snapshot) if !snapshot.state.partial => snapshots.push(snapshot),
+            Ok(_) => {}
+            // One unreadable entry must not keep the others from being safe elsewhere.
+            Err(error) => tracing::error!("left out: {error}"),
+        }
+    }
+    Ok(snapshots)
+}
+
+/// The names of those that are to be pushed.
+fn chosen(catalog: &Catalog, wanted: &Wanted, here: &[Snapshot]) -> Result<HashSet<SnapshotName>> {
+    let all: HashSet<_> = here.iter().map(Snapshot::name).collect();
+    let Wanted::Snapshots(selectors) = wanted else {
+        if let (Wanted::Image(image), true) = (wanted, all.is_empty()) {
+            return Err(Error::not_found(format!("image {image}")));
+        }
+        return Ok(all);
+    };
+    let mut chosen = HashSet::new();
+    for selector in selectors {
+        let name = catalog.resolve(selector)?;
+        if !all.contains(&name) {
+            return Err(Error::refused(format!("snapshot {name} is not whole here")));
+        }
+        chosen.insert(name);
+    }
+    Ok(chosen)
+}

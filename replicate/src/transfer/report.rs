@@ -1,0 +1,91 @@
+//! What a transfer did.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::Client;
+
+/// Counters that tasks raise.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) chunks_considered: AtomicU64,
+    pub(super) chunks_sent: AtomicU64,
+    pub(super) deltas_sent: AtomicU64,
+    pub(super) records_sent: AtomicU64,
+    pub(super) record_bytes: AtomicU64,
+    pub(super) plain_bytes_considered: AtomicU64,
+    pub(super) plain_bytes_sent: AtomicU64,
+}
+
+/// What a transfer did. Bytes are those of the connections to the other site, all of them, before encryption; the
+/// hand-shake is told apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TransferReport {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Snapshots that the receiver has now, in order.
+    pub snapshots_sent: Vec<String>,
+    /// Snapshots that could not be sent because they are damaged here or there, or were removed meanwhile.
+    pub snapshots_failed: Vec<String>,
+    /// Snapshots that it had already.
+    pub snapshots_present: u64,
+    /// Bytes that this side sent.
+    pub wire_bytes_sent: u64,
+    /// Bytes that this side received.
+    pub wire_bytes_received: u64,
+    /// Bytes sent after encryption; 0 where there is none.
+    pub tls_bytes_sent: u64,
+    /// Of `wire_bytes_*`: bytes of the hand-shakes, both ways.
+    pub handshake_bytes: u64,
+    /// Bytes of the records that travelled or, in a dry run, would.
+    pub record_bytes: u64,
+    /// Bytes of all else but the hand-shakes, both ways.
+    pub negotiation_bytes: u64,
+    /// How often the link's latency was waited for, but for the hand-shakes.
+    pub round_trips: u64,
+    /// Chunks that differ from the snapshot before.
+    pub chunks_considered: u64,
+    /// Chunks that travelled.
+    pub chunks_sent: u64,
+    /// Of those: as deltas.
+    pub deltas_sent: u64,
+    /// Plain bytes of the chunks that differ and did not have to travel.
+    pub saved_bytes: u64,
+    /// Wall time.
+    pub elapsed_s: f64,
+}
+
+impl TransferReport {
+    pub(super) fn add_tally(&mut self, tally: &Tally) {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.record_bytes = get(&tally.record_bytes);
+        self.chunks_considered = get(&tally.chunks_considered);
+        self.chunks_sent = get(&tally.chunks_sent);
+        self.deltas_sent = get(&tally.deltas_sent);
+        self.saved_bytes = get(&tally.plain_bytes_considered).saturating_sub(get(&tally.plain_bytes_sent));
+    }
+
+    pub(super) fn add_meters(&mut self, far: &[Client]) {
+        for client in far {
+            let meter = client.meter();
+            self.wire_bytes_sent += meter.sent_bytes();
+            self.wire_bytes_received += meter.received_bytes();
+            self.handshake_bytes += client.handshake_bytes();
+            self.negotiation_bytes +=
+                meter.sent_bytes() + meter.received_bytes() - client.handshake_bytes() - meter.record_bytes();
+            self.tls_bytes_sent += client.tls_bytes_sent();
+            self.round_trips = self.round_trips.max(client.round_trips());
+        }
+    }
+
+    /// Adds what an earlier attempt of the same transfer did.
+    pub fn add_attempt(&mut self, earlier: &Self) {
+        self.wire_bytes_sent += earlier.wire_bytes_sent;
+        self.wire_bytes_received += earlier.wire_bytes_received;
+        self.tls_bytes_sent += earlier.tls_bytes_sent;
+        self.handshake_bytes += earlier.handshake_bytes;
+        self.negotiation_bytes += earlier.negotiation_bytes;
+        self.round_trips += earlier.round_trips;
+    }
+}

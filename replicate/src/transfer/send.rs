@@ -1,0 +1,330 @@
+//! Claims what the receiver may lack, reads what it does lack, and puts it.
+//!
+//! Batches are claimed and sent beside each other, so that while one waits for an answer others fill the link. What
+//! another sender has taken on is asked for again in the end.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use chunkstore::codec::{Codec, Encoder};
+use chunkstore::id::RecordId;
+use chunkstore::progress::Progress;
+use chunkstore::record::{HEADER_BYTES, Record};
+use chunkstore::sink::Claim;
+use chunkstore::{Error, Result};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::Shared;
+use super::report::Tally;
+use super::walk::Candidate;
+use crate::client::{Arrived, Bases, Client, ClientSession, Decided, broken, decode, expect_done};
+use crate::wire::Fetch;
+
+/// Batches that are claimed or sent at a time.
+const TASKS: usize = 12;
+/// Records that are read together.
+const GROUP_RECORDS: usize = 32;
+/// Ids that are remembered as being at the receiver; beyond, some are asked for twice.
+const SEEN_MAX: usize = 1 << 20;
+/// While so many are elsewhere, no more are claimed.
+const ELSEWHERE_MAX: usize = 32 << 10;
+
+/// What the receiver is known to have, over several snapshots.
+#[derive(Default)]
+pub(super) struct Seen {
+    ids: Mutex<HashSet<RecordId>>,
+    full: Mutex<HashSet<RecordId>>,
+}
+
+impl Seen {
+    fn has(&self, id: RecordId) -> bool {
+        crate::lock(&self.ids).contains(&id)
+    }
+
+    fn add(set: &Mutex<HashSet<RecordId>>, ids: impl IntoIterator<Item = RecordId>) {
+        let mut set = crate::lock(set);
+        if set.len() > SEEN_MAX {
+            set.clear();
+        }
+        set.extend(ids);
+    }
+}
+
+/// The sending of one snapshot. Cheap to clone: its tasks share it.
+#[derive(Clone)]
+pub(super) struct Sending {
+    source: Client,
+    /// One for each connection to the receiver; claims go over the first.
+    sinks: Vec<Arc<ClientSession>>,
+    dry_run: bool,
+    tally: Arc<Tally>,
+    seen: Arc<Seen>,
+    progress: Arc<Progress>,
+    /// By the claim's number and the position in it.
+    elsewhere: Arc<Mutex<HashMap<(u32, usize), Candidate>>>,
+}
+
+/// A candidate that is to be sent.
+struct Wanted {
+    candidate: Candidate,
+    /// Never as a delta.
+    whole: bool,
+}
+
+impl Sending {
+    pub(super) fn new(source: Client, sinks: Vec<Arc<ClientSession>>, dry_run: bool, shared: &Shared<'_>) -> Self {
+        let (tally, seen) = (Arc::clone(shared.tally), Arc::clone(shared.seen));
+        let progress = Arc::clone(shared.progress);
+        Self { source, sinks, dry_run, tally, seen, progress, elsewhere: Arc::default() }
+    }
+
+    /// Sends what the batches name, until they end and nothing is elsewhere any more.
+    pub(super) async fn run(&self, mut batches: mpsc::Receiver<Vec<Candidate>>) -> Result<()> {
+        let mut tasks: JoinSet<Result<()>> = JoinSet::new();
+        let mut asking: JoinSet<Result<Vec<Wanted>>> = JoinSet::new();
+        let mut number = 0;
+        let mut ended = false;
+        loop {
+            self.progress.check()?;
+            self.tell();
+            let elsewhere = crate::lock(&self.elsewhere).len();
+            if elsewhere > 0 && asking.is_empty() {
+                let this = self.clone();
+                asking.spawn(async move { this.ask_again().await });
+            }
+            if ended && tasks.is_empty() && asking.is_empty() && elsewhere == 0 {
+                return Ok(());
+            }
+            tokio::select! {
+                batch = batches.recv(), if !ended && tasks.len() < TASKS && elsewhere < ELSEWHERE_MAX => match batch {
+                    Some(batch) => {
+                        let this = self.clone();
+                        number += 1;
+                        tasks.spawn(async move { this.claim_and_send(number, batch).await });
+                    }
+                    None => ended = true,
+                },
+                Some(done) = tasks.join_next() => done.map_err(|_| failed())??,
+                Some(decided) = asking.join_next() => {
+                    let wanted = decided.map_err(|_| failed())??;
+                    if !wanted.is_empty() {
+                        let this = self.clone();
+                        number += 1;
+                        tasks.spawn(async move { this.send(number, wanted).await });
+                    }
+                }
+                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let saved = get(&self.tally.plain_bytes_considered).saturating_sub(get(&self.tally.plain_bytes_sent));
+        self.progress.set_transfer(get(&self.tally.record_bytes), saved);
+    }
+
+    /// Claims a batch and sends what is lacking.
+    async fn claim_and_send(&self, number: usize, batch: Vec<Candidate>) -> Result<()> {
+        self.count_considered(&batch);
+        let batch: Vec<_> = batch.into_iter().filter(|candidate| !self.seen.has(candidate.id)).collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = batch.iter().map(|candidate| candidate.id).collect();
+        let (request, claims) = self.sinks[0].claim(&ids).await?;
+        let mut wanted = Vec::new();
+        let mut present = Vec::new();
+        for (position, (candidate, claim)) in batch.into_iter().zip(claims).enumerate() {
+            match claim {
+                Claim::Present => present.push(candidate.id),
+                Claim::Yours => wanted.push(Wanted { candidate, whole: false }),
+                Claim::YoursWhole => wanted.push(Wanted { candidate, whole: true }),
+                Claim::Elsewhere => drop(crate::lock(&self.elsewhere).insert((request, position), candidate)),
+            }
+        }
+        Seen::add(&self.seen.ids, present);
+        self.send(number, wanted).await
+    }
+
+    fn count_considered(&self, batch: &[Candidate]) {
+        for candidate in batch.iter().filter(|candidate| candidate.is_chunk) {
+            self.tally.chunks_considered.fetch_add(1, Ordering::Relaxed);
+            self.tally.plain_bytes_considered.fetch_add(u64::from(candidate.plain_bytes), Ordering::Relaxed);
+        }
+    }
+
+    /// Asks what became of what is elsewhere, and returns what has to be sent after all.
+    async fn ask_again(&self) -> Result<Vec<Wanted>> {
+        let mut wanted = Vec::new();
+        for Decided { request, position, claim } in self.sinks[0].decided().await? {
+            let candidate = crate::lock(&self.elsewhere).remove(&(request, position));
+            // An answer to a claim may be overtaken by what became of it.
+            let Some(candidate) = candidate else { continue };
+            match claim {
+                Claim::Present => Seen::add(&self.seen.ids, [candidate.id]),
+                Claim::Yours | Claim::YoursWhole => {
+                    wanted.push(Wanted { candidate, whole: claim == Claim::YoursWhole });
+                }
+                Claim::Elsewhere => return Err(broken("what is elsewhere was said to be decided")),
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Reads and puts records, in groups; returns when the receiver has taken them.
+    async fn send(&self, number: usize, mut wanted: Vec<Wanted>) -> Result<()> {
+        let sink = &self.sinks[number % self.sinks.len()];
+        let mut answers = Vec::new();
+        while !wanted.is_empty() {
+            let group: Vec<_> = wanted.drain(..wanted.len().min(GROUP_RECORDS)).collect();
+            let records = self.fit(self.read(group).await?).await?;
+            self.count_sent(&records);
+            if self.dry_run {
+                continue;
+            }
+            let mut batch = sink.batch();
+            for (record, _) in &records {
+                batch.push(record);
+                if batch.is_full() {
+                    answers.push(sink.put(std::mem::replace(&mut batch, sink.batch())).await?);
+                }
+            }
+            if !batch.is_empty() {
+                answers.push(sink.put(batch).await?);
+            }
+            Seen::add(&self.seen.ids, records.iter().map(|(record, _)| record.header.id));
+        }
+        for answer in answers {
+            expect_done(&answer.reply().await?)?;
+        }
+        Ok(())
+    }
+
+    fn count_sent(&self, records: &[(Record, Option<RecordId>)]) {
+        for (record, _) in records {
+            let tally = &self.tally;
+            tally.record_bytes.fetch_add((HEADER_BYTES + record.payload.len()) as u64, Ordering::Relaxed);
+            tally.records_sent.fetch_add(1, Ordering::Relaxed);
+            if record.header.kind == chunkstore::record::Kind::Chunk {
+                tally.chunks_sent.fetch_add(1, Ordering::Relaxed);
+                tally.plain_bytes_sent.fetch_add(u64::from(record.header.plain_bytes), Ordering::Relaxed);
+                tally.deltas_sent.fetch_add(u64::from(record.header.codec == Codec::Delta), Ordering::Relaxed);
+            }
+        }
+        if self.dry_run {
+            // In a real run the receiver would have these by now.
+            Seen::add(&self.seen.ids, records.iter().map(|(record, _)| record.header.id));
+        }
+    }
+
+    /// The records of a group as stored at the source, each with what else could be its base.
+    async fn read(&self, group: Vec<Wanted>) -> Result<Vec<(Record, Option<RecordId>)>> {
+        let mut records = Vec::with_capacity(group.len());
+        let (mut stored, mut whole) = (Vec::new(), Vec::new());
+        for Wanted { candidate, whole: needs_whole } in group {
+            match candidate.node {
+                Some(record) if !needs_whole || record.header.codec != Codec::Delta => records.push((record, None)),
+                _ if needs_whole => whole.push((candidate.id, None)),
+                _ => stored.push((candidate.id, candidate.like)),
+            }
+        }
+        records.extend(self.fetch(&stored, Fetch::Stored).await?);
+        records.extend(self.fetch(&whole, Fetch::Whole).await?);
+        Ok(records)
+    }
+
+    async fn fetch(
+        &self,
+        wanted: &[(RecordId, Option<RecordId>)],
+        fetch: Fetch,
+    ) -> Result<Vec<(Record, Option<RecordId>)>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<_> = wanted.iter().map(|(id, _)| *id).collect();
+        let mut records = Vec::with_capacity(ids.len());
+        self.source
+            .records(&ids, fetch, &mut |arrived| {
+                if let Arrived::Wanted(at, record) = arrived {
+                    records.push((record?, wanted[at].1));
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(records)
+    }
+
+    /// Makes deltas fit: where the receiver lacks the base, another is taken, or none.
+    async fn fit(&self, records: Vec<(Record, Option<RecordId>)>) -> Result<Vec<(Record, Option<RecordId>)>> {
+        let is_delta = |(record, _): &&(Record, Option<RecordId>)| record.header.codec == Codec::Delta;
+        let bases: HashSet<RecordId> = records
+            .iter()
+            .filter(is_delta)
+            .flat_map(|(record, like)| record.header.base.into_iter().chain(*like))
+            .collect();
+        let full = self.full_at_sink(&bases).await?;
+        let mut fitting = Vec::with_capacity(records.len());
+        for (record, like) in records {
+            let fits = record.header.base.is_none_or(|base| full.contains(&base));
+            let like = like.filter(|like| full.contains(like));
+            fitting.push((if fits { record } else { self.encode_anew(record, like).await? }, like));
+        }
+        Ok(fitting)
+    }
+
+    /// Which of these are there as full records.
+    async fn full_at_sink(&self, ids: &HashSet<RecordId>) -> Result<HashSet<RecordId>> {
+        let (mut full, mut unknown) = (HashSet::new(), Vec::new());
+        for id in ids {
+            if crate::lock(&self.seen.full).contains(id) {
+                full.insert(*id);
+            } else {
+                unknown.push(*id);
+            }
+        }
+        if unknown.is_empty() {
+            return Ok(full);
+        }
+        let answers = self.sinks[0].client().full(&unknown).await?;
+        let found: Vec<_> =
+            unknown.into_iter().zip(answers).filter(|(_, is_full)| *is_full).map(|(id, _)| id).collect();
+        Seen::add(&self.seen.full, found.iter().copied());
+        full.extend(found);
+        Ok(full)
+    }
+
+    async fn encode_anew(&self, record: Record, like: Option<RecordId>) -> Result<Record> {
+        let wanted = [(record.header.id, None)];
+        let (whole, _) = self.fetch(&wanted, Fetch::Whole).await?.pop().ok_or_else(failed)?;
+        let Some(like) = like else { return Ok(whole) };
+        let Some(base) = self.plain(like).await? else { return Ok(whole) };
+        let encoded = tokio::task::spawn_blocking(move || delta(whole, like, &base)).await;
+        encoded.map_err(|_| failed())?
+    }
+
+    /// The plain bytes of a record of the source, if they can be had.
+    async fn plain(&self, id: RecordId) -> Result<Option<Vec<u8>>> {
+        match self.fetch(&[(id, None)], Fetch::Whole).await {
+            Ok(mut records) => records.pop().map(|(record, _)| decode(&record, &Bases::new())).transpose(),
+            Err(Error::Damaged { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn failed() -> Error {
+    Error::refused("a part of the transfer failed unexpectedly")
+}
+
+/// The record as a delta, if that is clearly smaller.
+fn delta(whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
+    let plain = decode(&whole, &Bases::new())?;
+    let header = whole.header;
+    Ok(match Encoder::new(1).smaller_than(&plain, base, whole.payload.len()) {
+        Some(payload) => Record::new(header.kind, header.id, plain.len(), Codec::Delta, payload, Some(base_id)),
+        None => whole,
+    })
+}
