@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remove, restore, show, stats, verify,
+    completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remote, remove, restore, serve, show, stats,
+    token, transfer, verify,
 };
 
 /// A wait without end, which `Instant` can still count: 136 years.
@@ -69,7 +70,14 @@ pub(crate) struct Global {
     /// Whether to show progress on standard error: `auto` does on a terminal
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
     pub(crate) progress: ProgressMode,
-    /// Wait while another process uses the store, for at most this long if given
+    /// Open the store in this process alone, instead of through its owner beside everyone else
+    #[arg(long, global = true, env = "VMSTORE_STANDALONE", value_parser = clap::builder::BoolishValueParser::new())]
+    #[arg(action = ArgAction::SetTrue)]
+    pub(crate) standalone: bool,
+    /// How long an owner that a command starts waits for the next one
+    #[arg(hide = true, long, global = true, env = "VMSTORE_IDLE_EXIT", value_name = "SECONDS")]
+    pub(crate) idle_exit: Option<u64>,
+    /// With --standalone: wait while another process uses the store, for at most this long if given
     #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = WAIT_SECONDS_MAX)]
     wait: Option<u32>,
@@ -119,8 +127,20 @@ pub(crate) enum Command {
     Gc(gc::Gc),
     Stats(stats::Stats),
     Reindex(reindex::Reindex),
+    Push(transfer::Push),
+    Pull(transfer::Pull),
+    Remote(remote::RemoteCommand),
+    Serve(serve::Serve),
+    Token(token::TokenCommand),
     Completions(completions::Completions),
     Man(man::Man),
+}
+
+impl Command {
+    /// Whether the program runs as an owner that a command started.
+    pub(crate) fn is_background(&self) -> bool {
+        matches!(self, Self::Serve(serve) if serve.is_background())
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::time::Duration;
 
 use chunkstore::Error;
 use chunkstore::catalog::Catalog;
@@ -12,12 +13,24 @@ use chunkstore::config::Config;
 use chunkstore::progress::Progress;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
 use indicatif::MultiProgress;
+use replicate::client::Client;
+use replicate::owner::{self, Reconnecting, Starter};
+use replicate::server::{ServeOptions, Server};
+use replicate::transport::Inherited;
+use tokio::runtime::Runtime;
 
+use crate::access::{Access, is_worth_another_try};
 use crate::args::Global;
 use crate::failure::{Failure, Result};
 use crate::interrupt::{self, Interrupted};
 use crate::output::Output;
 use crate::progress::{self, Unit, Watched};
+
+/// How long an owner that a command started waits for the next one before it ends.
+const IDLE_EXIT: Duration = Duration::from_secs(60);
+
+/// An owner that was asked to end has ended by then.
+const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a command does to the store's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +41,12 @@ pub(crate) enum Purpose {
     Free,
 }
 
+/// The store on this side of a transfer.
+pub(crate) struct Near {
+    pub(crate) client: Client,
+    pub(crate) catalog: Catalog,
+}
+
 /// The surroundings of a command.
 pub(crate) struct Context {
     global: Global,
@@ -35,12 +54,23 @@ pub(crate) struct Context {
     progress: Arc<Progress>,
     interrupted: Interrupted,
     handling_signals: Once,
+    runtime: OnceLock<Runtime>,
+    inherited: Mutex<Vec<Inherited>>,
 }
 
 impl Context {
-    pub(crate) fn new(global: Global, console: MultiProgress) -> Self {
+    pub(crate) fn new(global: Global, console: MultiProgress, inherited: Vec<Inherited>) -> Self {
+        let inherited = Mutex::new(inherited);
         let (progress, interrupted) = <(Arc<Progress>, Interrupted)>::default();
-        Self { global, console, progress, interrupted, handling_signals: Once::new() }
+        Self {
+            global,
+            console,
+            progress,
+            interrupted,
+            handling_signals: Once::new(),
+            runtime: OnceLock::new(),
+            inherited,
+        }
     }
 
     pub(crate) fn output(&self) -> Output {
@@ -71,32 +101,122 @@ impl Context {
         Store::open_catalog(dir).map_err(|error| no_store(dir, error))
     }
 
-    /// Opens the store. From now on Ctrl-C asks operations to stop.
+    /// Opens the store in this process. From now on Ctrl-C asks operations to stop.
     pub(crate) fn open(&self, purpose: Purpose) -> Result<Arc<Store>> {
+        let store = self.open_alone(purpose)?;
+        self.handle_signals()?;
+        Ok(store)
+    }
+
+    /// Opens the store as its owner, whom signals do not concern.
+    pub(crate) fn open_alone(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let dir = self.store_dir()?;
         let store = Store::open(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))?;
-        self.handle_signals()?;
         Ok(Arc::new(store))
     }
 
-    /// Opens the store and does `work`; once more, with a new index, if the index turns out to be damaged.
-    pub(crate) fn with_store<T>(&self, purpose: Purpose, mut work: impl FnMut(&Arc<Store>) -> Result<T>) -> Result<T> {
-        let store = self.open(purpose)?;
-        match work(&store) {
-            Err(failure) if matches!(failure.error(), Error::IndexDamaged { .. }) => {
-                tracing::warn!("{}", failure.error());
-                drop(store);
-                self.reindex(purpose)?;
-                work(&self.open(purpose)?)
-            }
-            result => result,
-        }
+    /// The sockets that systemd opened for this process; once.
+    pub(crate) fn take_inherited(&self) -> Vec<Inherited> {
+        std::mem::take(&mut *self.inherited.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Throws the index away and builds it anew.
+    /// After how long without clients an owner ends, if that was told.
+    pub(crate) fn idle_exit(&self) -> Option<Duration> {
+        self.global.idle_exit.map(Duration::from_secs)
+    }
+
+    /// The store, through its owner unless it shall be opened in this process.
+    pub(crate) fn access(&self, purpose: Purpose) -> Result<Access> {
+        if self.global.standalone {
+            return Ok(Access::Own(self.open(purpose)?));
+        }
+        let dir = self.store_dir()?;
+        let owner = self.owner(dir, purpose)?;
+        self.handle_signals()?;
+        Access::served(dir, owner).map_err(|error| no_store(dir, error))
+    }
+
+    /// A connection to the owner of the store in `dir`, which is started if there is none.
+    pub(crate) fn owner(&self, dir: &Path, purpose: Purpose) -> Result<Reconnecting> {
+        let starter = self.starter(purpose)?;
+        Reconnecting::new(self.runtime()?.handle(), dir, starter).map_err(|error| no_store(dir, error))
+    }
+
+    /// How to start an owner.
+    pub(crate) fn starter(&self, purpose: Purpose) -> Result<Starter> {
+        let program = std::env::current_exe().map_err(|error| Failure::io("finding", "this program", error))?;
+        let idle_exit = self.global.idle_exit.map_or(IDLE_EXIT, Duration::from_secs);
+        Ok(Starter { program, idle_exit, frees_space: purpose == Purpose::Free })
+    }
+
+    /// What drives connections.
+    pub(crate) fn runtime(&self) -> Result<&Runtime> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime);
+        }
+        let made = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let made = made.map_err(|error| Failure::io("starting", "threads", error))?;
+        Ok(self.runtime.get_or_init(|| made))
+    }
+
+    /// A connection to the store's owner for tasks: in this process, if the store is opened here alone.
+    pub(crate) fn near(&self) -> Result<Near> {
+        let dir = self.store_dir()?;
+        let runtime = self.runtime()?;
+        let (_, catalog) = self.catalog()?;
+        if !self.global.standalone {
+            let client = runtime.block_on(owner::connect(dir, Some(&self.starter(Purpose::Use)?)));
+            self.handle_signals()?;
+            return Ok(Near { client: client.map_err(|error| no_store(dir, error))?, catalog });
+        }
+        let server = Server::new(self.open(Purpose::Use)?, ServeOptions::default(), random()?);
+        let client = runtime.block_on(server.client());
+        Ok(Near { client: client?, catalog })
+    }
+
+    /// What a running operation tells, and is asked to stop by.
+    pub(crate) fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Does `work` on the store. Once more, if the index turns out to be damaged and was built anew, or the owner ended
+    /// meanwhile and another took its place.
+    pub(crate) fn with_store<T>(&self, purpose: Purpose, mut work: impl FnMut(&Access) -> Result<T>) -> Result<T> {
+        let access = self.access(purpose)?;
+        let result = work(&access);
+        if !is_worth_another_try(&result) || self.interrupted.is_set() {
+            return result;
+        }
+        let Err(failure) = result else { return result };
+        tracing::warn!("{}; trying again", failure.error());
+        let is_own = matches!(access, Access::Own(_));
+        drop(access);
+        if is_own {
+            self.reindex(purpose)?;
+        }
+        work(&self.access(purpose)?)
+    }
+
+    /// Throws the index away and builds it anew. An owner that a command started ends for that.
     pub(crate) fn reindex(&self, purpose: Purpose) -> Result<Reindexed> {
         let dir = self.store_dir()?;
-        Store::reindex(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))
+        let mut options = self.open_options(purpose)?;
+        if !self.global.standalone && self.owner_left(dir)? {
+            options.wait = options.wait.max(OWNER_ENDS_WITHIN);
+        }
+        Store::reindex(dir, &options).map_err(|error| no_store(dir, error))
+    }
+
+    /// Asks the store's owner to end; false if there is none.
+    fn owner_left(&self, dir: &Path) -> Result<bool> {
+        match self.runtime()?.block_on(owner::connect(dir, None)) {
+            Ok(client) => {
+                client.leave_blocking()?;
+                Ok(true)
+            }
+            Err(Error::Unreachable { .. } | Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn open_options(&self, purpose: Purpose) -> Result<OpenOptions> {

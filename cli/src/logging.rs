@@ -11,11 +11,11 @@ use crate::args::{Global, LogFormat};
 /// Overrides what `-v` and `--quiet` say, in the syntax of tracing's filters: `chunkstore=debug`.
 const FILTER_VARIABLE: &str = "VMSTORE_LOG";
 
-/// Starts logging.
-pub(crate) fn start(global: &Global, console: &MultiProgress) {
+/// Starts logging. A log file has times, and what is worth knowing later.
+pub(crate) fn start(global: &Global, console: &MultiProgress, to_file: bool) {
     let console = console.clone();
     let filter = EnvFilter::builder()
-        .with_default_directive(level(global).into())
+        .with_default_directive(level(global, to_file).into())
         .with_env_var(FILTER_VARIABLE)
         .from_env_lossy();
     let colors = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -25,14 +25,14 @@ pub(crate) fn start(global: &Global, console: &MultiProgress) {
         .with_ansi(colors)
         .with_writer(move || BesideBar(console.clone()));
     match global.log_format {
-        LogFormat::Text if global.verbose == 0 => builder.without_time().init(),
+        LogFormat::Text if global.verbose == 0 && !to_file => builder.without_time().init(),
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
 }
 
-fn level(global: &Global) -> LevelFilter {
-    match (global.quiet, global.verbose) {
+fn level(global: &Global, to_file: bool) -> LevelFilter {
+    match (global.quiet, global.verbose.max(to_file.into())) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,

@@ -2,6 +2,7 @@
 //!
 //! Nothing but a command's result goes to standard output; logs, errors and progress go to standard error.
 
+mod access;
 mod args;
 mod commands;
 mod context;
@@ -9,27 +10,36 @@ mod failure;
 mod interrupt;
 mod logging;
 mod output;
+mod owner_log;
 mod progress;
+mod size;
 mod snapshot_view;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::MultiProgress;
+use replicate::transport::take_inherited;
 
 use crate::args::Cli;
 use crate::context::Context;
+use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    // SAFETY: the first thing of all, before there are other threads.
+    let inherited = unsafe { take_inherited() };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => return print_answer(&answer),
     };
     let console = MultiProgress::new();
-    logging::start(&cli.global, &console);
+    logging::start(&cli.global, &console, cli.command.is_background());
     let log_format = cli.global.log_format;
-    let context = Context::new(cli.global, console);
-    let exit = match commands::run(&context, &cli.command) {
+    let run = inherited.map_err(Failure::from).and_then(|inherited| {
+        let context = Context::new(cli.global, console, inherited);
+        commands::run(&context, &cli.command)
+    });
+    let exit = match run {
         Ok(exit) => exit,
         Err(failure) => failure.report(log_format),
     };

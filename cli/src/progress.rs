@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkstore::progress::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -23,10 +23,13 @@ pub(crate) enum Unit {
     Bytes,
     /// One thing and then another: only their share is shown.
     Steps,
+    /// How far into an image a transfer is, with what it moved and saved.
+    Transfer,
 }
 
 const BAR: &str = "{msg}  {bar:30}  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
 const STEPS: &str = "{msg}  {bar:30}  {percent} %";
+const TRANSFER: &str = "{msg}  {bar:30}  {percent} %  {eta} left";
 const SPINNER: &str = "{msg}  {spinner}  {binary_bytes}  {binary_bytes_per_sec}";
 
 /// How progress is shown.
@@ -85,6 +88,7 @@ fn draw_bar(console: &MultiProgress, watched: Watched<'_>, ended: &Receiver<()>)
     }
     let bar = console.add(ProgressBar::no_length().with_message(watched.label.to_owned()));
     let mut total_bytes = None;
+    let started = Instant::now();
     loop {
         let total = watched.progress.total_bytes();
         if total_bytes != Some(total) {
@@ -92,6 +96,9 @@ fn draw_bar(console: &MultiProgress, watched: Watched<'_>, ended: &Receiver<()>)
             set_total(&bar, watched.unit, total);
         }
         bar.set_position(watched.progress.done_bytes());
+        if watched.unit == Unit::Transfer {
+            bar.set_message(format!("{}  {}", watched.label, moved(watched.progress, started.elapsed())));
+        }
         bar.tick();
         if !goes_on(ended, REDRAW) {
             break bar.finish_and_clear();
@@ -99,9 +106,16 @@ fn draw_bar(console: &MultiProgress, watched: Watched<'_>, ended: &Receiver<()>)
     }
 }
 
+/// What a transfer moved so far.
+fn moved(progress: &Progress, elapsed: Duration) -> String {
+    let rate = progress.moved_bytes() as f64 / elapsed.as_secs_f64().max(0.1);
+    format!("{} ({}/s), saved {}", bytes(progress.moved_bytes()), bytes(rate as u64), bytes(progress.saved_bytes()))
+}
+
 fn set_total(bar: &ProgressBar, unit: Unit, total: u64) {
     let template = match unit {
         Unit::Steps => STEPS,
+        Unit::Transfer => TRANSFER,
         Unit::Bytes if total == 0 => SPINNER,
         Unit::Bytes => BAR,
     };
@@ -112,8 +126,12 @@ fn set_total(bar: &ProgressBar, unit: Unit, total: u64) {
 
 fn print_lines(watched: Watched<'_>, ended: &Receiver<()>) {
     let Watched { label, unit, progress } = watched;
+    let started = Instant::now();
     while goes_on(ended, NEXT_LINE) {
-        let line = line(label, unit, progress.done_bytes(), progress.total_bytes());
+        let mut line = line(label, unit, progress.done_bytes(), progress.total_bytes());
+        if unit == Unit::Transfer {
+            line = format!("{}, {}\n", line.trim_end(), moved(progress, started.elapsed()));
+        }
         // Nobody is left to tell if standard error is closed.
         let _ = io::stderr().write_all(line.as_bytes());
     }
@@ -122,7 +140,7 @@ fn print_lines(watched: Watched<'_>, ended: &Receiver<()>) {
 fn line(label: &str, unit: Unit, done: u64, total: u64) -> String {
     let percent = (u128::from(done) * 100).checked_div(u128::from(total));
     match (unit, percent) {
-        (Unit::Steps, percent) => format!("{label}: {} %\n", percent.unwrap_or(0)),
+        (Unit::Steps | Unit::Transfer, percent) => format!("{label}: {} %\n", percent.unwrap_or(0)),
         (Unit::Bytes, Some(percent)) => format!("{label}: {percent} %, {} of {}\n", bytes(done), bytes(total)),
         (Unit::Bytes, None) => format!("{label}: {}\n", bytes(done)),
     }
@@ -142,7 +160,7 @@ mod tests {
 
     #[test]
     fn templates_are_well_formed() {
-        for template in [BAR, STEPS, SPINNER] {
+        for template in [BAR, STEPS, TRANSFER, SPINNER] {
             ProgressStyle::with_template(template).unwrap();
         }
     }

@@ -29,14 +29,13 @@ pub(crate) struct Diff {
 impl Diff {
     /// Ranges are printed as they are found, so there is no second attempt with a new index.
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let store = context.open(Purpose::Use)?;
-        let read = |selector| {
-            Ok::<_, crate::failure::Failure>(store.catalog().read(&resolve::snapshot(store.catalog(), selector)?)?)
-        };
-        let (a, b) = (read(&self.a)?, read(&self.b)?);
+        let store = context.access(Purpose::Use)?;
+        let read =
+            |selector| Ok::<_, crate::failure::Failure>(store.read(&resolve::snapshot(store.catalog(), selector)?)?);
+        let ((_lease_a, a), (_lease_b, b)) = (read(&self.a)?, read(&self.b)?);
         let mut printer = Printer::new(context.output().is_json(), &a, &b);
         let outcome = printer.begin().and_then(|()| {
-            let changed_bytes = compare(&*store, a.entry(), b.entry(), &mut |range| printer.range(&range))?;
+            let changed_bytes = compare(store.source(), a.entry(), b.entry(), &mut |range| printer.range(&range))?;
             printer.end(changed_bytes)
         });
         match outcome {

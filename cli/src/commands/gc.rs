@@ -1,13 +1,12 @@
 //! `vmstore gc`: frees what no snapshot needs.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 
 use chunkstore::gc::GcReport;
-use chunkstore::reserve;
-use chunkstore::store::Store;
 use clap::Args;
+use replicate::wire::Job;
 
+use crate::access::Access;
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};
 use crate::output::{bytes, counted, seconds};
@@ -47,20 +46,15 @@ pub(crate) fn exit_of(report: &GcReport) -> Exit {
     if sound { Exit::Done } else { Exit::DamageFound }
 }
 
-/// Collects, and puts back a reserve that was given up before.
+/// Collects.
 pub(crate) fn collect(
     context: &Context,
-    store: &Arc<Store>,
+    store: &Access,
     dry_run: bool,
     threads: Option<NonZeroUsize>,
 ) -> Result<GcReport> {
-    let threads = context::threads(threads, store.config());
-    let report =
-        context.watch("gc", Unit::Steps, |progress| chunkstore::gc::collect(store, dry_run, threads, progress))?;
-    if !dry_run {
-        reserve::restore(store.dir());
-    }
-    Ok(report)
+    let job = Job::Collect { dry_run, threads: context::threads(threads, store.config()) as u32 };
+    Ok(context.watch("gc", Unit::Steps, |progress| store.run(&job, progress))?)
 }
 
 /// The report for people.

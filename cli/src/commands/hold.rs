@@ -1,9 +1,9 @@
 //! `vmstore hold` and `vmstore release`: whether snapshots may be removed and pruned.
 
-use chunkstore::catalog::{DEFAULT_HOLD, Snapshot, State};
+use chunkstore::catalog::{DEFAULT_HOLD, State};
 use chunkstore::name::Selector;
-use chunkstore::{Error, store::Store};
 use clap::Args;
+use replicate::wire::Job;
 
 use super::resolve;
 use crate::context::{Context, Purpose};
@@ -38,8 +38,10 @@ pub(crate) struct Release {
 
 impl Hold {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let store = context.open(Purpose::Use)?;
-        let snapshot = change(&store, &self.snapshot, |_, state| state.hold(&self.reason).map(drop))?;
+        let snapshot = context.with_store(Purpose::Use, |store| {
+            let snapshot = resolve::snapshot(store.catalog(), &self.snapshot)?.to_string();
+            Ok(store.run_on_snapshot(&Job::Hold { snapshot, reason: self.reason.clone() })?)
+        })?;
         context.output().report(&SnapshotView::new(&snapshot), || {
             format!("{} is held: {}\n", snapshot.name(), reasons(&snapshot.state))
         })?;
@@ -49,8 +51,11 @@ impl Hold {
 
 impl Release {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let store = context.open(Purpose::Use)?;
-        let snapshot = change(&store, &self.snapshot, |name, state| self.release(name, state))?;
+        let snapshot = context.with_store(Purpose::Use, |store| {
+            let snapshot = resolve::snapshot(store.catalog(), &self.snapshot)?.to_string();
+            let reason = (!self.all).then(|| self.reason.clone());
+            Ok(store.run_on_snapshot(&Job::Release { snapshot, reason })?)
+        })?;
         context.output().report(&SnapshotView::new(&snapshot), || {
             let name = snapshot.name();
             if snapshot.state.is_held() {
@@ -61,35 +66,6 @@ impl Release {
         })?;
         Ok(Exit::Done)
     }
-
-    fn release(&self, name: &str, state: &mut State) -> chunkstore::Result<()> {
-        if !state.is_held() {
-            return Err(Error::not_found(format!("a hold of snapshot {name}")));
-        }
-        if self.all {
-            state.holds.clear();
-        } else if !state.release(&self.reason) {
-            let (reason, others) = (&self.reason, reasons(state));
-            return Err(Error::not_found(format!("hold {reason:?} of snapshot {name} (it is held: {others})")));
-        }
-        Ok(())
-    }
-}
-
-/// Changes a snapshot's state, durably.
-fn change(
-    store: &Store,
-    selector: &Selector,
-    change: impl FnOnce(&str, &mut State) -> chunkstore::Result<()>,
-) -> Result<Snapshot> {
-    let name = resolve::snapshot(store.catalog(), selector)?;
-    let mut snapshot = store.catalog().read(&name)?;
-    let before = snapshot.state.clone();
-    change(&name.to_string(), &mut snapshot.state)?;
-    if snapshot.state != before {
-        store.catalog().rewrite(&snapshot)?;
-    }
-    Ok(snapshot)
 }
 
 fn reasons(state: &State) -> String {

@@ -5,19 +5,18 @@ use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use chunkstore::Error;
-use chunkstore::catalog::Snapshot;
 use chunkstore::catalog::label::{self, Label};
-use chunkstore::ingest::{self, Base, IngestOptions};
+use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::ingest::{Base, IngestOptions};
 use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use chunkstore::source::{self, Source};
-use chunkstore::store::Store;
 use clap::{Args, ValueHint};
 use jiff::Timestamp;
 
 use super::{ImageFormat, resolve};
+use crate::access::Access;
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::progress::Unit;
@@ -105,8 +104,8 @@ impl Ingest {
         context.with_store(Purpose::Use, |store| {
             // What was done before the index had to be rebuilt is not done again.
             let jobs = &jobs[done..];
-            refuse_duplicates(store, jobs)?;
-            let base = self.base(store)?;
+            refuse_duplicates(store.catalog(), jobs)?;
+            let base = self.base(store.catalog())?;
             for (job, source) in jobs.iter().zip(self.open(jobs)?) {
                 let options = IngestOptions {
                     name: job.name.clone(),
@@ -159,11 +158,11 @@ impl Ingest {
         Ok(labels)
     }
 
-    fn base(&self, store: &Store) -> Result<Base> {
+    fn base(&self, catalog: &Catalog) -> Result<Base> {
         Ok(match &self.base {
             None => Base::Newest,
             Some(BaseArg::None) => Base::None,
-            Some(BaseArg::Snapshot(selector)) => Base::Snapshot(resolve::snapshot(store.catalog(), selector)?),
+            Some(BaseArg::Snapshot(selector)) => Base::Snapshot(resolve::snapshot(catalog, selector)?),
         })
     }
 
@@ -178,18 +177,18 @@ impl Ingest {
     }
 }
 
-fn refuse_duplicates(store: &Store, jobs: &[Job<'_>]) -> Result<()> {
+fn refuse_duplicates(catalog: &Catalog, jobs: &[Job<'_>]) -> Result<()> {
     for Job { name, .. } in jobs {
-        if store.catalog().times(&name.image)?.contains(&name.time) {
+        if catalog.times(&name.image)?.contains(&name.time) {
             return Err(Failure::refused(format!("snapshot {name} exists already")));
         }
     }
     Ok(())
 }
 
-fn ingest_one(context: &Context, store: &Arc<Store>, source: Source, options: &IngestOptions) -> Result<Snapshot> {
+fn ingest_one(context: &Context, store: &Access, source: Source, options: &IngestOptions) -> Result<Snapshot> {
     let label = format!("ingest {}", options.name.image);
-    context.watch(&label, Unit::Bytes, |progress| ingest::ingest(store, source, options, progress)).map_err(|error| {
+    context.watch(&label, Unit::Bytes, |progress| store.ingest(source, options, progress)).map_err(|error| {
         let interrupted = matches!(error, Error::Interrupted);
         let failure = Failure::from(error);
         if interrupted { failure.hint("no snapshot was made; the next ingest uses what was stored") } else { failure }

@@ -8,9 +8,11 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::remote::RemoteArgs;
 use crate::context::{Context, random};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{bytes, fields};
+use crate::size;
 
 /// Make a store in the directory that --store names, which must be empty or not exist
 ///
@@ -20,24 +22,33 @@ pub(crate) struct Init {
     /// Do not hold 256 MiB back for the day when the disk is full and space has to be freed
     #[arg(long)]
     no_reserve: bool,
+    /// Cut chunks as this store does, so that snapshots can be pushed and pulled between them
+    #[arg(long, value_name = "REMOTE", conflicts_with_all = ["chunk_avg", "chunk_min", "chunk_max", "zero_run_min"])]
+    like: Option<String>,
     /// Average bytes of a chunk; without the other two, they become a quarter and four times this
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_avg: Option<u32>,
     /// Least bytes of a chunk
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_min: Option<u32>,
     /// Most bytes of a chunk
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_max: Option<u32>,
     /// Shorter runs of zeros stay inside chunks
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     zero_run_min: Option<u32>,
+    #[command(flatten)]
+    access: RemoteArgs,
 }
 
 impl Init {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let dir = context.store_dir()?;
-        let options = InitOptions { params: self.params(), reserve: !self.no_reserve };
+        let params = match &self.like {
+            Some(remote) => self.access.chunk_params(context, remote)?,
+            None => self.params(),
+        };
+        let options = InitOptions { params, reserve: !self.no_reserve };
         Store::init(dir, &options, random()?, Timestamp::now()).map_err(|error| self.explain(error))?;
         let (config, _) = Store::open_catalog(dir)?;
         let format = &config.format;
@@ -82,34 +93,5 @@ impl Init {
             return failure.hint("a store holds 256 MiB back; --no-reserve does without");
         }
         failure
-    }
-}
-
-/// Reads `65536`, `64K` or `64KiB`; all units are powers of 1024.
-fn parse_size(text: &str) -> Result<u32, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => Some(1),
-        "k" | "kib" => Some(1 << 10),
-        "m" | "mib" => Some(1 << 20),
-        _ => None,
-    };
-    let size = number.parse::<u32>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    size.ok_or_else(|| "write a number of bytes, such as 65536 or 64KiB".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        for (text, size) in [("0", 0), ("65536", 65536), ("64K", 65536), ("64 KiB", 65536), ("1m", 1 << 20)] {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        for bad in ["", "K", "-1", "64kb", "1.5M", "5000M", "99999999999", "６4"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

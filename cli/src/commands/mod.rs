@@ -11,11 +11,15 @@ pub(crate) mod man;
 pub(crate) mod prune;
 mod qcow2;
 pub(crate) mod reindex;
+pub(crate) mod remote;
 pub(crate) mod remove;
 mod resolve;
 pub(crate) mod restore;
+pub(crate) mod serve;
 pub(crate) mod show;
 pub(crate) mod stats;
+pub(crate) mod token;
+pub(crate) mod transfer;
 pub(crate) mod verify;
 
 use clap::ValueEnum;
@@ -41,6 +45,11 @@ pub(crate) fn run(context: &Context, command: &Command) -> Result<Exit> {
         Command::Gc(args) => args.run(context),
         Command::Stats(args) => args.run(context),
         Command::Reindex(args) => args.run(context),
+        Command::Push(args) => args.run(context),
+        Command::Pull(args) => args.run(context),
+        Command::Remote(args) => args.run(context),
+        Command::Serve(args) => args.run(context),
+        Command::Token(args) => args.run(context),
         Command::Completions(args) => args.run(context),
         Command::Man(args) => args.run(context),
     }

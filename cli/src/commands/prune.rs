@@ -15,6 +15,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{gc, resolve};
+use crate::access::Access;
 use crate::context::{Context, Purpose};
 use crate::failure::{self, Exit, Failure, Result};
 use crate::output::{counted, table};
@@ -131,9 +132,9 @@ impl Prune {
             let (config, catalog) = context.catalog()?;
             (self.judge(&config, &catalog)?, None)
         } else {
-            let store = context.open(Purpose::Free)?;
+            let store = context.access(Purpose::Free)?;
             let verdicts = self.judge(store.config(), store.catalog())?;
-            remove(store.catalog(), &verdicts)?;
+            remove(&store, &verdicts)?;
             (verdicts, self.gc.then(|| gc::collect(context, &store, false, None)))
         };
         // What was removed is told even if the collection failed.
@@ -168,9 +169,9 @@ impl Prune {
     }
 }
 
-fn remove(catalog: &Catalog, verdicts: &[Verdict]) -> Result<()> {
+fn remove(store: &Access, verdicts: &[Verdict]) -> Result<()> {
     for Verdict { snapshot, .. } in verdicts.iter().filter(|verdict| verdict.action == Action::Remove) {
-        catalog.remove(snapshot)?;
+        super::remove::remove(store, snapshot)?;
         tracing::info!("removed {snapshot}");
     }
     Ok(())
@@ -183,10 +184,10 @@ fn judge_image(
     zone: &TimeZone,
     verdicts: &mut Vec<Verdict>,
 ) -> Result<()> {
-    let mut by_origin: BTreeMap<String, Vec<Snapshot>> = BTreeMap::new();
+    let mut by_origin: BTreeMap<Origin, Vec<Snapshot>> = BTreeMap::new();
     for listed in catalog.list(Some(image))? {
         match listed.snapshot {
-            Ok(snapshot) => by_origin.entry(snapshot.entry().origin.clone()).or_default().push(snapshot),
+            Ok(snapshot) => by_origin.entry(origin_of(&snapshot)).or_default().push(snapshot),
             Err(error) => verdicts.push(unreadable(listed.name, error)),
         }
     }
@@ -199,6 +200,13 @@ fn judge_image(
         }
     }
     Ok(())
+}
+
+/// Who made a snapshot: the token by which it came, which can't be forged, and the store that its entry names.
+type Origin = (Option<String>, String);
+
+fn origin_of(snapshot: &Snapshot) -> Origin {
+    (snapshot.state.received_from.clone(), snapshot.entry().origin.clone())
 }
 
 fn verdict(snapshot: &Snapshot, decision: Decision) -> Verdict {

@@ -2,10 +2,13 @@
 
 use chunkstore::catalog::Catalog;
 use chunkstore::name::{Selector, SnapshotName};
+use chunkstore::progress::Progress;
 use clap::Args;
+use replicate::wire::Job;
 use serde_json::json;
 
 use super::resolve;
+use crate::access::Access;
 use crate::context::{Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
 
@@ -29,9 +32,9 @@ impl Remove {
         let removed = if self.dry_run {
             self.chosen(&context.catalog()?.1)?
         } else {
-            let store = context.open(Purpose::Free)?;
+            let store = context.access(Purpose::Free)?;
             let chosen = self.chosen(store.catalog())?;
-            chosen.iter().try_for_each(|name| store.catalog().remove(name))?;
+            chosen.iter().try_for_each(|name| remove(&store, name))?;
             chosen
         };
         let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
@@ -59,4 +62,9 @@ impl Remove {
         }
         Ok(names)
     }
+}
+
+/// Removes a snapshot, durably.
+pub(crate) fn remove(store: &Access, name: &SnapshotName) -> chunkstore::Result<()> {
+    store.run(&Job::Remove { snapshot: name.to_string() }, &Progress::default())
 }

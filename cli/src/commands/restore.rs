@@ -5,16 +5,16 @@ use std::io::{self, IsTerminal};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use chunkstore::catalog::Snapshot;
+use chunkstore::lease::Lease;
 use chunkstore::name::Selector;
 use chunkstore::restore::{self, RestoreOptions, RestoreReport};
-use chunkstore::store::Store;
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
 use super::{ImageFormat, qcow2, resolve};
+use crate::access::Access;
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::output::{STDOUT, bytes, seconds};
@@ -76,7 +76,7 @@ impl Restore {
             qcow2::check(&self.dest, self.force)?;
         }
         context.with_store(Purpose::Use, |store| {
-            let snapshot = self.snapshot(store)?;
+            let (_lease, snapshot) = self.snapshot(store)?;
             let report = self.to_file(context, store, &snapshot, format)?;
             self.report(context, &snapshot, format, report)?;
             Ok(Exit::Done)
@@ -88,12 +88,12 @@ impl Restore {
         self.format.unwrap_or(if suffix.is_some() { ImageFormat::Qcow2 } else { ImageFormat::Raw })
     }
 
-    fn snapshot(&self, store: &Store) -> Result<Snapshot> {
+    fn snapshot(&self, store: &Access) -> Result<(Option<Lease>, Snapshot)> {
         let name = resolve::snapshot(store.catalog(), &self.snapshot)?;
-        Ok(store.catalog().read(&name)?)
+        Ok(store.read(&name)?)
     }
 
-    fn options(&self, store: &Store) -> RestoreOptions {
+    fn options(&self, store: &Access) -> RestoreOptions {
         let threads = context::threads(self.threads, store.config());
         RestoreOptions { force: self.force, sync: !self.no_sync, threads }
     }
@@ -101,7 +101,7 @@ impl Restore {
     fn to_file(
         &self,
         context: &Context,
-        store: &Arc<Store>,
+        store: &Access,
         snapshot: &Snapshot,
         format: ImageFormat,
     ) -> Result<RestoreReport> {
@@ -109,7 +109,8 @@ impl Restore {
         let to_raw = |dest: &Path, options: &RestoreOptions| {
             let label = format!("restore {}", snapshot.name());
             let entry = snapshot.entry();
-            context.watch(&label, Unit::Bytes, |progress| restore::restore(&**store, entry, dest, options, progress))
+            context
+                .watch(&label, Unit::Bytes, |progress| restore::restore(store.source(), entry, dest, options, progress))
         };
         match format {
             ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
@@ -127,12 +128,12 @@ impl Restore {
         if io::stdout().is_terminal() {
             return Err(Failure::usage("standard output is a terminal; an image is not for reading"));
         }
-        let store = context.open(Purpose::Use)?;
-        let snapshot = self.snapshot(&store)?;
+        let store = context.access(Purpose::Use)?;
+        let (_lease, snapshot) = self.snapshot(&store)?;
         let descriptor = io::stdout().as_fd().try_clone_to_owned();
         let mut stdout = File::from(descriptor.map_err(|error| Failure::io("opening", STDOUT, error))?);
         context.watch(&format!("restore {}", snapshot.name()), Unit::Bytes, |progress| {
-            restore::restore_to_stream(&*store, snapshot.entry(), &mut stdout, &self.options(&store), progress)
+            restore::restore_to_stream(store.source(), snapshot.entry(), &mut stdout, &self.options(&store), progress)
         })?;
         Ok(Exit::Done)
     }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use chunkstore::stats::{self, ImageStats};
 use clap::Args;
+use replicate::wire::Job;
 
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};
@@ -24,8 +25,8 @@ pub(crate) struct Stats {
 impl Stats {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let stats = context.with_store(Purpose::Use, |store| {
-            let threads = context::threads(self.threads, store.config());
-            Ok(context.watch("stats", Unit::Steps, |progress| stats::stats(store, threads, progress))?)
+            let job = Job::Stats { threads: context::threads(self.threads, store.config()) as u32 };
+            Ok(context.watch("stats", Unit::Steps, |progress| store.run::<stats::Stats>(&job, progress))?)
         })?;
         context.output().result(&stats, || to_text(&stats))?;
         Ok(Exit::Done)

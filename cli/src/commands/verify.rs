@@ -3,8 +3,9 @@
 use std::num::NonZeroUsize;
 
 use chunkstore::name::Selector;
-use chunkstore::verify::{self, VerifyReport};
+use chunkstore::verify::VerifyReport;
 use clap::Args;
+use replicate::wire::Job;
 use serde::Serialize;
 
 use super::resolve;
@@ -39,8 +40,9 @@ impl Verify {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let report = context.with_store(Purpose::Use, |store| {
             let names = resolve::snapshots(store.catalog(), &self.snapshots)?;
-            let threads = context::threads(self.threads, store.config());
-            Ok(context.watch("verify", Unit::Bytes, |progress| verify::verify(store, &names, threads, progress))?)
+            let threads = context::threads(self.threads, store.config()) as u32;
+            let job = Job::Verify { snapshots: names.iter().map(ToString::to_string).collect(), threads };
+            Ok(context.watch("verify", Unit::Bytes, |progress| store.run::<VerifyReport>(&job, progress))?)
         })?;
         let (output, sound) = (context.output(), report.is_sound());
         let json = Report { sound, report: &report };

@@ -1,0 +1,137 @@
+//! A store as commands use it: opened by this process alone, or through its owner beside everyone else.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chunkstore::Error;
+use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::config::Config;
+use chunkstore::ingest::{self, IngestInto, IngestOptions};
+use chunkstore::lease::Lease;
+use chunkstore::name::SnapshotName;
+use chunkstore::progress::Progress;
+use chunkstore::source::Source;
+use chunkstore::store::Store;
+use replicate::client::{Client, ClientSession};
+use replicate::owner::Reconnecting;
+use replicate::server;
+use replicate::wire::{Job, Purpose};
+use serde::de::DeserializeOwned;
+
+use crate::failure::Result;
+
+/// A store that a command works on.
+pub(crate) enum Access {
+    /// Opened by this process.
+    Own(Arc<Store>),
+    /// Behind its owner.
+    Served(Box<Served>),
+}
+
+/// A store behind its owner. What can be read beside it, its configuration and its catalog, is read from its directory.
+pub(crate) struct Served {
+    dir: PathBuf,
+    config: Config,
+    catalog: Catalog,
+    owner: Reconnecting,
+}
+
+impl Access {
+    /// The store in `dir` through a connection to its owner.
+    pub(crate) fn served(dir: &Path, owner: Reconnecting) -> chunkstore::Result<Self> {
+        let (config, catalog) = Store::open_catalog(dir)?;
+        Ok(Self::Served(Box::new(Served { dir: dir.to_path_buf(), config, catalog, owner })))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        match self {
+            Self::Own(store) => store.config(),
+            Self::Served(served) => &served.config,
+        }
+    }
+
+    pub(crate) fn catalog(&self) -> &Catalog {
+        match self {
+            Self::Own(store) => store.catalog(),
+            Self::Served(served) => &served.catalog,
+        }
+    }
+
+    /// Where chunks come from.
+    pub(crate) fn source(&self) -> &dyn ChunkSource {
+        match self {
+            Self::Own(store) => &**store,
+            Self::Served(served) => &served.owner,
+        }
+    }
+
+    /// Reads a snapshot and keeps gc from what it needs, until the lease is dropped; also while no owner lives.
+    pub(crate) fn read(&self, name: &SnapshotName) -> chunkstore::Result<(Option<Lease>, Snapshot)> {
+        match self {
+            Self::Own(store) => Ok((None, store.catalog().read(name)?)),
+            Self::Served(served) => {
+                let (lease, snapshot) = Lease::of(&served.dir, &served.catalog, name)?;
+                Ok((Some(lease), snapshot))
+            }
+        }
+    }
+
+    /// Has a job done and returns its report.
+    pub(crate) fn run<T: DeserializeOwned>(&self, job: &Job, progress: &Progress) -> chunkstore::Result<T> {
+        let report = match self {
+            Self::Own(store) => server::run_job(store, job, progress)?,
+            Self::Served(served) => served.owner.client()?.run_blocking(job.clone(), progress)?,
+        };
+        serde_json::from_slice(&report).map_err(|error| Error::invalid(format!("the report can't be read: {error}")))
+    }
+
+    /// Has a job done whose report is a snapshot.
+    pub(crate) fn run_on_snapshot(&self, job: &Job) -> chunkstore::Result<Snapshot> {
+        let progress = Progress::default();
+        let file = match self {
+            Self::Own(store) => server::run_job(store, job, &progress)?,
+            Self::Served(served) => served.owner.client()?.run_blocking(job.clone(), &progress)?,
+        };
+        Snapshot::read_file(&file)
+    }
+
+    /// Ingests a source.
+    pub(crate) fn ingest(
+        &self,
+        source: Source,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> chunkstore::Result<Snapshot> {
+        match self {
+            Self::Own(store) => ingest::ingest(store, source, options, progress),
+            Self::Served(served) => served.ingest(source, options, progress),
+        }
+    }
+}
+
+impl Served {
+    fn ingest(&self, source: Source, options: &IngestOptions, progress: &Progress) -> chunkstore::Result<Snapshot> {
+        let parent = ingest::find_parent(&self.catalog, options)?;
+        let name = parent.as_ref().map(Snapshot::name);
+        let client: Client = self.owner.client()?;
+        let session = ClientSession::begin_blocking(&client, Purpose::Ingest, name.as_ref())?;
+        let into = IngestInto {
+            sink: &session,
+            source: &client,
+            params: self.config.format.chunk_params(),
+            zstd_level: self.config.defaults.zstd_level,
+            store_id: &self.config.format.store_id,
+            trusts_parent: session.trusts_parent(),
+            parent,
+        };
+        into.ingest(source, options, progress)
+    }
+}
+
+/// What a command that can be repeated does when the connection to the owner breaks.
+pub(crate) fn is_worth_another_try<T>(result: &Result<T>) -> bool {
+    result
+        .as_ref()
+        .is_err_and(|failure| matches!(failure.error(), Error::Unreachable { .. } | Error::IndexDamaged { .. }))
+}

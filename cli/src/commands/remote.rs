@@ -1,0 +1,217 @@
+//! `vmstore remote`: names for other stores, and how commands reach one.
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chunkstore::Error;
+use chunkstore::chunker::ChunkParams;
+use clap::{Args, Subcommand, ValueHint};
+use replicate::address::Address;
+use replicate::auth;
+use replicate::client::{Client, Link};
+use replicate::owner;
+use replicate::rate::RateLimit;
+use replicate::remotes::{Remote, Remotes};
+use replicate::tls::Fingerprint;
+use replicate::transport::{self, ConnectOptions};
+use replicate::wire::Hello;
+use serde::Serialize;
+
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Result};
+use crate::output::table;
+
+/// Holds the token, where no file does.
+const TOKEN_VARIABLE: &str = "VMSTORE_TOKEN";
+
+/// Name other stores, to push to and pull from
+#[derive(Debug, Args)]
+pub(crate) struct RemoteCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+/// What to do with remotes.
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Give a store a name, with all that is needed to reach it
+    Add(Box<Add>),
+    /// List the named stores
+    List,
+    /// Forget a name
+    Remove {
+        /// Which
+        name: String,
+    },
+}
+
+/// What `remote add` takes.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  vmstore remote add site-b tls://b.example:7878 --pin sha256:… --token-file /etc/vmstore/site-b"
+)]
+struct Add {
+    /// Its name here
+    name: String,
+    /// Its address: a path, unix:PATH, ssh://… or tls://…
+    address: Address,
+    #[command(flatten)]
+    access: RemoteArgs,
+    /// Use at most so many bytes a second of the link, such as 10MiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_positive)]
+    limit_rate: Option<NonZeroU64>,
+    /// Connections to use
+    #[arg(long, value_name = "N")]
+    streams: Option<NonZeroU32>,
+}
+
+/// How a store elsewhere is recognised, and this one makes itself known.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "The other side")]
+pub(crate) struct RemoteArgs {
+    /// The fingerprint of the server's key, as `vmstore serve` prints it
+    #[arg(long, value_name = "FINGERPRINT")]
+    pin: Option<Fingerprint>,
+    /// The authority that certifies the server, as PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    ca: Option<PathBuf>,
+    /// This side's certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
+    cert: Option<PathBuf>,
+    /// The key of this side's certificate, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
+    key: Option<PathBuf>,
+    /// The file with the token; without it, VMSTORE_TOKEN
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    token_file: Option<PathBuf>,
+    /// Allow a tcp:// address, which is not encrypted
+    #[arg(long)]
+    allow_plain: bool,
+}
+
+/// A store elsewhere, with all that is needed to reach it.
+pub(crate) struct Reachable {
+    address: Address,
+    options: ConnectOptions,
+    token_file: Option<PathBuf>,
+    configured_token_file: Option<PathBuf>,
+    /// Most bytes a second.
+    pub(crate) limit_rate_bytes_per_s: Option<NonZeroU64>,
+    /// Connections.
+    pub(crate) streams: Option<NonZeroU32>,
+}
+
+impl RemoteArgs {
+    /// Finds out what a name or an address means, and what these options add to it.
+    pub(crate) fn resolve(&self, context: &Context, remote: &str) -> Result<Reachable> {
+        let named = if Address::is_name(remote) {
+            Remotes::new(context.store_dir()?).resolve(remote)?
+        } else {
+            Remote::at(remote.parse()?)
+        };
+        let client_cert = self.cert.clone().zip(self.key.clone()).or(named.cert.zip(named.key));
+        let options = ConnectOptions {
+            pin: self.pin.or(named.pin),
+            ca: self.ca.clone().or(named.ca),
+            client_cert,
+            allow_plain: self.allow_plain,
+            ..ConnectOptions::from_env()
+        };
+        Ok(Reachable {
+            address: named.address,
+            options,
+            token_file: self.token_file.clone(),
+            configured_token_file: named.token_file,
+            limit_rate_bytes_per_s: named.limit_rate_bytes_per_s,
+            streams: named.streams,
+        })
+    }
+}
+
+impl RemoteArgs {
+    /// How a store elsewhere cuts chunks.
+    pub(crate) fn chunk_params(&self, context: &Context, remote: &str) -> Result<ChunkParams> {
+        let reachable = self.resolve(context, remote)?;
+        let client = context.runtime()?.block_on(reachable.connect(context, None))?;
+        let [min_bytes, avg_bytes, max_bytes, zero_run_min_bytes] = client.welcome().chunk_params;
+        Ok(ChunkParams { min_bytes, avg_bytes, max_bytes, zero_run_min_bytes })
+    }
+}
+
+impl Reachable {
+    /// Connects. The owner of a store on this machine is started if there is none.
+    pub(crate) async fn connect(&self, context: &Context, limit: Option<Arc<RateLimit>>) -> Result<Client> {
+        if let Address::Path(dir) = &self.address {
+            return Ok(owner::connect(dir, Some(&context.starter(Purpose::Use)?)).await?);
+        }
+        let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
+        let connected = transport::connect(&self.address, &self.options).await?;
+        let link = Link { limit, tls_bytes: connected.tls_bytes };
+        let client = Client::start(connected.stream, &hello, &link).await;
+        Ok(client.map_err(|error| at(&self.address, error))?)
+    }
+}
+
+impl Reachable {
+    /// The token, where the other side wants one: a socket and ssh tell it who is there.
+    fn token(&self) -> Result<Option<String>> {
+        if !matches!(self.address, Address::Tls(_) | Address::Tcp(_)) {
+            return Ok(None);
+        }
+        let env = std::env::var(TOKEN_VARIABLE).ok();
+        let token =
+            auth::client_token(self.token_file.as_deref(), env.as_deref(), self.configured_token_file.as_deref())?;
+        Ok(token.map(|token| token.text().to_owned()))
+    }
+}
+
+/// Names the other side.
+fn at(address: &Address, error: Error) -> Error {
+    match error {
+        Error::Unreachable { what } => Error::Unreachable { what: format!("{address}: {what}") },
+        Error::Denied { what } => Error::Denied { what: format!("{address}: {what}") },
+        other => other,
+    }
+}
+
+/// A line of the list.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    #[serde(flatten)]
+    remote: Remote,
+}
+
+impl RemoteCommand {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let remotes = Remotes::new(context.store_dir()?);
+        match &self.action {
+            Action::Add(add) => {
+                let access = add.access.clone();
+                let remote = Remote {
+                    address: add.address.clone(),
+                    pin: access.pin,
+                    ca: access.ca,
+                    cert: access.cert,
+                    key: access.key,
+                    token_file: access.token_file,
+                    limit_rate_bytes_per_s: add.limit_rate,
+                    streams: add.streams,
+                };
+                remotes.add(&add.name, remote)?;
+            }
+            Action::Remove { name } => remotes.remove(name)?,
+            Action::List => list(context, &remotes)?,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn list(context: &Context, remotes: &Remotes) -> Result<()> {
+    let lines: Vec<_> = remotes.list()?.into_iter().map(|(name, remote)| Line { name, remote }).collect();
+    context.output().result(&lines, || {
+        let row = |line: &Line| [line.name.clone(), line.remote.address.to_string()];
+        table(["NAME", "ADDRESS"], &[], lines.iter().map(row).collect())
+    })
+}

@@ -1,0 +1,185 @@
+//! `vmstore serve`: owns a store, and serves everyone who uses it.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueHint};
+use replicate::address::Address;
+use replicate::owner;
+use replicate::server::{ServeOptions, Server};
+use replicate::tls::{ClientCertificates, ServerIdentity, ServerTls};
+use replicate::transport::{Acceptor, Inherited};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::context::{Context, Purpose, random};
+use crate::failure::{Exit, Failure, Result};
+use crate::owner_log::OwnerLog;
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmstore serve --listen tls://0.0.0.0:7878
+  ssh://host/path needs no server: push and pull run `vmstore serve --stdio` there
+
+The first start with a tls address makes a key and prints its fingerprint, which clients name with
+`vmstore remote add NAME tls://HOST --pin FINGERPRINT`. `vmstore token add` makes tokens for clients.";
+
+/// Own the store and serve everyone who uses it, here through its socket and elsewhere through --listen
+///
+/// Commands that find no owner start one in the background, which ends when it is idle; a service for systemd ships
+/// with vmstore. SIGTERM ends it: what was acknowledged is durable.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Serve {
+    /// Listen on tls://ADDRESS:PORT, too, or without encryption on tcp://127.0.0.1:PORT; may be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<Address>,
+    /// Allow tcp:// addresses, which are not encrypted
+    #[arg(long)]
+    allow_plain: bool,
+    /// The certificate to show, as PEM, with --key [default: one made at the first start]
+    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
+    cert: Option<PathBuf>,
+    /// The certificate's key, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
+    key: Option<PathBuf>,
+    /// Take clients' certificates that this authority issued, as PEM
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    client_ca: Option<PathBuf>,
+    /// Take no clients without such a certificate
+    #[arg(long, requires = "client_ca")]
+    require_client_cert: bool,
+    /// Serve one client on standard input and output, through the store's owner: what ssh runs
+    #[arg(long, conflicts_with_all = ["listen", "background"])]
+    stdio: bool,
+    /// Write logs to `owner.log` in the store, as an owner that a command starts does
+    #[arg(long)]
+    background: bool,
+    /// On a full disk, give up the store's reserve to be able to start
+    #[arg(long, hide = true)]
+    frees_space: bool,
+}
+
+impl Serve {
+    pub(crate) fn is_background(&self) -> bool {
+        self.background
+    }
+
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        if self.stdio {
+            return Self::serve_stdio(context);
+        }
+        let served = self.serve(context);
+        if let Err(failure) = &served
+            && std::env::var_os(owner::STARTED_BY_COMMAND).is_some()
+        {
+            owner::tell_starter(failure.error());
+            return Ok(Exit::Failed);
+        }
+        served
+    }
+
+    fn serve(&self, context: &Context) -> Result<Exit> {
+        let purpose = if self.frees_space { Purpose::Free } else { Purpose::Use };
+        let store = context.open_alone(purpose)?;
+        let dir = store.dir().to_path_buf();
+        let runtime = context.runtime()?;
+        let acceptors = runtime.block_on(self.acceptors(&dir, context.take_inherited()))?;
+        let options = ServeOptions { idle_exit: context.idle_exit(), is_temporary: self.background };
+        let server = Server::new(store, options, random()?);
+        if self.background {
+            // From here on nobody waits at the other end of standard error.
+            OwnerLog::take_over(&dir)?;
+        }
+        runtime.block_on(async {
+            tokio::spawn(end_on_signal(Arc::clone(&server)));
+            server.serve(acceptors).await;
+        });
+        Ok(Exit::Done)
+    }
+
+    async fn acceptors(&self, dir: &Path, inherited: Vec<Inherited>) -> Result<Vec<Acceptor>> {
+        let has_socket = inherited.iter().any(|socket| matches!(socket, Inherited::Unix(_)));
+        let needs_tls = self.listen.iter().any(|address| matches!(address, Address::Tls(_)))
+            || inherited.iter().any(|socket| matches!(socket, Inherited::Tcp(_)));
+        let tls = if needs_tls { Some(self.tls(dir)?) } else { None };
+        let (identity, tls) = tls.unzip();
+        let mut acceptors = Vec::new();
+        for socket in inherited {
+            acceptors.push(Acceptor::inherited(socket, tls.as_ref())?);
+        }
+        if !has_socket {
+            acceptors.push(Acceptor::unix(dir)?);
+        }
+        for address in &self.listen {
+            if matches!(address, Address::Tcp(_)) && !self.allow_plain {
+                return Err(Failure::refused(format!("{address} is not encrypted"))
+                    .hint("--allow-plain allows it, for this machine only"));
+            }
+            let acceptor = Acceptor::at(address, tls.as_ref()).await?;
+            tell_address(address, &acceptor, identity.as_ref());
+            acceptors.push(acceptor);
+        }
+        Ok(acceptors)
+    }
+
+    fn tls(&self, dir: &Path) -> Result<(ServerIdentity, ServerTls)> {
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => ServerIdentity::from_files(cert, key)?,
+            _ => ServerIdentity::load_or_create(dir)?,
+        };
+        let clients = match &self.client_ca {
+            None => ClientCertificates::Ignored,
+            Some(ca) if self.require_client_cert => ClientCertificates::Required(ca.clone()),
+            Some(ca) => ClientCertificates::Accepted(ca.clone()),
+        };
+        let tls = ServerTls::new(&identity, &clients)?;
+        Ok((identity, tls))
+    }
+
+    /// Joins the owner, and passes bytes on both ways until one side ends.
+    fn serve_stdio(context: &Context) -> Result<Exit> {
+        if io::stdin().is_terminal() {
+            return Err(Failure::usage("--stdio is for programs, and standard input is a terminal"));
+        }
+        let dir = context.store_dir()?;
+        let starter = context.starter(Purpose::Use)?;
+        let passed = context.runtime()?.block_on(async {
+            let mut owner = owner::open_stream(dir, &starter).await?;
+            let mut stdio = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
+            // Either side may end first, by whatever error.
+            let _ = tokio::io::copy_bidirectional(&mut stdio, &mut owner).await;
+            Ok::<_, chunkstore::Error>(())
+        });
+        passed?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Tells where the server listens, and its key, for operators to hand on.
+fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&ServerIdentity>) {
+    let (scheme, shown) = address.to_string().split_once("://").map_or_else(
+        || (String::new(), address.to_string()),
+        |(scheme, rest)| (format!("{scheme}://"), rest.to_owned()),
+    );
+    // A port that was left to the system is known only now.
+    let at = acceptor.local_addr().map_or(shown, |addr| addr.to_string());
+    let fingerprint = match (address, identity) {
+        (Address::Tls(_), Some(identity)) => format!(" fingerprint {}", identity.fingerprint()),
+        _ => String::new(),
+    };
+    eprintln!("listening on {scheme}{at}{fingerprint}");
+}
+
+async fn end_on_signal(server: Arc<Server>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return tracing::error!("signals can't be handled");
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("asked to end");
+    server.leave();
+}

@@ -1,0 +1,205 @@
+//! `vmstore push` and `vmstore pull`: bring snapshots to another store, or from it.
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use chunkstore::Error;
+use chunkstore::name::{ImageName, Selector};
+use chunkstore::progress::Progress;
+use clap::{ArgGroup, Args};
+use replicate::rate::RateLimit;
+use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};
+
+use super::remote::RemoteArgs;
+use crate::context::Context;
+use crate::failure::{Exit, Failure, Result};
+use crate::output::{bytes, counted, seconds};
+use crate::progress::Unit;
+
+/// The first pause before another attempt; each later one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Most connections at once: more only compete.
+const STREAMS_MAX: u32 = 16;
+
+const ADDRESSES: &str = "\
+REMOTE is a name that `vmstore remote add` gave, or an address:
+  /srv/vmstore, ./store     a store on this machine
+  unix:PATH                 the socket of a store's owner
+  ssh://[USER@]HOST[:PORT]/PATH
+  tls://HOST[:PORT]
+
+Examples:
+  vmstore push site-b --all
+  vmstore push ssh://backup@hv8/srv/vmstore web01@latest
+  vmstore pull site-b --image web01";
+
+/// Bring snapshots to another store; only what it lacks travels
+///
+/// When the command returns, the snapshots are durable there. Interrupted, it is repeated and goes on where it was.
+#[derive(Debug, Args)]
+#[command(after_help = ADDRESSES, group = ArgGroup::new("which").required(true).multiple(false))]
+pub(crate) struct Push {
+    #[command(flatten)]
+    args: TransferArgs,
+}
+
+/// Bring snapshots from another store; only what is lacking here travels
+///
+/// When the command returns, the snapshots are durable here. Interrupted, it is repeated and goes on where it was.
+#[derive(Debug, Args)]
+#[command(after_help = ADDRESSES, group = ArgGroup::new("which").required(true).multiple(false))]
+pub(crate) struct Pull {
+    #[command(flatten)]
+    args: TransferArgs,
+}
+
+/// What push and pull take.
+#[derive(Debug, Args)]
+struct TransferArgs {
+    /// The other store: a remote's name or an address
+    #[arg(value_name = "REMOTE")]
+    remote: String,
+    /// Which snapshots: IMAGE, IMAGE@latest or IMAGE@TIME
+    #[arg(value_name = "SNAPSHOT", group = "which")]
+    snapshots: Vec<Selector>,
+    /// All snapshots of this image
+    #[arg(long, value_name = "NAME", group = "which")]
+    image: Option<ImageName>,
+    /// All snapshots
+    #[arg(long, group = "which")]
+    all: bool,
+    /// Only find out what would travel
+    #[arg(long)]
+    dry_run: bool,
+    /// Use at most so many bytes a second of the link, such as 10MiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_positive)]
+    limit_rate: Option<NonZeroU64>,
+    /// Connections to use, where one can't fill the link
+    #[arg(long, value_name = "N")]
+    streams: Option<NonZeroU32>,
+    /// How often to try again when the connection is lost
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    retries: u32,
+    #[command(flatten)]
+    access: RemoteArgs,
+}
+
+impl Push {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        self.args.run(context, Direction::Push)
+    }
+}
+
+impl Pull {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        self.args.run(context, Direction::Pull)
+    }
+}
+
+impl TransferArgs {
+    fn run(&self, context: &Context, direction: Direction) -> Result<Exit> {
+        let options = TransferOptions { direction, wanted: self.wanted(), dry_run: self.dry_run };
+        let label = if direction == Direction::Push { "push" } else { "pull" };
+        let progress = context.progress();
+        let report = context.watch(label, Unit::Transfer, |_| self.attempts(context, &options, progress))?;
+        context.output().report(&report, || to_text(&report, direction))?;
+        Ok(if report.snapshots_failed.is_empty() { Exit::Done } else { Exit::DamageFound })
+    }
+
+    fn wanted(&self) -> Wanted {
+        match &self.image {
+            Some(image) => Wanted::Image(image.clone()),
+            None if self.all => Wanted::All,
+            None => Wanted::Snapshots(self.snapshots.clone()),
+        }
+    }
+
+    /// Transfers, and when the connection is lost tries again after a while: what was stored need not travel again.
+    fn attempts(
+        &self,
+        context: &Context,
+        options: &TransferOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<TransferReport> {
+        let mut pause = FIRST_PAUSE;
+        let mut left = self.retries;
+        loop {
+            match self.attempt(context, options, progress) {
+                Err(failure) if matches!(failure.error(), Error::Unreachable { .. }) && left > 0 => {
+                    tracing::warn!("{}; trying again in {} s", failure.error(), pause.as_secs());
+                    wait(pause, progress)?;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    left -= 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn attempt(
+        &self,
+        context: &Context,
+        options: &TransferOptions,
+        progress: &Arc<Progress>,
+    ) -> Result<TransferReport> {
+        let near = context.near()?;
+        let remote = self.access.resolve(context, &self.remote)?;
+        let limit = self.limit_rate.or(remote.limit_rate_bytes_per_s);
+        let limit = limit.map(|rate| Arc::new(RateLimit::new(rate.get())));
+        let streams = self.streams.or(remote.streams).map_or(1, NonZeroU32::get).min(STREAMS_MAX);
+        let transferred = context.runtime()?.block_on(async {
+            let mut far = Vec::with_capacity(streams as usize);
+            for _ in 0..streams {
+                far.push(remote.connect(context, limit.clone()).await?);
+            }
+            let ends = Ends { near: near.client.clone(), catalog: near.catalog.clone(), far };
+            transfer::transfer(&ends, options, progress).await.map_err(Failure::from)
+        });
+        transferred.map_err(|failure| if self.dry_run { failure } else { with_hint(failure) })
+    }
+}
+
+/// What was stored is not lost.
+fn with_hint(failure: Failure) -> Failure {
+    match failure.error() {
+        Error::Interrupted | Error::Unreachable { .. } => {
+            failure.hint("what has arrived stays: the same command goes on from there")
+        }
+        _ => failure,
+    }
+}
+
+fn wait(pause: Duration, progress: &Progress) -> Result<()> {
+    let step = Duration::from_millis(100);
+    for _ in 0..pause.as_millis() / step.as_millis() {
+        progress.check()?;
+        thread::sleep(step);
+    }
+    Ok(())
+}
+
+fn to_text(report: &TransferReport, direction: Direction) -> String {
+    let verb = match (report.dry_run, direction) {
+        (true, _) => "would bring",
+        (false, Direction::Push) => "pushed",
+        (false, Direction::Pull) => "pulled",
+    };
+    let moved = report.wire_bytes_sent + report.wire_bytes_received;
+    let failed = report.snapshots_failed.iter().map(|name| format!("failed: {name}\n"));
+    let lines = report.snapshots_sent.iter().map(|name| format!("{verb} {name}\n"));
+    let sum = format!(
+        "{verb} {}, {} there already; {} of records in {} ({} as deltas), {} over the link in {}, {} saved\n",
+        counted(report.snapshots_sent.len() as u64, "snapshot"),
+        report.snapshots_present,
+        bytes(report.record_bytes),
+        counted(report.chunks_sent, "chunk"),
+        report.deltas_sent,
+        bytes(moved),
+        seconds(report.elapsed_s),
+        bytes(report.saved_bytes),
+    );
+    lines.chain(failed).chain([sum]).collect()
+}
