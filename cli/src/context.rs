@@ -5,7 +5,7 @@ use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkstore::Error;
 use chunkstore::catalog::Catalog;
@@ -113,6 +113,24 @@ impl Context {
         let dir = self.store_dir()?;
         let store = Store::open(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))?;
         Ok(Arc::new(store))
+    }
+
+    /// [`Context::open_alone`] for a service, which takes the place of an owner that a command started.
+    pub(crate) fn take_over(&self, purpose: Purpose) -> Result<Arc<Store>> {
+        let until = Instant::now() + OWNER_ENDS_WITHIN;
+        loop {
+            let opened = self.open_alone(purpose);
+            let is_busy = opened.as_ref().is_err_and(|failure| matches!(failure.error(), Error::Busy { .. }));
+            if !is_busy || Instant::now() >= until {
+                return opened;
+            }
+            match self.owner_left(self.store_dir()?) {
+                // Commands that use it may go on; it is asked again.
+                Ok(_) => std::thread::sleep(Duration::from_millis(100)),
+                Err(failure) if matches!(failure.error(), Error::Busy { .. }) => return opened.map_err(|_| failure),
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 
     /// The sockets that systemd opened for this process; once.

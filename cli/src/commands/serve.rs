@@ -81,7 +81,7 @@ impl Serve {
 
     fn serve(&self, context: &Context) -> Result<Exit> {
         let purpose = if self.frees_space { Purpose::Free } else { Purpose::Use };
-        let store = context.open_alone(purpose)?;
+        let store = if self.background { context.open_alone(purpose)? } else { context.take_over(purpose)? };
         let dir = store.dir().to_path_buf();
         let runtime = context.runtime()?;
         let acceptors = runtime.block_on(self.acceptors(&dir, context.take_inherited()))?;

@@ -1,6 +1,6 @@
 //! Sessions at the owner: what a client writes, and what it counts on.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ pub(super) struct Session {
     writer: WriteSession,
     secret: SessionSecret,
     elsewhere: Mutex<Vec<Waiting>>,
-    /// Bytes of records that were put and not charged to the client's quota yet.
-    put_bytes: AtomicU64,
+    /// Whether records were put that are not published.
+    has_put: AtomicBool,
 }
 
 /// A record that another session has taken on.
@@ -59,7 +59,7 @@ impl Session {
         let snapshot = snapshot.map(str::parse::<SnapshotName>).transpose()?;
         let writer = store.session(snapshot.as_ref())?;
         let elsewhere = Mutex::default();
-        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, put_bytes: AtomicU64::new(0) })
+        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, has_put: AtomicBool::new(false) })
     }
 
     pub(super) fn secret(&self) -> SessionSecret {
@@ -110,7 +110,8 @@ impl Session {
     pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
         self.check_writes()?;
         let bytes: u64 = records.iter().map(|record| record.bytes() as u64).sum();
-        server.quota.check(&self.grant, self.put_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes)?;
+        server.quota.charge(&self.grant, bytes)?;
+        self.has_put.store(true, Ordering::Relaxed);
         if self.purpose == Purpose::Receive || !self.grant.is_local() {
             records.iter().try_for_each(|record| store::verify_record(self.writer.store(), record))?;
         }
@@ -127,9 +128,11 @@ impl Session {
             check_time(&name, server.now())?;
             snapshot.state.received_from = self.grant.received_from();
         }
-        server.quota.charge(&self.grant, self.put_bytes.swap(0, Ordering::Relaxed))?;
+        server.quota.save()?;
         let report = report.map(parse_report).transpose()?;
-        self.writer.publish_snapshot(snapshot, report)
+        let published = self.writer.publish_snapshot(snapshot, report)?;
+        self.has_put.store(false, Ordering::Relaxed);
+        Ok(published)
     }
 }
 
@@ -148,8 +151,7 @@ fn parse_report(report: &[u8]) -> Result<IngestReport> {
 impl Drop for Session {
     /// What a cut connection had sent is kept for the next attempt.
     fn drop(&mut self) {
-        let bytes = self.put_bytes.swap(0, Ordering::Relaxed);
-        if bytes > 0 && self.purpose != Purpose::Read {
+        if self.has_put.load(Ordering::Relaxed) {
             let store = Arc::clone(self.writer.store());
             std::thread::spawn(move || {
                 if let Err(error) = store.flush_open_packs() {

@@ -54,6 +54,10 @@ impl Meter {
 
 /// A connection that failed: whoever is at the other end may be asked again.
 fn lost(error: &io::Error) -> Error {
+    // A client learns only at its first read that a server does not admit its certificate.
+    if error.get_ref().is_some_and(|reason| reason.is::<rustls::Error>()) {
+        return crate::tls::connection_error("the other side", error);
+    }
     let what = match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
             "the other side closed the connection".to_owned()
