@@ -6,9 +6,13 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::catalog::IngestReport;
+use crate::chunk_source::ChunkSource;
 use crate::lease::Lease;
+use crate::manifest::Node;
 use crate::name::SnapshotName;
-use crate::store::OpenOptions;
+use crate::sink::Claim;
+use crate::store::{OpenOptions, WriteSession};
 use crate::testing::{init, night, noise, open, put, read_back};
 
 fn gc(store: &Arc<Store>, dry_run: bool) -> GcReport {
@@ -143,6 +147,74 @@ fn what_is_leased_stays() {
     holder.lock().unwrap();
     let refused = collect(&store, false, 2, &Progress::default());
     assert!(matches!(&refused, Err(Error::Refused { what }) if what.contains("1.lease")), "{refused:?}");
+}
+
+/// What happens to a session while gc decides.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    /// It publishes before that, and ends.
+    Published,
+    /// It publishes after that.
+    Alive,
+    /// It ends without publishing, and another finds its records after that.
+    Ended,
+}
+
+#[test]
+fn what_sessions_find_is_kept_until_it_is_condemned() {
+    for meanwhile in [Meanwhile::Published, Meanwhile::Alive, Meanwhile::Ended] {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path());
+        let store = open(dir.path());
+        let (found, unfound) = (noise(300_000, 1), noise(300_000, 2));
+        let root = put(&store, night("dead", 1), &found).entry().root.unwrap();
+        let dead = put(&store, night("dead", 2), &unfound);
+        (1..=2).for_each(|day| store.catalog().remove(&night("dead", day)).unwrap());
+        let mut report = GcReport::default();
+        let collecting = store.begin_collection(&store.maintain());
+        let survey = Survey::make(&store, &collecting, 2, &Progress::default(), &mut report).unwrap();
+        let mut again = dead.entry().clone();
+        (again.root, again.image) = (Some(root), "again".parse().unwrap());
+        again.virtual_bytes = found.len() as u64;
+        let session = store.session(None).unwrap();
+        let ids = records_below(&store, root);
+        assert!(session.claim(&ids).unwrap().iter().all(|claim| *claim == Claim::Present));
+        let publish = |session: &WriteSession| session.publish(again.clone(), IngestReport::default());
+        let alive = match meanwhile {
+            Meanwhile::Published => publish(&session).map(|_| None).unwrap(),
+            Meanwhile::Alive => Some(session),
+            Meanwhile::Ended => {
+                drop(session);
+                None
+            }
+        };
+        let plan = condemn(&store, survey, &collecting, &mut report);
+        let late = store.session(None).unwrap();
+        let claim_dead = || late.claim(&[dead.entry().root.unwrap().into()]).unwrap();
+        assert_eq!(claim_dead(), [Claim::Yours], "{meanwhile:?}: what is condemned can't be found");
+        plan.carry_out(&store, &Progress::default(), &mut report).unwrap();
+        store.gate.spare();
+        drop(collecting);
+        if matches!(meanwhile, Meanwhile::Ended) {
+            assert!(late.claim(&ids).unwrap().iter().all(|claim| *claim == Claim::Present));
+        }
+        // What was found has been moved: another collection must know where to.
+        gc(&store, false);
+        match meanwhile {
+            Meanwhile::Published => {}
+            Meanwhile::Alive => drop(publish(&alive.unwrap()).unwrap()),
+            Meanwhile::Ended => drop(publish(&late).unwrap()),
+        }
+        drop(late);
+        gc(&store, false);
+        let snapshot = store.catalog().read(&again.name()).unwrap();
+        assert!(read_back(&*store, snapshot.entry()).unwrap() == found, "{meanwhile:?}");
+    }
+}
+
+fn records_below(store: &Store, root: NodeId) -> Vec<RecordId> {
+    let Node::Leaf(leaf) = store.node(root).unwrap() else { panic!("one segment is one leaf") };
+    leaf.chunks().map(|(_, id, _)| id.into()).chain([root.into()]).collect()
 }
 
 /// One step of an operator's life.

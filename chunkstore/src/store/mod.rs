@@ -295,3 +295,7 @@ pub(crate) fn pack_row(id: PackId, class: crate::pack::Class, entries: &[TableEn
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod race_tests;
+#[cfg(test)]
+mod session_tests;

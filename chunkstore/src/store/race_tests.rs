@@ -1,0 +1,380 @@
+//! Everything at once: ingests, sessions that are given up, removals, readers, gc and verify on one open store, with
+//! small packs, killed now and then. What was acknowledged comes back bit for bit, and nothing is unsound.
+//!
+//! What each thread does follows from a seed, which is printed; how the threads meet does not. `VMSTORE_RACE_SEED` and
+//! `VMSTORE_RACE_ROUNDS` choose others than the test does.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+use super::crash_tests::new_storage;
+use super::{OpenOptions, Store, WriteSession};
+use crate::catalog::{Entry, IngestReport, Snapshot};
+use crate::error::{Error, Result};
+use crate::gc;
+use crate::id::RecordId;
+use crate::ingest::{Base, IngestInto, IngestOptions, ingest};
+use crate::name::SnapshotName;
+use crate::progress::Progress;
+use crate::record::Record;
+use crate::sink::{self, Claim, Like, Sink};
+use crate::storage::memory::MemStorage;
+use crate::testing::{disk, night, noise, options, read_back};
+use crate::verify::verify;
+
+const WRITERS: usize = 3;
+const STEPS: u32 = 60;
+const PACK_BYTES: u64 = 48 << 10;
+const IMAGE_BYTES: usize = 96 << 10;
+
+/// A random sequence.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// What a writer knows of its images.
+#[derive(Default)]
+struct Known {
+    /// Acknowledged: must come back.
+    there: BTreeMap<SnapshotName, Vec<u8>>,
+    /// Begun and not acknowledged, or removed without an acknowledgement: wholly there, or not at all.
+    unsure: BTreeMap<SnapshotName, Vec<u8>>,
+    last_day: u32,
+}
+
+/// What the threads of a round share.
+struct Round {
+    store: Arc<Store>,
+    storage: MemStorage,
+    /// The storage fails from this call on.
+    killed_at: u64,
+    collections: Mutex<u64>,
+    collected: Condvar,
+    writers_left: AtomicU64,
+    operations: AtomicU64,
+}
+
+impl Round {
+    fn is_killed(&self) -> bool {
+        self.storage.calls() >= self.killed_at
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_killed() || self.writers_left.load(Ordering::SeqCst) == 0
+    }
+
+    /// Waits until a collection that begins from now on has ended.
+    fn wait_for_collection(&self) {
+        let seen = *self.collections.lock().unwrap();
+        let waits = |collections: &mut u64| *collections < seen.saturating_add(2) && !self.is_killed();
+        drop(self.collected.wait_while(self.collections.lock().unwrap(), waits).unwrap());
+    }
+
+    /// Passes a result on, unless the storage was killed; `None` then.
+    fn expect<T>(&self, context: &str, result: Result<T>) -> Option<T> {
+        self.operations.fetch_add(1, Ordering::Relaxed);
+        match result {
+            Ok(value) => Some(value),
+            Err(_) if self.is_killed() => None,
+            Err(error) => panic!("{context}: {error}"),
+        }
+    }
+}
+
+/// Tells the others that a writer has ended, be it by a panic.
+struct Ends<'a>(&'a Round);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.writers_left.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Tells the others that nobody collects any more.
+struct EndsCollecting<'a>(&'a Round);
+
+impl Drop for EndsCollecting<'_> {
+    fn drop(&mut self) {
+        *self.0.collections.lock().unwrap() = u64::MAX;
+        self.0.collected.notify_all();
+    }
+}
+
+/// A session that counts on what it found while gc runs, before it publishes.
+struct Slow<'a> {
+    session: &'a WriteSession,
+    round: &'a Round,
+}
+
+impl Sink for Slow<'_> {
+    fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        self.session.claim(ids)
+    }
+
+    fn bases(&self, like: &[Like]) -> Result<Vec<Option<sink::Base>>> {
+        self.session.bases(like)
+    }
+
+    fn put(&self, records: Vec<Record>) -> Result<()> {
+        self.session.put(records)
+    }
+
+    fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
+        self.round.wait_for_collection();
+        self.session.publish(entry, report)
+    }
+}
+
+/// An image that shares much with those of all writers, and with older ones.
+fn image(random: &mut Random) -> Vec<u8> {
+    let mut image = noise(IMAGE_BYTES, 1 + random.below(2));
+    for _ in 0..random.below(4) {
+        let (at, len) = (random.below(IMAGE_BYTES as u64 / 4096) as usize * 4096, 4096 << random.below(4));
+        let end = (at + len).min(IMAGE_BYTES);
+        image[at..end].copy_from_slice(&noise(end - at, 10 + random.below(6)));
+    }
+    image
+}
+
+fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
+    let _ends = Ends(round);
+    for _ in 0..STEPS {
+        if round.is_killed() {
+            break;
+        }
+        match random.below(16) {
+            0..6 => ingest_one(round, writer, known, random, false),
+            6..8 => ingest_one(round, writer, known, random, true),
+            8..12 => remove_one(round, known, random),
+            12..15 => read_one(round, known, random),
+            _ => abandon(round, random),
+        }
+    }
+}
+
+fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Random, slowly: bool) {
+    let image_name = format!("vm{writer}-{}", random.below(2));
+    known.last_day += 1;
+    let name = night(&image_name, known.last_day);
+    let bytes = image(random);
+    let base = if random.below(3) == 0 { Base::None } else { Base::Newest };
+    let options = IngestOptions { threads: 1, ..options(name.clone(), base) };
+    known.unsure.insert(name.clone(), bytes.clone());
+    let ingested = if slowly {
+        ingest_slowly(round, &bytes, &options)
+    } else {
+        ingest(&round.store, disk(&bytes), &options, &Progress::default())
+    };
+    if round.expect(&format!("ingest of {name}"), ingested).is_some() {
+        known.unsure.remove(&name);
+        known.there.insert(name, bytes);
+    }
+}
+
+fn ingest_slowly(round: &Round, bytes: &[u8], options: &IngestOptions) -> Result<Snapshot> {
+    let store = &round.store;
+    let parent = crate::ingest::find_parent(store.catalog(), options)?.map(|parent| parent.name());
+    let session = store.session(parent.as_ref())?;
+    let into = IngestInto {
+        sink: &Slow { session: &session, round },
+        source: &**store,
+        params: store.config().format.chunk_params(),
+        zstd_level: 1,
+        store_id: "here",
+        trusts_parent: session.trusts_parent(),
+        parent: session.parent().cloned(),
+    };
+    into.ingest(disk(bytes), options, &Progress::default())
+}
+
+fn remove_one(round: &Round, known: &mut Known, random: &mut Random) {
+    let nth = random.below(known.there.len().max(1) as u64) as usize;
+    let Some(name) = known.there.keys().nth(nth).cloned() else { return };
+    let bytes = known.there.remove(&name).expect("it was picked from these");
+    if round.expect(&format!("removal of {name}"), round.store.catalog().remove(&name)).is_none() {
+        known.unsure.insert(name, bytes);
+    }
+}
+
+fn read_one(round: &Round, known: &Known, random: &mut Random) {
+    let nth = random.below(known.there.len().max(1) as u64) as usize;
+    let Some((name, bytes)) = known.there.iter().nth(nth) else { return };
+    let snapshot = round.store.catalog().read(name).unwrap();
+    let read = round.expect(&format!("reading {name}"), read_back(&*round.store, snapshot.entry()));
+    assert!(read.is_none_or(|read| read == *bytes), "{name} has other bytes");
+}
+
+/// A session that puts something, counts on something and goes.
+fn abandon(round: &Round, random: &mut Random) {
+    let session = round.store.session(None).unwrap();
+    let stopped = StopsAtPublish(&session);
+    let store = &round.store;
+    let into = IngestInto {
+        sink: &stopped,
+        source: &**store,
+        params: store.config().format.chunk_params(),
+        zstd_level: 1,
+        store_id: "here",
+        trusts_parent: false,
+        parent: None,
+    };
+    let options = options(night("abandoned", 1), Base::None);
+    let result = into.ingest(disk(&image(random)), &options, &Progress::default());
+    assert!(matches!(result, Err(Error::Interrupted)) || round.is_killed(), "{result:?}");
+    if random.below(2) == 0 {
+        round.expect("sealing the open packs", store.flush_open_packs());
+    }
+}
+
+struct StopsAtPublish<'a>(&'a WriteSession);
+
+impl Sink for StopsAtPublish<'_> {
+    fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        self.0.claim(ids)
+    }
+
+    fn bases(&self, like: &[Like]) -> Result<Vec<Option<sink::Base>>> {
+        self.0.bases(like)
+    }
+
+    fn put(&self, records: Vec<Record>) -> Result<()> {
+        self.0.put(records)
+    }
+
+    fn publish(&self, _: Entry, _: IngestReport) -> Result<Snapshot> {
+        Err(Error::Interrupted)
+    }
+}
+
+/// Collects all the time, and stops in the middle now and then; verifies sometimes.
+fn maintain(round: &Round, random: &mut Random) {
+    let _ends = EndsCollecting(round);
+    while !round.is_over() {
+        let progress = Progress::default();
+        let done = AtomicBool::new(false);
+        let stop_after = (random.below(4) == 0).then(|| random.below(20_000));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..stop_after.unwrap_or(0)).for_each(|_| thread::yield_now());
+                if stop_after.is_some() && !done.load(Ordering::Relaxed) {
+                    progress.stop();
+                }
+            });
+            match gc::collect(&round.store, false, 1, &progress) {
+                Err(Error::Interrupted) => {}
+                result => drop(round.expect("gc", result)),
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        *round.collections.lock().unwrap() += 1;
+        round.collected.notify_all();
+        if random.below(8) == 0 {
+            check_sound(round, "verify beside the others");
+        }
+    }
+}
+
+fn check_sound(round: &Round, context: &str) {
+    if let Some(report) = round.expect(context, verify(&round.store, &[], 1, &Progress::default())) {
+        assert!(report.is_sound() || round.is_killed(), "{context}: {report:?}");
+    }
+}
+
+fn open_small(dir: &Path, storage: &MemStorage) -> Arc<Store> {
+    let options =
+        OpenOptions { storage: Some(Arc::new(storage.clone())), pack_bytes: PACK_BYTES, ..OpenOptions::default() };
+    Arc::new(Store::open(dir, &options).unwrap())
+}
+
+/// Checks all that the writers know, and settles what they are not sure of.
+fn check(store: &Arc<Store>, known: &mut Known, context: &str) {
+    for (name, bytes) in std::mem::take(&mut known.unsure) {
+        match store.catalog().read(&name) {
+            Ok(_) => drop(known.there.insert(name, bytes)),
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => panic!("{context}: {error}"),
+        }
+    }
+    for (name, bytes) in &known.there {
+        let snapshot = store.catalog().read(name).unwrap_or_else(|error| panic!("{context}: {error}"));
+        let read = read_back(&**store, snapshot.entry()).unwrap_or_else(|error| panic!("{context}: {name}: {error}"));
+        assert!(read == *bytes, "{context}: {name} has other bytes");
+    }
+}
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+#[test]
+fn everything_at_once_loses_nothing() {
+    let seed = from_environment("VMSTORE_RACE_SEED", 1);
+    let rounds = from_environment("VMSTORE_RACE_ROUNDS", 6);
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = new_storage();
+    let mut known: Vec<Known> = (0..WRITERS).map(|_| Known::default()).collect();
+    let mut random = Random::new(seed);
+    let mut operations = 0;
+    for number in 0..rounds {
+        let context = format!("seed {seed}, round {number}");
+        println!("{context}");
+        let is_killed = random.below(3) > 0;
+        let killed_at = if is_killed { storage.calls() + 200 + random.below(6000) } else { u64::MAX };
+        if is_killed {
+            storage.fail_from(killed_at, ErrorKind::Other);
+        }
+        let round = Round {
+            store: open_small(dir.path(), &storage),
+            storage: storage.clone(),
+            killed_at,
+            collections: Mutex::default(),
+            collected: Condvar::new(),
+            writers_left: AtomicU64::new(WRITERS as u64),
+            operations: AtomicU64::new(0),
+        };
+        thread::scope(|scope| {
+            for (writer, known) in known.iter_mut().enumerate() {
+                let (round, mut random) = (&round, Random::new(random.next()));
+                scope.spawn(move || write(round, writer, known, &mut random));
+            }
+            let mut random = Random::new(random.next());
+            let round = &round;
+            scope.spawn(move || maintain(round, &mut random));
+        });
+        operations += round.operations.load(Ordering::Relaxed);
+        drop(round);
+        if is_killed {
+            storage.heal();
+            storage = storage.power_cut();
+        }
+        let store = open_small(dir.path(), &storage);
+        known.iter_mut().for_each(|known| check(&store, known, &context));
+        let report = verify(&store, &[], 2, &Progress::default()).unwrap();
+        assert!(report.is_sound(), "{context}: {report:?}");
+    }
+    println!("{operations} operations");
+    let store = open_small(dir.path(), &storage);
+    gc::collect(&store, false, 1, &Progress::default()).unwrap();
+    let again = gc::collect(&store, false, 1, &Progress::default()).unwrap();
+    assert_eq!((again.freed_bytes, again.missing_records), (0, 0), "{again:?}");
+    known.iter_mut().for_each(|known| check(&store, known, "at the end"));
+}
