@@ -230,6 +230,11 @@ impl Index {
         }
     }
 
+    /// Whether it was opened on a disk so full that it can't be changed.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// The place of each id, in their order.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
         self.look_up(ids, &ReadOptions::default())

@@ -138,6 +138,11 @@ impl Store {
         self.catalog.update_state(name, change)
     }
 
+    /// Whether the index was opened on a disk so full that nothing can be added or freed.
+    pub fn is_read_only(&self) -> bool {
+        self.index.is_read_only()
+    }
+
     /// Packs that should be there and are not.
     pub fn missing_packs(&self) -> &[PackRow] {
         &self.missing

@@ -14,7 +14,6 @@ use chunkstore::store::Store;
 use chunkstore::{Error, Result};
 
 use super::connection::Connection;
-use super::rights;
 use crate::auth::Grant;
 use crate::wire::{
     Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Names, Prefixes, RecordBatch, Reply,
@@ -50,7 +49,7 @@ impl Connection {
     }
 
     async fn request(self: &Arc<Self>, number: u32, request: Request) -> Result<Reply> {
-        rights::check(&self.grant, &request)?;
+        self.check(&request)?;
         match request {
             Request::Begin { .. } | Request::Attach { .. } => unreachable!("these are done before others"),
             Request::End { session } => {

@@ -42,8 +42,17 @@ pub(super) struct Welcomed {
 pub(super) struct Connection {
     pub(super) server: Arc<Server>,
     pub(super) grant: Grant,
+    credential: Credential,
     out: mpsc::Sender<Frame>,
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+}
+
+/// How a client was admitted.
+enum Credential {
+    /// By its user, as the kernel says.
+    User,
+    Token(String),
+    Certificate(String),
 }
 
 /// Serves one stream until it ends: for tests, and for a store that is opened by the command itself.
@@ -78,7 +87,7 @@ pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer
     let (mut read, write) = tokio::io::split(stream);
     let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
     let admitted = admit(server, &mut read, &peer, &meter).await;
-    let (connected, grant) = match admitted {
+    let (connected, grant, credential) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => {
             let refusal = Frame::new(Kind::Error, 0, WireError::from(&error).to_bytes());
@@ -91,7 +100,7 @@ pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer
     writer.write(&Frame::new(Kind::Reply, 0, server.welcome_of(&grant).to_bytes())).await?;
     writer.flush().await?;
     let (out, queue) = mpsc::channel(OUT_FRAMES);
-    let connection = Connection { server: Arc::clone(server), grant, out, sessions: Mutex::default() };
+    let connection = Connection { server: Arc::clone(server), grant, credential, out, sessions: Mutex::default() };
     let reader = FrameReader::new(read, meter);
     Ok(Welcomed { connection: Arc::new(connection), reader, writer, queue, _connected: connected })
 }
@@ -101,36 +110,46 @@ async fn admit(
     read: &mut ReadHalf<Stream>,
     peer: &Peer,
     meter: &Arc<Meter>,
-) -> Result<(Connected, Grant)> {
+) -> Result<(Connected, Grant, Credential)> {
     read_preamble(read, meter).await?;
     let mut reader = FrameReader::new(read, Arc::clone(meter));
     let frame = reader.read_short(HELLO_BYTES_MAX).await?;
     let hello = Hello::from_bytes(&frame.payload).map_err(Error::invalid)?;
-    let grant = server.grant_of(peer, hello.token.as_deref())?;
+    let (grant, credential) = server.grant_of(peer, hello.token)?;
     if *server.leaving.borrow() {
         return Err(Error::Busy { holder: "an owner that is ending".into() });
     }
     tracing::debug!("{} ({}) is connected", grant.name(), hello.program);
-    Ok((Connected::new(server)?, grant))
+    Ok((Connected::new(server)?, grant, credential))
 }
 
 impl Server {
     /// What a client may do: whoever can write the store's files may do all, others what their certificate or token
     /// grants.
-    fn grant_of(&self, peer: &Peer, token: Option<&str>) -> Result<Grant> {
+    fn grant_of(&self, peer: &Peer, token: Option<String>) -> Result<(Grant, Credential)> {
         if let Peer::Local { uid, .. } = peer {
             let (store, root) = (self.uid()?, 0);
             if *uid != store && *uid != root {
                 return Err(Error::Denied { what: format!("the store is another user's (uid {store})") });
             }
-            return Ok(Grant::local());
+            return Ok((Grant::local(), Credential::User));
         }
-        let known = match (token, peer.client_name()) {
-            (Some(token), _) => self.tokens.find(token)?,
-            (None, Some(name)) => self.tokens.find_client(name)?,
-            (None, None) => return Err(Error::Denied { what: "this needs a token".into() }),
+        let credential = match (token, peer.client_name()) {
+            (Some(token), _) => Credential::Token(token),
+            (None, Some(name)) => Credential::Certificate(name.to_owned()),
+            (None, None) => return Err(Error::denied("this needs a token")),
         };
-        known.ok_or_else(|| Error::Denied { what: "the token is not known here".into() })
+        Ok((self.grant_by(&credential)?, credential))
+    }
+
+    /// What a credential grants now.
+    fn grant_by(&self, credential: &Credential) -> Result<Grant> {
+        let known = match credential {
+            Credential::User => Some(Grant::local()),
+            Credential::Token(token) => self.tokens.find(token)?,
+            Credential::Certificate(name) => self.tokens.find_client(name)?,
+        };
+        known.ok_or_else(|| Error::denied("the token is not known here"))
     }
 
     fn uid(&self) -> Result<u32> {
@@ -222,7 +241,7 @@ impl Connection {
     }
 
     async fn enter(&self, request: Request) -> Result<Reply> {
-        rights::check(&self.grant, &request)?;
+        self.check(&request)?;
         match request {
             Request::Begin { session, purpose, snapshot } => {
                 let (server, grant) = (Arc::clone(&self.server), self.grant.clone());
@@ -243,6 +262,14 @@ impl Connection {
             }
             _ => unreachable!("only these two are entered"),
         }
+    }
+
+    /// Checks that the client may ask this, and may still do what it was admitted for.
+    pub(super) fn check(&self, request: &Request) -> Result<()> {
+        if self.server.grant_by(&self.credential)? != self.grant {
+            return Err(Error::denied("what the client may do has changed; connect anew"));
+        }
+        rights::check(&self.grant, request)
     }
 
     fn add(&self, id: SessionId, session: Arc<Session>) -> Result<()> {

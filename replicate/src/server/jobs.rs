@@ -28,7 +28,7 @@ impl Connection {
             tokio::select! {
                 done = &mut running => {
                     let failed = |_| Error::refused("the owner failed at this; its log tells why");
-                    return done.map_err(failed)?.map(Reply::Report);
+                    return self.server.room_made(done.map_err(failed)?).map(Reply::Report);
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {
                     let counters = (progress.done_bytes(), progress.total_bytes());
@@ -95,6 +95,18 @@ fn json(report: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 impl Server {
+    /// An index that was opened on a full disk can't be changed. The owner ends then, and the next one, which a command
+    /// that frees space starts, gives up the store's reserve before it opens the index.
+    fn room_made<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Err(Error::OutOfSpace { .. }) if self.store.is_read_only() && self.options.is_temporary => {
+                self.leave();
+                Err(Error::unreachable("the store's owner had started on a full disk and makes place for another"))
+            }
+            done => done,
+        }
+    }
+
     /// Whether a client may end this owner.
     ///
     /// # Errors

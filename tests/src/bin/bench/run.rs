@@ -85,6 +85,17 @@ impl Bench {
         run
     }
 
+    /// [`Bench::vmstore`] through the store's owner, which stays until the store is removed.
+    pub(crate) fn vmstore_through_owner<I>(&mut self, store: &Path, command: &str, args: I) -> Result<Sample>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<OsStr>,
+    {
+        let mut run = self.command(store, command);
+        run.env_remove("VMSTORE_STANDALONE").env("VMSTORE_IDLE_EXIT", "3600");
+        self.measure(run.args(args))
+    }
+
     fn program(&self, store: &Path) -> Command {
         let mut run = Command::new(&self.vmstore);
         run.env("VMSTORE_STANDALONE", "1").arg("--store").arg(store);
@@ -117,8 +128,12 @@ impl Bench {
 
     /// Ingests a file as `web01` of this time.
     pub(crate) fn ingest(&mut self, store: &Path, source: &Path, time: &str) -> Result<Sample> {
-        let options = ["--image", "web01", "--time", time].map(OsStr::new);
-        self.vmstore(store, "ingest", [source.as_os_str()].into_iter().chain(options))
+        self.vmstore(store, "ingest", ingest_args(source, time))
+    }
+
+    /// [`Bench::ingest`] through the store's owner.
+    pub(crate) fn ingest_through_owner(&mut self, store: &Path, source: &Path, time: &str) -> Result<Sample> {
+        self.vmstore_through_owner(store, "ingest", ingest_args(source, time))
     }
 
     /// A figure of `vmstore stats`.
@@ -142,6 +157,10 @@ impl Bench {
         }
         Ok(Sample { elapsed_s, stdout: fs::read(&stdout)?, peak_bytes })
     }
+}
+
+fn ingest_args<'a>(source: &'a Path, time: &'a str) -> [&'a OsStr; 5] {
+    [source.as_os_str(), "--image".as_ref(), "web01".as_ref(), "--time".as_ref(), time.as_ref()]
 }
 
 /// Waits for a child and learns the most memory that it had.
