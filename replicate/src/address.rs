@@ -123,6 +123,9 @@ impl SshAddress {
             None => (None, authority),
         };
         let (host, port) = split_port(host)?;
+        if port == Some(0) {
+            return Err("nobody listens at port 0".into());
+        }
         Ok(Self { user, host, port, path: path.to_owned() })
     }
 }
@@ -158,8 +161,9 @@ fn split_port(text: &str) -> Result<(String, Option<u16>), String> {
     Ok((host.to_owned(), port))
 }
 
+/// To a server, port 0 is one that the system chooses.
 fn parse_port(digits: &str) -> Result<u16, String> {
-    let port = digits.parse().ok().filter(|port| *port > 0 && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let port = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
     port.ok_or_else(|| format!("{digits:?} is no port; an IPv6 address is written in brackets"))
 }
 

@@ -22,6 +22,7 @@ use chunkstore::manifest::Node;
 use tokio::runtime::Handle;
 
 use crate::address::Address;
+use crate::auth;
 use crate::client::{Client, Link};
 use crate::transport::{self, ConnectOptions, Stream};
 use crate::wire::{Hello, WireError};
@@ -118,6 +119,8 @@ async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
         .arg(starter.idle_exit.as_secs().to_string())
         .args(starter.frees_space.then_some("--frees-space"))
         .env(STARTED_BY_COMMAND, "1")
+        // A secret of the command's is none of the owner's business, and the owner stays.
+        .env_remove(auth::TOKEN_VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());

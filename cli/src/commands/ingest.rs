@@ -100,8 +100,13 @@ impl Ingest {
         let labels = self.labels()?;
         label::check_text("a snapshot's group", self.group.as_deref().unwrap_or_default())?;
         let jobs = self.jobs(now)?;
-        let mut done = 0;
+        let (mut attempts, mut done) = (0, 0);
         context.with_store(Purpose::Use, |store| {
+            attempts += 1;
+            if attempts > 1 {
+                done += report_made(context, store.catalog(), &jobs[done..], now)?;
+                refuse_second_reading(&jobs[done..])?;
+            }
             // What was done before the index had to be rebuilt is not done again.
             let jobs = &jobs[done..];
             refuse_duplicates(store.catalog(), jobs)?;
@@ -175,6 +180,23 @@ impl Ingest {
         let sources = jobs.iter().map(|job| source::open(job.source, &options));
         Ok(sources.collect::<chunkstore::Result<_>>()?)
     }
+}
+
+/// Reports the snapshots that an attempt made before it lost its connection, and could not hear so. Returns how many.
+fn report_made(context: &Context, catalog: &Catalog, jobs: &[Job<'_>], now: Timestamp) -> Result<usize> {
+    let made = |job: &Job<'_>| catalog.read(&job.name).ok().filter(|snapshot| snapshot.entry().created == now);
+    let made: Vec<_> = jobs.iter().map_while(made).collect();
+    made.iter().try_for_each(|snapshot| report(context, snapshot))?;
+    Ok(made.len())
+}
+
+/// What was read from standard input is gone: the rest alone would be another image.
+fn refuse_second_reading(jobs: &[Job<'_>]) -> Result<()> {
+    if jobs.iter().any(|job| job.source == STDIN) {
+        let what = "the connection to the store's owner was lost, and standard input can't be read again";
+        return Err(Failure::from(Error::unreachable(what)).hint("no snapshot was made; repeat the command"));
+    }
+    Ok(())
 }
 
 fn refuse_duplicates(catalog: &Catalog, jobs: &[Job<'_>]) -> Result<()> {

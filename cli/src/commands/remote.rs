@@ -22,9 +22,6 @@ use crate::context::{Context, Purpose};
 use crate::failure::{Exit, Result};
 use crate::output::table;
 
-/// Holds the token, where no file does.
-const TOKEN_VARIABLE: &str = "VMSTORE_TOKEN";
-
 /// Name other stores, to push to and pull from
 #[derive(Debug, Args)]
 pub(crate) struct RemoteCommand {
@@ -159,7 +156,7 @@ impl Reachable {
         if !matches!(self.address, Address::Tls(_) | Address::Tcp(_)) {
             return Ok(None);
         }
-        let env = std::env::var(TOKEN_VARIABLE).ok();
+        let env = std::env::var(auth::TOKEN_VARIABLE).ok();
         let token =
             auth::client_token(self.token_file.as_deref(), env.as_deref(), self.configured_token_file.as_deref())?;
         Ok(token.map(|token| token.text().to_owned()))

@@ -21,6 +21,9 @@ pub use token::{Token, TokenHash, client_token};
 pub(crate) use token::{from_hex, hex};
 pub use token_file::{Holder, TokenEntry, TokenFile};
 
+/// The variable that holds a client's token, where no file does.
+pub const TOKEN_VARIABLE: &str = "VMSTORE_TOKEN";
+
 /// What a client may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -130,9 +130,19 @@ impl Session {
         }
         server.quota.save()?;
         let report = report.map(parse_report).transpose()?;
-        let published = self.writer.publish_snapshot(snapshot, report)?;
+        let received = (self.purpose == Purpose::Receive).then(|| snapshot.clone());
+        let published = self.writer.publish_snapshot(snapshot, report);
+        let published = published.or_else(|error| received.filter(|own| self.is_there(own)).ok_or(error))?;
         self.has_put.store(false, Ordering::Relaxed);
         Ok(published)
+    }
+
+    /// Whether this very snapshot is there already, durably: it was on its way when a push broke that is now repeated,
+    /// or another site has it, too.
+    fn is_there(&self, snapshot: &Snapshot) -> bool {
+        let catalog = self.writer.store().catalog();
+        let there = catalog.read(&snapshot.name());
+        there.is_ok_and(|there| there.entry_id() == snapshot.entry_id()) && catalog.sync().is_ok()
     }
 }
 

@@ -61,6 +61,8 @@ pub(super) async fn connect(dir: &Path, name: &OsStr) -> Result<UnixStream> {
             Err(error) => {
                 return Err(match error.kind() {
                     io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => failed("nobody listens"),
+                    // It ended before it took the connection.
+                    io::ErrorKind::ConnectionReset => failed("nobody listens any more"),
                     io::ErrorKind::PermissionDenied => Error::denied(format!("{} is another user's", shown.display())),
                     _ => Error::io("connecting to", &shown, error),
                 });
