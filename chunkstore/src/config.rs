@@ -146,7 +146,7 @@ impl Config {
             }
         }
         for (key, value) in fields {
-            let _ = writeln!(text, "{key} = {value}");
+            let _ = writeln!(text, "{} = {value}", quoted_key(&key));
         }
         let _ = writeln!(text, "{CHECK} = \"{check}\"\n");
         text.push_str(&self.defaults.render());
@@ -332,6 +332,15 @@ const RETENTION_COMMENT: &str = "
 fn check_of(fields: &BTreeMap<String, Value>) -> String {
     let canonical = serde_json::to_vec(fields).expect("all keys are strings");
     blake3::hash(&canonical).to_hex()[..CHECK_DIGITS].to_owned()
+}
+
+/// A newer version's key as TOML has it: what is not a bare key is a basic string, as JSON's are, but for one character.
+fn quoted_key(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if !key.is_empty() && key.bytes().all(is_bare) {
+        return key.to_owned();
+    }
+    serde_json::to_string(key).expect("a string has a form in JSON").replace('\u{7f}', "\\u007f")
 }
 
 fn damaged(detail: impl Into<String>) -> Error {
