@@ -95,7 +95,11 @@ impl Qcow2Source {
         match mapping {
             Mapping::Zero { .. } => buf.fill(0),
             Mapping::Raw { storage, offset, .. } => storage.read_exact_at(buf, offset)?,
-            Mapping::Special { layer, offset, .. } => layer.read(buf, offset).map_err(|error| self.error(error))?,
+            Mapping::Special { layer, offset, .. } => {
+                // A hostile compressed cluster refers to bytes before its own: imago's decoder takes what lies in `buf`.
+                buf.fill(0);
+                layer.read(buf, offset).map_err(|error| self.error(error))?;
+            }
             _ => return Err(Error::invalid(format!("{} has no known mapping at offset {offset}", self.name()))),
         }
         Ok(length)
