@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help setup images demo test check bench
+.PHONY: help setup images demo test check fuzz bench
 
 help:
 	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image'
@@ -18,6 +18,7 @@ help:
 	@echo '             KEEP=1       keep the store and the restored images'
 	@echo 'make test    install what is needed and run all tests'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
+	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
 	@echo 'make bench   compare with zstd, restic, borg, rsync and qemu-img; BENCH="--runs 1 --only NAME" passes options'
 
 setup:
@@ -37,6 +38,9 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps
+
+fuzz: setup
+	@tests/fuzz $(TARGETS)
 
 bench:
 	@tests/setup bench

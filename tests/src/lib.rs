@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the helpers of a test fail as the test does")]
 
 pub mod devices;
+pub mod fuzz;
 pub mod images;
 pub mod netns;
 mod process;

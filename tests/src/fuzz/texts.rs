@@ -1,0 +1,126 @@
+//! Formats of text: catalog files, entries, the configuration, the list of damage, names.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use chunkstore::catalog::{Entry, Snapshot, State, label};
+use chunkstore::config::Config;
+use chunkstore::damaged::{Damaged, FILE};
+use chunkstore::id::{ChunkId, EntryId, NodeId, PackId};
+use chunkstore::limits::{CATALOG_FILE_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_BYTES_MAX};
+use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use chunkstore::source::Format;
+use chunkstore::storage::Storage;
+use chunkstore::storage::memory::MemStorage;
+
+use super::{Verdict, as_given_and_resealed, reseal};
+
+/// A number as `1e20` is written with all its digits: JSON that is read may need this many times its length again.
+const JSON_GROWTH_MAX: usize = 8;
+
+/// A snapshot's file in the catalog.
+pub fn catalog_file(bytes: &[u8]) -> Verdict {
+    as_given_and_resealed(bytes, reseal::last_line, |file| {
+        let decoded = Snapshot::read_file(file);
+        if let Ok(snapshot) = &decoded {
+            let again = snapshot.encode();
+            if again.len() as u64 <= CATALOG_FILE_BYTES_MAX {
+                assert_eq!(&Snapshot::decode(&snapshot.name(), &again).expect("it was just encoded"), snapshot);
+            }
+            assert_eq!(EntryId::of(snapshot.entry_encoding()), snapshot.entry_id());
+        }
+        Verdict::of(&decoded)
+    })
+}
+
+/// A snapshot's entry, as packs and other sites have it.
+pub fn snapshot_entry(encoding: &[u8]) -> Verdict {
+    let decoded = Entry::decode(encoding);
+    let snapshot = Snapshot::from_entry(EntryId::of(encoding), encoding.to_vec(), State::default());
+    assert!(decoded.is_ok() || snapshot.is_err());
+    assert!(Snapshot::from_entry(EntryId::of(b""), encoding.to_vec(), State::default()).is_err());
+    if let Ok(entry) = &decoded {
+        assert!(entry.virtual_bytes <= IMAGE_BYTES_MAX);
+        match entry.encode() {
+            Ok(again) => assert_eq!(&Entry::decode(&again).expect("it was just encoded"), entry),
+            Err(error) => assert!(encoding.len() > ENTRY_BYTES_MAX / JSON_GROWTH_MAX, "{error}"),
+        }
+    }
+    if let Ok(snapshot) = &snapshot {
+        assert_eq!(&Snapshot::read_file(&snapshot.encode()).expect("it was just encoded"), snapshot);
+    }
+    Verdict::of(&decoded)
+}
+
+/// A store's `config.toml`.
+pub fn config(bytes: &[u8]) -> Verdict {
+    as_given_and_resealed(bytes, reseal::config, |bytes| {
+        let Ok(text) = str::from_utf8(bytes) else { return Verdict::Refused };
+        let decoded = Config::parse(text);
+        if let Ok(config) = &decoded {
+            let rendered = config.render();
+            let again = Config::parse(&rendered).unwrap_or_else(|error| panic!("{error} in {rendered}"));
+            // Compared as text, because a field of a newer version may be a number that equals nothing.
+            assert_eq!(again.render(), rendered);
+            let _ = (config.format.store_id_bytes(), config.format.chunk_params());
+            config.defaults.zone().expect("it was found when it was read");
+        }
+        Verdict::of(&decoded)
+    })
+}
+
+/// The list of damaged records.
+pub fn damaged_list(bytes: &[u8]) -> Verdict {
+    as_given_and_resealed(bytes, reseal::last_line, |bytes| {
+        let storage = MemStorage::new();
+        storage.create(FILE).and_then(|mut file| file.append(bytes)).expect("memory can always be written");
+        let decoded = Damaged::load(&storage);
+        if let Ok(damaged) = &decoded {
+            damaged.save(&storage).expect("memory can always be written");
+            assert_eq!(&Damaged::load(&storage).expect("it was just saved"), damaged);
+        }
+        Verdict::of(&decoded)
+    })
+}
+
+/// Names, times, selectors, labels and ids, as command lines and other machines send them.
+pub fn names(bytes: &[u8]) -> Verdict {
+    let Ok(text) = str::from_utf8(bytes) else { return Verdict::Refused };
+    survives::<ImageName>(text)
+        .or(survives::<SnapshotName>(text))
+        .or(survives::<SnapshotTime>(text))
+        .or(selector(text))
+        .or(survives::<ChunkId>(text))
+        .or(survives::<NodeId>(text))
+        .or(survives::<PackId>(text))
+        .or(Verdict::of(&text.parse::<Format>()))
+        .or(read_label(text))
+}
+
+/// Reads a value that is displayed as it is read.
+pub(super) fn survives<T: FromStr + Display + PartialEq + Debug>(text: &str) -> Verdict {
+    let Ok(value) = text.parse::<T>() else { return Verdict::Refused };
+    let displayed = value.to_string();
+    assert_eq!(displayed.parse::<T>().ok().as_ref(), Some(&value), "{text:?} is displayed as {displayed:?}");
+    Verdict::Accepted
+}
+
+fn selector(text: &str) -> Verdict {
+    if let Ok(selector) = text.parse::<Selector>() {
+        let times: Vec<SnapshotTime> = ["20251231T235959Z", "20261120T020000Z", "20261121T020000Z"]
+            .map(|time| time.parse().expect("a time"))
+            .into();
+        for times in [&times[..0], &times[..1], &times] {
+            assert!(selector.resolve(times).map_or(true, |found| times.contains(&found)));
+        }
+    }
+    survives::<Selector>(text)
+}
+
+fn read_label(text: &str) -> Verdict {
+    let decoded = label::parse(text);
+    if let Ok((key, value)) = &decoded {
+        assert_eq!(format!("{key}={value}"), text);
+    }
+    Verdict::of(&decoded)
+}
