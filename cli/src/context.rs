@@ -27,7 +27,7 @@ use crate::output::Output;
 use crate::progress::{self, Unit, Watched};
 
 /// How long an owner that a command started waits for the next one before it ends.
-const IDLE_EXIT: Duration = Duration::from_secs(60);
+const IDLE_EXIT: Duration = Duration::from_mins(1);
 
 /// An owner that was asked to end has ended by then.
 const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(30);

@@ -14,7 +14,7 @@ const FILE: &str = "owner.log";
 const OLDER: &str = "owner.log.1";
 /// A longer log is put aside.
 const BYTES_MAX: u64 = 1 << 20;
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// Standard error of this process as a log file that does not grow without bound.
 pub(crate) struct OwnerLog {

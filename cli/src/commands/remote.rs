@@ -79,7 +79,7 @@ pub(crate) struct RemoteArgs {
     /// The key of this side's certificate, as PEM
     #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
     key: Option<PathBuf>,
-    /// The file with the token; without it, VMSTORE_TOKEN
+    /// The file with the token; without it, the variable `VMSTORE_TOKEN`
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     token_file: Option<PathBuf>,
     /// Allow a tcp:// address, which is not encrypted

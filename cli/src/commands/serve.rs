@@ -30,6 +30,7 @@ The first start with a tls address makes a key and prints its fingerprint, which
 /// with vmstore. SIGTERM ends it: what was acknowledged is durable.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Serve {
     /// Listen on tls://ADDRESS:PORT, too, or without encryption on tcp://127.0.0.1:PORT; may be repeated
     #[arg(long, value_name = "ADDRESS")]

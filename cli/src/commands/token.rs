@@ -33,7 +33,9 @@ enum Action {
 
 /// What `token add` takes.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  vmstore token add site-a --role push --image 'web*' --quota 200GiB > site-a.token")]
+#[command(
+    after_help = "Example:\n  (umask 077; vmstore token add site-a --role push --image 'web*' --quota 200GiB > site-a.token)"
+)]
 struct Add {
     /// Whose token it is
     name: ImageName,

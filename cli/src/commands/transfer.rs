@@ -20,7 +20,7 @@ use crate::progress::Unit;
 
 /// The first pause before another attempt; each later one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// Most connections at once: more only compete.
 const STREAMS_MAX: u32 = 16;
 

@@ -226,10 +226,8 @@ impl Shared {
         }
         let is_last = matches!(frame.kind, Kind::Reply | Kind::Error);
         let mut waiting = self.waiting();
-        let known = match is_last {
-            true => waiting.answers.remove(&frame.request),
-            false => waiting.answers.get(&frame.request).cloned(),
-        };
+        let known =
+            if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
             // Whoever has given up waiting does not want it.
             let _ = waiter.send(frame);

@@ -58,7 +58,7 @@ impl Client {
             match frame.kind {
                 Kind::Records => {
                     let records = records_of(&frame.payload).map_err(broken)?;
-                    records.into_iter().try_for_each(|record| wanted.give(record, each))?;
+                    records.iter().try_for_each(|record| wanted.give(record, each))?;
                 }
                 Kind::Bases => {
                     let records = records_of(&frame.payload).map_err(broken)?;
@@ -192,7 +192,7 @@ impl<'a> Wanted<'a> {
         self.ids.iter().copied().filter(|id| seen.insert(*id)).collect()
     }
 
-    fn give(&mut self, record: Record, each: &mut (dyn FnMut(Arrived) -> Result<()> + Send)) -> Result<()> {
+    fn give(&mut self, record: &Record, each: &mut (dyn FnMut(Arrived) -> Result<()> + Send)) -> Result<()> {
         let positions = self.positions.remove(&record.header.id);
         let positions = positions.ok_or_else(|| broken("it sends records that were not asked for"))?;
         positions.into_iter().try_for_each(|position| each(Arrived::Wanted(position, Ok(record.clone()))))

@@ -55,7 +55,12 @@ impl Connection {
             Request::End { session } => {
                 let ended = self.end(session);
                 // Dropping it may wait for the disk.
-                self.server.work(move |_| Ok(drop(ended))).await?;
+                self.server
+                    .work(move |_| {
+                        drop(ended);
+                        Ok(())
+                    })
+                    .await?;
                 Ok(Reply::Done)
             }
             Request::Claim { session, ids: Ids(ids) } => {

@@ -34,7 +34,7 @@ impl Nodes {
     }
 
     /// Nodes of the snapshot that travels.
-    pub(super) async fn new(&self, ids: &[NodeId]) -> Result<Vec<Found>> {
+    pub(super) async fn travelling(&self, ids: &[NodeId]) -> Result<Vec<Found>> {
         if self.direction == Direction::Push {
             return fetch(&self.near, ids).await?.into_iter().collect();
         }

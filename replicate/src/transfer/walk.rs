@@ -107,7 +107,7 @@ impl Walk {
         group.sort_by_key(|pair| pair.first_segment);
         let ids: Vec<NodeId> = group.iter().map(|pair| pair.new).collect();
         let olds: Vec<NodeId> = group.iter().filter_map(Pair::old_beside).collect();
-        let (new, old) = tokio::try_join!(self.nodes.new(&ids), self.nodes.known(&olds))?;
+        let (new, old) = tokio::try_join!(self.nodes.travelling(&ids), self.nodes.known(&olds))?;
         let mut old: HashMap<NodeId, Node> = olds.into_iter().zip(old).collect();
         let mut below = Vec::new();
         for (pair, found) in group.iter().zip(new) {

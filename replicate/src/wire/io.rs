@@ -18,36 +18,36 @@ const PREAMBLE_BYTES: usize = 12;
 /// Within a frame, so much must arrive or be taken in [`STEP_TIME_MAX`].
 const STEP_BYTES: usize = 64 << 10;
 /// A peer that moves less than [`STEP_BYTES`] in this time holds a connection and its buffers for nothing.
-const STEP_TIME_MAX: Duration = Duration::from_secs(60);
+const STEP_TIME_MAX: Duration = Duration::from_mins(1);
 
 /// Counts what passes through a connection, before encryption.
 #[derive(Debug, Default)]
 pub struct Meter {
-    sent_bytes: AtomicU64,
-    received_bytes: AtomicU64,
-    record_bytes: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+    records: AtomicU64,
 }
 
 impl Meter {
     /// All bytes sent.
     pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes.load(Ordering::Relaxed)
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// All bytes received.
     pub fn received_bytes(&self) -> u64 {
-        self.received_bytes.load(Ordering::Relaxed)
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Bytes of records, in both directions.
     pub fn record_bytes(&self) -> u64 {
-        self.record_bytes.load(Ordering::Relaxed)
+        self.records.load(Ordering::Relaxed)
     }
 
     fn count(&self, direction: &AtomicU64, frame: &Frame) {
         direction.fetch_add(frame.wire_bytes(), Ordering::Relaxed);
         if matches!(frame.kind, Kind::Records | Kind::Bases) {
-            self.record_bytes.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+            self.records.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
         }
     }
 }
@@ -55,7 +55,7 @@ impl Meter {
 /// A connection that failed: whoever is at the other end may be asked again.
 fn lost(error: &io::Error) -> Error {
     // A client learns only at its first read that a server does not admit its certificate.
-    if error.get_ref().is_some_and(|reason| reason.is::<rustls::Error>()) {
+    if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) {
         return crate::tls::connection_error("the other side", error);
     }
     let what = match error.kind() {
@@ -71,7 +71,7 @@ fn too_slow() -> Error {
     Error::Unreachable { what: format!("nothing moved for {} s", STEP_TIME_MAX.as_secs()) }
 }
 
-fn broken(what: String) -> Error {
+fn broken(what: impl std::fmt::Display) -> Error {
     Error::Unreachable { what: format!("the other side breaks the protocol: {what}") }
 }
 
@@ -82,7 +82,7 @@ pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Mete
     bytes[8..10].copy_from_slice(&VERSION.start().to_le_bytes());
     bytes[10..].copy_from_slice(&VERSION.end().to_le_bytes());
     stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
-    meter.sent_bytes.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    meter.sent.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
     stream.flush().await.map_err(|error| lost(&error))
 }
 
@@ -93,7 +93,7 @@ pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Mete
 pub async fn read_preamble(stream: &mut (impl AsyncRead + Unpin), meter: &Meter) -> Result<u16> {
     let mut bytes = [0; PREAMBLE_BYTES];
     stream.read_exact(&mut bytes).await.map_err(|error| lost(&error))?;
-    meter.received_bytes.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    meter.received.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
     if bytes[..8] != MAGIC {
         return Err(Error::Unreachable { what: "the other side is not a vmstore".into() });
     }
@@ -143,7 +143,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             self.fill(&mut payload[start..]).await?;
         }
         let frame = Frame { kind: head.kind, request: head.request, payload: Bytes::from(payload) };
-        self.meter.count(&self.meter.received_bytes, &frame);
+        self.meter.count(&self.meter.received, &frame);
         Ok(Some(frame))
     }
 
@@ -195,7 +195,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         for step in frame.payload.chunks(STEP_BYTES) {
             self.write_step(step).await?;
         }
-        self.meter.count(&self.meter.sent_bytes, frame);
+        self.meter.count(&self.meter.sent, frame);
         Ok(())
     }
 

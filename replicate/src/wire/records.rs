@@ -98,7 +98,9 @@ mod tests {
     fn records_survive_and_every_cut_and_flip_is_noticed() {
         let records = [record(b"one"), record(b""), record(b"three")];
         let mut batch = RecordBatch::for_session(SessionId(9));
-        records.iter().for_each(|record| batch.push(record));
+        for record in &records {
+            batch.push(record);
+        }
         let (session, payload) = split_session(&batch.into_payload()).unwrap();
         assert_eq!(session, SessionId(9));
         let read = records_of(&payload).unwrap();

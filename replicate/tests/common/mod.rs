@@ -4,6 +4,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::unnecessary_literal_bound,
     clippy::unwrap_used,
     clippy::missing_panics_doc,
     reason = "each test uses a part; helpers fail as tests do"

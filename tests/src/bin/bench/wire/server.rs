@@ -1,8 +1,10 @@
 //! A site: a store with a server in front of it, and how a client reaches it.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -104,7 +106,9 @@ impl Drop for Server {
 fn make_token(bench: &mut Bench, store: &Path) -> Result<PathBuf> {
     let token = bench.plain_output(store, &["token", "add", "bench", "--role", "admin"])?;
     let file = store.with_extension(TOKEN_FILE);
-    std::fs::write(&file, token)?;
+    // A token that others can read is refused.
+    let mut private = File::options().write(true).create(true).truncate(true).mode(0o600).open(&file)?;
+    private.write_all(&token)?;
     Ok(file)
 }
 
