@@ -8,6 +8,8 @@ pub mod fuzz;
 pub mod images;
 pub mod netns;
 mod process;
+mod running;
+mod site;
 pub mod wan;
 
 use std::ffi::OsStr;
@@ -19,6 +21,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use process::{Ended, measured, stderr};
+pub use running::{Listening, Running, Serving, eventually, listens};
+pub use site::{Site, command_line, kill};
 
 /// Seconds after which an owner that a test has started leaves.
 const IDLE_EXIT_S: &str = "2";
@@ -50,6 +54,17 @@ impl Vmstore {
     #[must_use]
     pub fn through_owner(&self) -> Self {
         Self { opening: Opening::ThroughOwner, ..self.clone() }
+    }
+
+    /// The same store, but another copy of the program.
+    #[must_use]
+    pub fn with_program(&self, program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), ..self.clone() }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Makes a store without reserve in `dir/store`.
