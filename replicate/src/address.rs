@@ -114,7 +114,8 @@ impl SshAddress {
     fn parse(text: &str) -> Result<Self, String> {
         let at = text.find('/').ok_or("it names no directory: write ssh://HOST/PATH")?;
         let (authority, path) = text.split_at(at);
-        let path = path.strip_prefix(HOME).unwrap_or(path);
+        // What is left must not look like a path from the root.
+        let path = path.strip_prefix(HOME).map_or(path, |relative| relative.trim_start_matches('/'));
         if path.is_empty() || path == "/" {
             return Err("it names no directory: write ssh://HOST/PATH".into());
         }
@@ -269,6 +270,7 @@ mod tests {
             ("ssh://me@host:2222/srv/a b'c", "ssh://me@host:2222/srv/a b'c"),
             ("ssh://me@[fe80::1%eth0]:22/x", "ssh://me@[fe80::1%eth0]:22/x"),
             ("ssh://host/~/store", "ssh://host/~/store"),
+            ("ssh://host/~//~/store", "ssh://host/~/~/store"),
             ("tls://site-b", "tls://site-b:7878"),
             ("tls://site_b.example:1/", "tls://site_b.example:1"),
             ("tls://[::1]", "tls://[::1]:7878"),
@@ -313,6 +315,7 @@ mod tests {
             "ssh://host",
             "ssh://host/",
             "ssh://host/~/",
+            "ssh://host/~//",
             "ssh:///x",
             "ssh://-oProxyCommand=x/y",
             "ssh://-u@host/x",
