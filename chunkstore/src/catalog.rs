@@ -1,11 +1,10 @@
 //! The catalog: which snapshots there are. Ground truth, one small file a snapshot.
 //!
-//! `catalog/IMAGE/TIME.snap` is a snapshot; `TIME.snap.tmp` is one being written aside; `TIME.ID.removed`, with the
+//! `catalog/IMAGE/TIME.snap` is a snapshot; with `.tmp` behind it, one being written aside; `TIME.ID.removed`, with the
 //! first half of the entry's id, is a tombstone: packs repeat every entry, and the tombstone tells a snapshot that was
 //! removed from one whose catalog file was lost. Files are only ever replaced whole. Reading needs no lock and works
 //! beside a writer; whoever writes must be the store's owner, whose changes exclude each other.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,15 +19,16 @@ pub mod label;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tombstone;
 
 pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, State};
 pub use snapshot::Snapshot;
+pub(crate) use tombstone::ENTRY_PREFIX_DIGITS;
+pub use tombstone::{Announced, Tombstone};
+use tombstone::{Announcements, tombstone};
 
 const DIR: &str = "catalog";
 const SNAPSHOT_SUFFIX: &str = ".snap";
-const TOMBSTONE_SUFFIX: &str = ".removed";
-/// Hex digits of an entry's id in a tombstone's name.
-pub(crate) const ENTRY_PREFIX_DIGITS: usize = 16;
 /// Most images that an error message lists.
 const IMAGES_SHOWN: usize = 8;
 
@@ -40,28 +40,6 @@ pub struct Catalog {
     changes: Arc<Mutex<Announcements>>,
 }
 
-/// Snapshots that are being published now, and by how many.
-#[derive(Default)]
-struct Announcements(HashMap<Tombstone, u32>);
-
-/// While it lives, the tombstone of a snapshot that is being published stays.
-pub struct Announced {
-    changes: Arc<Mutex<Announcements>>,
-    tombstone: Tombstone,
-}
-
-impl Drop for Announced {
-    fn drop(&mut self) {
-        let mut announcements = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = announcements.0.get_mut(&self.tombstone) {
-            *count -= 1;
-            if *count == 0 {
-                announcements.0.remove(&self.tombstone);
-            }
-        }
-    }
-}
-
 /// A line of a listing. What is damaged is listed too, and hides nothing else.
 #[derive(Debug)]
 pub struct Listed {
@@ -69,38 +47,6 @@ pub struct Listed {
     pub name: SnapshotName,
     /// What the file holds, or why it can't be read.
     pub snapshot: Result<Snapshot>,
-}
-
-/// What is left of a removed snapshot until no pack repeats its entry any more.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tombstone {
-    /// Of which snapshot.
-    pub name: SnapshotName,
-    /// The first 16 hex digits of its entry's id: another snapshot may have the same name later.
-    pub entry_prefix: String,
-}
-
-impl Tombstone {
-    fn of(snapshot: &Snapshot) -> Self {
-        let mut entry_prefix = snapshot.entry_id().to_string();
-        entry_prefix.truncate(ENTRY_PREFIX_DIGITS);
-        Self { name: snapshot.name(), entry_prefix }
-    }
-
-    /// The bytes with which the entry's id begins.
-    pub fn entry_prefix_bytes(&self) -> [u8; 8] {
-        u64::from_str_radix(&self.entry_prefix, 16).expect("16 hex digits were checked").to_be_bytes()
-    }
-
-    /// Whether this is the tombstone of the snapshot with this entry.
-    pub fn is_of(&self, snapshot: &Snapshot) -> bool {
-        *self == Self::of(snapshot)
-    }
-
-    fn path(&self) -> String {
-        let Self { name, entry_prefix } = self;
-        format!("{}/{}.{entry_prefix}{TOMBSTONE_SUFFIX}", image_dir(&name.image), name.time)
-    }
 }
 
 /// What a file in an image's directory is, by its name.
@@ -117,18 +63,12 @@ impl FileKind {
         if let Some(time) = snapshot_time(file) {
             return Self::Snapshot(time);
         }
-        if file.strip_suffix(ASIDE_SUFFIX).and_then(snapshot_time).is_some() {
+        let is_aside = |file: &str| snapshot_time(file).is_some() || tombstone(file).is_some();
+        if file.strip_suffix(ASIDE_SUFFIX).is_some_and(is_aside) {
             return Self::Aside;
         }
         tombstone(file).map_or(Self::Stranger, |(time, prefix)| Self::Tombstone(time, prefix))
     }
-}
-
-fn tombstone(file: &str) -> Option<(SnapshotTime, String)> {
-    let (time, prefix) = file.strip_suffix(TOMBSTONE_SUFFIX)?.split_once('.')?;
-    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    let whole = prefix.len() == ENTRY_PREFIX_DIGITS && prefix.bytes().all(is_digit);
-    Some((SnapshotTime::from_compact(time)?, prefix.to_owned())).filter(|_| whole)
 }
 
 fn image_dir(image: &ImageName) -> String {
@@ -311,8 +251,7 @@ impl Catalog {
         self.create_image_dir(&name.image)?;
         let tombstone = Tombstone::of(snapshot);
         whole::replace_whole(&*self.storage, &tombstone.path(), &file)?;
-        *announcements.0.entry(tombstone.clone()).or_default() += 1;
-        Ok(Announced { changes: Arc::clone(&self.changes), tombstone })
+        Ok(Announced::add(&self.changes, &mut announcements, tombstone))
     }
 
     /// Adds a snapshot, durably: it is there whole or not at all. Everything that it names must already be durable.
@@ -394,7 +333,7 @@ impl Catalog {
     /// can be announced. The tombstone of one that is being published stays.
     pub fn clear_tombstone(&self, tombstone: &Tombstone, is_repeated: impl FnOnce() -> Result<bool>) -> Result<()> {
         let announcements = self.change();
-        if announcements.0.contains_key(tombstone) || is_repeated()? {
+        if announcements.has(tombstone) || is_repeated()? {
             return Ok(());
         }
         self.remove_file(&tombstone.path())?;

@@ -220,10 +220,11 @@ fn strangers_are_reported_and_left_alone() {
     storage.create_dir("catalog/.hidden").unwrap();
     storage.create_dir("catalog/web01/dir.snap").unwrap();
     put(&storage, "catalog/web01/20261122T020000Z.snap.tmp");
+    put(&storage, "catalog/web01/20261122T020000Z.0123456789abcdef.removed.tmp");
     assert_eq!(listed(&catalog), [A, B, C]);
     let mut expected: Vec<_> = files.into_iter().chain(["catalog/.hidden", "catalog/web01/dir.snap"]).collect();
     expected.sort_unstable();
-    for left_aside in [1, 0] {
+    for left_aside in [2, 0] {
         let mut strangers = catalog.strangers().unwrap();
         strangers.sort_unstable();
         assert_eq!(strangers, expected);

@@ -1,7 +1,7 @@
 //! Ingest: from a source to a published snapshot, in parallel over segments, in bounded memory.
 //!
 //! Every thread takes the next segment that holds data, cuts it, asks the store which chunks it lacks, encodes those
-//! and puts them; the leaves meet in the order of segments in one [`Assembler`]. A thread holds one segment and its
+//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::manifest::Assembler). A thread holds one segment and its
 //! new records, so memory does not grow with the image.
 
 mod encode;
