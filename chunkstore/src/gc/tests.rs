@@ -8,9 +8,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::IngestReport;
 use crate::chunk_source::ChunkSource;
+use crate::codec::{Codec, Encoder};
+use crate::id::ChunkId;
 use crate::lease::Lease;
 use crate::manifest::Node;
 use crate::name::SnapshotName;
+use crate::record::{Kind, Record};
 use crate::sink::Claim;
 use crate::store::{OpenOptions, WriteSession};
 use crate::testing::{init, night, noise, open, put, read_back};
@@ -210,6 +213,41 @@ fn what_sessions_find_is_kept_until_it_is_condemned() {
         let snapshot = store.catalog().read(&again.name()).unwrap();
         assert!(read_back(&*store, snapshot.entry()).unwrap() == found, "{meanwhile:?}");
     }
+}
+
+#[test]
+fn what_is_put_again_while_its_dead_record_goes_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    let live = put(&store, night("live", 1), &noise(100_000, 1));
+    let base_id = records_below(&store, live.entry().root.unwrap())[0];
+    let base = store.chunk(ChunkId::from_bytes(*base_id.as_bytes())).unwrap().into_bytes();
+    let mut bytes = base.clone();
+    bytes[100] ^= 1;
+    let id = RecordId::from(ChunkId::of(&bytes));
+    let full = Record::new(Kind::Chunk, id, bytes.len(), Codec::Raw, bytes.clone(), None);
+    let session = store.session(None).unwrap();
+    session.put(vec![full]).unwrap();
+    session.flush().unwrap();
+    drop(session);
+    let mut report = GcReport::default();
+    let collecting = store.begin_collection(&store.maintain());
+    let survey = Survey::make(&store, &collecting, 2, &Progress::default(), &mut report).unwrap();
+    let plan = condemn(&store, survey, &collecting, &mut report);
+    let session = store.session(None).unwrap();
+    assert_eq!(session.claim(&[id]).unwrap(), [Claim::Yours]);
+    // Otherwise a full record would be preferred to a delta.
+    let (codec, payload) = Encoder::new(1).against(&bytes, &base);
+    assert_eq!(codec, Codec::Delta);
+    session.put(vec![Record::new(Kind::Chunk, id, bytes.len(), codec, payload, Some(base_id))]).unwrap();
+    session.flush().unwrap();
+    plan.carry_out(&store, &Progress::default(), &mut report).unwrap();
+    store.gate.spare();
+    drop(collecting);
+    assert_eq!(report.removed_packs, 1);
+    assert_eq!(session.claim(&[id]).unwrap(), [Claim::Present]);
+    assert_eq!(store.chunk(ChunkId::of(&bytes)).unwrap().bytes(), bytes);
 }
 
 fn records_below(store: &Store, root: NodeId) -> Vec<RecordId> {

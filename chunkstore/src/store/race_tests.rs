@@ -328,7 +328,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 #[test]
 fn everything_at_once_loses_nothing() {
     let seed = from_environment("VMSTORE_RACE_SEED", 1);
-    let rounds = from_environment("VMSTORE_RACE_ROUNDS", 6);
+    let rounds = from_environment("VMSTORE_RACE_ROUNDS", 12);
     let dir = tempfile::tempdir().unwrap();
     let mut storage = new_storage();
     let mut known: Vec<Known> = (0..WRITERS).map(|_| Known::default()).collect();
