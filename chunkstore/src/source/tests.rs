@@ -259,10 +259,12 @@ fn an_image_exported_by_qemu_nbd_needs_live() {
     command.args(["--persistent", "-f", "raw", "-k"]).arg(&socket).arg(&path);
     let mut server = command.spawn().expect("qemu-nbd is installed");
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !socket.exists() && Instant::now() < deadline {
+    let mut result = open_disk(&path, &OpenOptions::default());
+    // Its lock may come later than its socket.
+    while (!socket.exists() || result.is_ok()) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
+        result = open_disk(&path, &OpenOptions::default());
     }
-    let result = open_disk(&path, &OpenOptions::default());
     server.kill().unwrap();
     server.wait().unwrap();
     assert_refused_for_qemu(result);
