@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chunkstore::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -136,15 +136,39 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         self.fill(&mut header[first..]).await?;
         let head = Head::decode(header).map_err(broken)?;
-        let mut payload = Vec::new();
-        while payload.len() < head.payload_bytes {
-            let start = payload.len();
-            payload.resize(head.payload_bytes.min(start + STEP_BYTES), 0);
-            self.fill(&mut payload[start..]).await?;
-        }
-        let frame = Frame { kind: head.kind, request: head.request, payload: Bytes::from(payload) };
+        let payload = self.payload(head.payload_bytes).await?;
+        let frame = Frame { kind: head.kind, request: head.request, payload };
         self.meter.count(&self.meter.received, &frame);
         Ok(Some(frame))
+    }
+
+    /// Reads a payload into room that at most doubles while its bytes arrive, and is not zeroed before.
+    async fn payload(&mut self, bytes: usize) -> Result<Bytes> {
+        let mut payload = BytesMut::with_capacity(bytes.min(STEP_BYTES));
+        while payload.len() < bytes {
+            let missing = bytes - payload.len();
+            if payload.capacity() == payload.len() {
+                payload.reserve(missing.min(payload.len()));
+            }
+            let step = missing.min(STEP_BYTES).min(payload.capacity() - payload.len());
+            self.append(&mut payload, step).await?;
+        }
+        Ok(payload.freeze())
+    }
+
+    async fn append(&mut self, payload: &mut BytesMut, bytes: usize) -> Result<()> {
+        let end = payload.len() + bytes;
+        let appending = async {
+            while payload.len() < end {
+                let mut rest = (&mut self.stream).take((end - payload.len()) as u64);
+                if rest.read_buf(payload).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Ok(())
+        };
+        let appended = timeout(STEP_TIME_MAX, appending).await.map_err(|_| too_slow())?;
+        appended.map_err(|error| lost(&error))
     }
 
     /// Reads a frame that can't be long, as a client's first one.
