@@ -21,7 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use process::{Ended, measured, stderr};
-pub use running::{Listening, Running, Serving, eventually, listens};
+pub use running::{Listening, Running, Serving, eventually, holder, listens};
 pub use site::{Site, command_line, kill};
 
 /// Seconds after which an owner that a test has started leaves.

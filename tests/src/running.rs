@@ -1,6 +1,7 @@
 //! Processes that run beside a test: commands, and owners of stores. They end with the test, however that ends.
 
 use std::fmt;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -121,7 +122,8 @@ impl Serving {
         }
         eventually("an owner", || {
             assert!(serving.child.try_wait().unwrap().is_none(), "{command:?} ended: {}", serving.said());
-            listens(store)
+            // Until it has taken the place of another owner, that one listens.
+            holder(store) == Some(serving.pid()) && listens(store)
         });
         serving
     }
@@ -177,6 +179,12 @@ impl fmt::Debug for Serving {
 /// Whether somebody takes connections at a store's socket.
 pub fn listens(store: &Path) -> bool {
     UnixStream::connect(store.join("owner.sock")).is_ok()
+}
+
+/// The process that holds a store, or held it last, by its own words in the lock.
+pub fn holder(store: &Path) -> Option<u32> {
+    let text = fs::read_to_string(store.join("lock")).ok()?;
+    text.strip_prefix("process ")?.split_once(' ')?.0.parse().ok()
 }
 
 /// What has ended already can't be killed, and need not be.
