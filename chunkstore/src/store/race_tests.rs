@@ -321,6 +321,9 @@ fn check(store: &Arc<Store>, known: &mut Known, context: &str) {
     }
 }
 
+/// Collections after which one more has nothing to do.
+const COLLECTIONS_MAX: usize = 4;
+
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
@@ -373,8 +376,9 @@ fn everything_at_once_loses_nothing() {
     }
     println!("{operations} operations");
     let store = open_small(dir.path(), &storage);
-    gc::collect(&store, false, 1, &Progress::default()).unwrap();
-    let again = gc::collect(&store, false, 1, &Progress::default()).unwrap();
-    assert_eq!((again.freed_bytes, again.missing_records), (0, 0), "{again:?}");
+    let collect = || gc::collect(&store, false, 1, &Progress::default()).unwrap();
+    // What one collection writes anew may be small packs that the next puts together: it comes to an end soon.
+    let last = (0..COLLECTIONS_MAX).map(|_| collect()).find(|report| report.freed_bytes == 0);
+    assert_eq!(last.map(|report| report.missing_records), Some(0), "collections go on and on");
     known.iter_mut().for_each(|known| check(&store, known, "at the end"));
 }
