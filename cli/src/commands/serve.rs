@@ -10,6 +10,7 @@ use replicate::owner;
 use replicate::server::{ServeOptions, Server};
 use replicate::tls::{ClientCertificates, ServerIdentity, ServerTls};
 use replicate::transport::{Acceptor, Inherited};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::{Context, Purpose, random};
@@ -82,6 +83,7 @@ impl Serve {
 
     fn serve(&self, context: &Context) -> Result<Exit> {
         let purpose = if self.frees_space { Purpose::Free } else { Purpose::Use };
+        allow_descriptors();
         let store = if self.background { context.open_alone(purpose)? } else { context.take_over(purpose)? };
         let dir = store.dir().to_path_buf();
         let runtime = context.runtime()?;
@@ -170,6 +172,13 @@ fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&Server
         _ => String::new(),
     };
     eprintln!("listening on {scheme}{at}{fingerprint}");
+}
+
+/// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without it there are fewer; whoever finds none left is told.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn end_on_signal(server: Arc<Server>) {

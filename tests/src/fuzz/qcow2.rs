@@ -24,7 +24,7 @@ fn make_dir() -> TempDir {
     dir
 }
 
-/// A qcow2 image, alone in its directory with [`BACKING`].
+/// A qcow2 image, alone in its directory with `BACKING`.
 pub fn qcow2_image(bytes: &[u8]) -> Verdict {
     DIR.with(|dir| {
         let path = dir.path().join("image.qcow2");
