@@ -125,7 +125,9 @@ impl Served {
             trusts_parent: session.trusts_parent(),
             parent,
         };
-        into.ingest(source, options, progress)
+        // While one thread waits for the owner's answer another computes.
+        let options = IngestOptions { threads: options.threads * 2, ..options.clone() };
+        into.ingest(source, &options, progress)
     }
 }
 

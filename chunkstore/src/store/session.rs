@@ -129,15 +129,25 @@ impl WriteSession {
         self.store().claims.release(self.number());
     }
 
+    /// The names of [`WriteSession::bases`], which are protected; whether they can be read shows when they are.
+    ///
+    /// # Errors
+    /// As [`WriteSession::bases`].
+    pub fn base_ids(&self, like: &[Like]) -> Result<Vec<Option<RecordId>>> {
+        self.author.protection.check()?;
+        let wanted = self.store().base_ids(like)?;
+        let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
+        self.protect_full(&ids)?;
+        Ok(wanted)
+    }
+
     /// For each the base that a delta against it would have: the record itself if it is full, else its own base.
     ///
     /// # Errors
     /// If the session failed, or the index can't be read. What is damaged is no base.
     pub fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
-        self.author.protection.check()?;
-        let wanted = self.store().base_ids(like)?;
+        let wanted = self.base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
-        self.protect_full(&ids)?;
         let mut bytes = self.store().bases(ids.into_iter())?;
         let mut bases: Vec<Option<Base>> = Vec::with_capacity(like.len());
         let mut given = HashMap::new();

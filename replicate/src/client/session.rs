@@ -1,6 +1,8 @@
 //! A session at the store's owner: what it writes appears with [`ClientSession::publish`], and what it counts on is
 //! safe from gc until it ends.
 
+use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use chunkstore::Result;
@@ -17,6 +19,9 @@ use crate::wire::{
     ForStream, Ids, Kind, Purpose, RecordBatch, Reply, Request, SessionId, SessionSecret, claims_from_bytes,
 };
 
+/// Batches of an ingest that are under way to the store.
+const UNANSWERED_MAX: usize = 8;
+
 static NEXT_SESSION: AtomicU32 = AtomicU32::new(1);
 
 /// A session of one connection. Ends at the owner when it is dropped.
@@ -26,6 +31,8 @@ pub struct ClientSession {
     secret: SessionSecret,
     trusts_parent: bool,
     published: AtomicBool,
+    /// Answers to batches that an ingest has put and does not wait for yet.
+    unanswered: Mutex<VecDeque<Answer>>,
 }
 
 /// What became of a record that was elsewhere.
@@ -50,7 +57,8 @@ impl ClientSession {
         match client.call(&request).await? {
             Reply::Begun { secret, trusts_parent } => {
                 let published = AtomicBool::new(false);
-                Ok(Self { client: client.clone(), id: session, secret, trusts_parent, published })
+                let unanswered = Mutex::default();
+                Ok(Self { client: client.clone(), id: session, secret, trusts_parent, published, unanswered })
             }
             reply => Err(unexpected(&reply)),
         }
@@ -77,6 +85,7 @@ impl ClientSession {
                 secret: self.secret,
                 trusts_parent: self.trusts_parent,
                 published: AtomicBool::new(false),
+                unanswered: Mutex::default(),
             }),
             reply => Err(unexpected(&reply)),
         }
@@ -156,6 +165,47 @@ impl ClientSession {
             answers.push(self.put(batch).await?);
         }
         for answer in answers {
+            expect_done(&answer.reply().await?)?;
+        }
+        Ok(())
+    }
+
+    /// Puts records without waiting until the store has taken them: that is known when [`ClientSession::settle`] returns,
+    /// and a failure at the latest then. Only so many batches are under way.
+    ///
+    /// # Errors
+    /// As [`ClientSession::put_all`], also of an earlier batch.
+    pub(crate) async fn put_soon(&self, records: &[Record]) -> Result<()> {
+        let mut batch = self.batch();
+        for record in records {
+            batch.push(record);
+            if batch.is_full() {
+                self.put_batch(std::mem::replace(&mut batch, self.batch())).await?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.put_batch(batch).await }
+    }
+
+    async fn put_batch(&self, batch: RecordBatch) -> Result<()> {
+        let answer = self.put(batch).await?;
+        let oldest = {
+            let mut unanswered = crate::lock(&self.unanswered);
+            unanswered.push_back(answer);
+            if unanswered.len() > UNANSWERED_MAX { unanswered.pop_front() } else { None }
+        };
+        match oldest {
+            Some(oldest) => expect_done(&oldest.reply().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the store has taken all that was put.
+    ///
+    /// # Errors
+    /// If it has not taken some of it.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let unanswered = std::mem::take(&mut *crate::lock(&self.unanswered));
+        for answer in unanswered {
             expect_done(&answer.reply().await?)?;
         }
         Ok(())

@@ -101,11 +101,15 @@ impl Sink for ClientSession {
     }
 
     fn put(&self, records: Vec<Record>) -> Result<()> {
-        self.client().wait(self.put_all(&records))
+        self.client().wait(self.put_soon(&records))
     }
 
     fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
-        self.client().wait(self.publish(entry.encode()?, Some(&report)))
+        let entry = entry.encode()?;
+        self.client().wait(async {
+            self.settle().await?;
+            self.publish(entry, Some(&report)).await
+        })
     }
 }
 
@@ -124,7 +128,12 @@ impl ClientSession {
         loop {
             let frame = answer.frame().await?;
             if frame.kind == Kind::Bases {
-                records_of(&frame.payload).map_err(broken)?.iter().try_for_each(|record| keep(&mut bases, record))?;
+                for record in records_of(&frame.payload).map_err(broken)? {
+                    // A backup goes on beside damage.
+                    if let Err(error) = keep(&mut bases, &record) {
+                        tracing::warn!("not used as base: {error}");
+                    }
+                }
                 continue;
             }
             let Reply::Bases(ids) = Reply::from_bytes(&frame.payload).map_err(broken)? else {

@@ -9,8 +9,8 @@ use chunkstore::codec::{Codec, Encoder};
 use chunkstore::id::{ChunkId, EntryId, NodeId, RecordId};
 use chunkstore::name::{ImageName, Selector, SnapshotName};
 use chunkstore::record::{Kind as RecordKind, Record};
-use chunkstore::sink::{Base, Like};
-use chunkstore::store::Store;
+use chunkstore::sink::Like;
+use chunkstore::store::{Store, WriteSession};
 use chunkstore::{Error, Result};
 
 use super::connection::Connection;
@@ -111,12 +111,14 @@ impl Connection {
         for group in like.chunks(GROUP_IDS) {
             let like: Vec<Like> = group.iter().map(like_of).collect();
             let asked = Arc::clone(&session);
-            let bases = self.server.work(move |_| asked.writer().bases(&like)).await?;
-            answer.extend(bases.iter().map(|base| base.as_ref().map(|base| *base.id.as_bytes())));
+            let known = std::mem::take(&mut sent);
+            let read = self.server.work(move |store| Bases::read(store, asked.writer(), &like, known)).await?;
             let mut batch = RecordBatch::new();
-            for base in bases.into_iter().flatten().filter(|base| sent.insert(base.id)) {
-                self.add_to(&mut batch, Kind::Bases, number, &raw_record(base)).await?;
+            for base in &read.records {
+                self.add_to(&mut batch, Kind::Bases, number, base).await?;
             }
+            answer.extend(read.ids.into_iter().map(|id| id.map(|id| *id.as_bytes())));
+            sent = read.sent;
             self.send_rest(batch, Kind::Bases, number).await?;
         }
         Ok(Reply::Bases(answer))
@@ -188,11 +190,27 @@ fn like_of(like: &Resemblance) -> Like {
     }
 }
 
-/// A base travels plain: it was decoded already, and is for clients on this machine.
-fn raw_record(base: Base) -> Record {
-    let kind = if RecordId::from(ChunkId::of(&base.bytes)) == base.id { RecordKind::Chunk } else { RecordKind::Node };
-    let plain_bytes = base.bytes.len();
-    Record::new(kind, base.id, plain_bytes, Codec::Raw, base.bytes, None)
+/// Bases that were found for one group of new records, as stored: the client decodes and verifies them.
+struct Bases {
+    ids: Vec<Option<RecordId>>,
+    records: Vec<Record>,
+    /// All that were sent in this answer, or will be.
+    sent: HashSet<RecordId>,
+}
+
+impl Bases {
+    fn read(store: &Store, writer: &WriteSession, like: &[Like], mut sent: HashSet<RecordId>) -> Result<Self> {
+        let ids = writer.base_ids(like)?;
+        let mut wanted: Vec<_> = ids.iter().flatten().copied().filter(|id| sent.insert(*id)).collect();
+        wanted.dedup();
+        let mut records = Vec::with_capacity(wanted.len());
+        store.records(&wanted, &mut |_, record| {
+            // One that can't be read is no base; the client does without.
+            records.extend(record.ok().filter(|record| record.header.codec != Codec::Delta));
+            Ok(())
+        })?;
+        Ok(Self { ids, records, sent })
+    }
 }
 
 /// What was read for one group of ids.
