@@ -79,21 +79,20 @@ impl Access {
 
     /// Has a job done and returns its report.
     pub(crate) fn run<T: DeserializeOwned>(&self, job: &Job, progress: &Progress) -> chunkstore::Result<T> {
-        let report = match self {
-            Self::Own(store) => server::run_job(store, job, progress)?,
-            Self::Served(served) => served.owner.client()?.run_blocking(job.clone(), progress)?,
-        };
+        let report = self.report(job, progress)?;
         serde_json::from_slice(&report).map_err(|error| Error::invalid(format!("the report can't be read: {error}")))
     }
 
     /// Has a job done whose report is a snapshot.
     pub(crate) fn run_on_snapshot(&self, job: &Job) -> chunkstore::Result<Snapshot> {
-        let progress = Progress::default();
-        let file = match self {
-            Self::Own(store) => server::run_job(store, job, &progress)?,
-            Self::Served(served) => served.owner.client()?.run_blocking(job.clone(), &progress)?,
-        };
-        Snapshot::read_file(&file)
+        Snapshot::read_file(&self.report(job, &Progress::default())?)
+    }
+
+    fn report(&self, job: &Job, progress: &Progress) -> chunkstore::Result<Vec<u8>> {
+        match self {
+            Self::Own(store) => server::run_job(store, job, progress),
+            Self::Served(served) => served.owner.client()?.run_blocking(job.clone(), progress),
+        }
     }
 
     /// Ingests a source.

@@ -40,7 +40,8 @@ Examples:
 ///
 /// When the command returns, the snapshots are durable there. Interrupted, it is repeated and goes on where it was.
 #[derive(Debug, Args)]
-#[command(after_help = ADDRESSES, group = ArgGroup::new("which").required(true).multiple(false))]
+#[command(after_help = ADDRESSES, override_usage = "vmstore push [OPTIONS] REMOTE <SNAPSHOT...|--image NAME|--all>")]
+#[command(group = ArgGroup::new("which").required(true).multiple(false))]
 pub(crate) struct Push {
     #[command(flatten)]
     args: TransferArgs,
@@ -50,7 +51,8 @@ pub(crate) struct Push {
 ///
 /// When the command returns, the snapshots are durable here. Interrupted, it is repeated and goes on where it was.
 #[derive(Debug, Args)]
-#[command(after_help = ADDRESSES, group = ArgGroup::new("which").required(true).multiple(false))]
+#[command(after_help = ADDRESSES, override_usage = "vmstore pull [OPTIONS] REMOTE <SNAPSHOT...|--image NAME|--all>")]
+#[command(group = ArgGroup::new("which").required(true).multiple(false))]
 pub(crate) struct Pull {
     #[command(flatten)]
     args: TransferArgs,

@@ -12,7 +12,6 @@ mod rights;
 mod sessions;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -157,11 +156,6 @@ impl Server {
             work(&store)
         });
         done.await.unwrap_or_else(|_| Err(Error::refused("the owner failed at this request; its log tells why")))
-    }
-
-    /// The store's directory.
-    pub fn dir(&self) -> PathBuf {
-        self.store.dir().to_path_buf()
     }
 }
 

@@ -9,7 +9,7 @@ use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
 use chunkstore::record::Record;
 use chunkstore::sink::Claim;
-use chunkstore::store::{self, Store, WriteSession};
+use chunkstore::store::{Store, WriteSession};
 use chunkstore::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 
@@ -113,7 +113,7 @@ impl Session {
         server.quota.charge(&self.grant, bytes)?;
         self.has_put.store(true, Ordering::Relaxed);
         if self.purpose == Purpose::Receive || !self.grant.is_local() {
-            records.iter().try_for_each(|record| store::verify_record(self.writer.store(), record))?;
+            return self.writer.put_verified(records);
         }
         self.writer.put(records)
     }

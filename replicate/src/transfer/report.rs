@@ -12,7 +12,6 @@ pub(super) struct Tally {
     pub(super) chunks_considered: AtomicU64,
     pub(super) chunks_sent: AtomicU64,
     pub(super) deltas_sent: AtomicU64,
-    pub(super) records_sent: AtomicU64,
     pub(super) record_bytes: AtomicU64,
     pub(super) plain_bytes_considered: AtomicU64,
     pub(super) plain_bytes_sent: AtomicU64,
@@ -77,15 +76,5 @@ impl TransferReport {
             self.tls_bytes_sent += client.tls_bytes_sent();
             self.round_trips = self.round_trips.max(client.round_trips());
         }
-    }
-
-    /// Adds what an earlier attempt of the same transfer did.
-    pub fn add_attempt(&mut self, earlier: &Self) {
-        self.wire_bytes_sent += earlier.wire_bytes_sent;
-        self.wire_bytes_received += earlier.wire_bytes_received;
-        self.tls_bytes_sent += earlier.tls_bytes_sent;
-        self.handshake_bytes += earlier.handshake_bytes;
-        self.negotiation_bytes += earlier.negotiation_bytes;
-        self.round_trips += earlier.round_trips;
     }
 }

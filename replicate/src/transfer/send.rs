@@ -207,7 +207,6 @@ impl Sending {
         for (record, _) in records {
             let tally = &self.tally;
             tally.record_bytes.fetch_add((HEADER_BYTES + record.payload.len()) as u64, Ordering::Relaxed);
-            tally.records_sent.fetch_add(1, Ordering::Relaxed);
             if record.header.kind == chunkstore::record::Kind::Chunk {
                 tally.chunks_sent.fetch_add(1, Ordering::Relaxed);
                 tally.plain_bytes_sent.fetch_add(u64::from(record.header.plain_bytes), Ordering::Relaxed);
