@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -162,7 +162,7 @@ impl Context {
 
     /// How to start an owner.
     pub(crate) fn starter(&self, purpose: Purpose) -> Result<Starter> {
-        let program = std::env::current_exe().map_err(|error| Failure::io("finding", "this program", error))?;
+        let program = owner_program().map_err(|error| Failure::io("finding", "this program", error))?;
         let idle_exit = self.global.idle_exit.map_or(IDLE_EXIT, Duration::from_secs);
         Ok(Starter { program, idle_exit, frees_space: purpose == Purpose::Free })
     }
@@ -250,6 +250,11 @@ impl Context {
         });
         handled
     }
+}
+
+/// The program `vmstore`: this one, or the one beside `vmfs`.
+fn owner_program() -> std::io::Result<PathBuf> {
+    Ok(std::env::current_exe()?.with_file_name("vmstore"))
 }
 
 /// Random bytes.

@@ -1,4 +1,4 @@
-//! The program `vmstore`: parses the command line, calls the library, prints, and says how it went by its exit code.
+//! The programs `vmstore` and `vmfs`: parse the command line, call the libraries, print, and say how it went by the exit code.
 //!
 //! Nothing but a command's result goes to standard output; logs, errors and progress go to standard error.
 
@@ -14,6 +14,7 @@ mod owner_log;
 mod progress;
 mod size;
 mod snapshot_view;
+mod vmfs;
 
 use std::process::ExitCode;
 
@@ -24,8 +25,10 @@ use replicate::transport::take_inherited;
 use crate::args::Cli;
 use crate::context::Context;
 use crate::failure::Failure;
+pub use crate::vmfs::vmfs;
 
-fn main() -> ExitCode {
+/// The program `vmstore`.
+pub fn vmstore() -> ExitCode {
     // SAFETY: the first thing of all, before there are other threads.
     let inherited = unsafe { take_inherited() };
     let cli = match Cli::try_parse() {

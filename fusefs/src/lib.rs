@@ -1,0 +1,12 @@
+//! The view: every snapshot of a store as a plain raw file under a mount, and writable clones of them.
+//!
+//! Reads answer as futures, because what is read may lie at a far site: a FUSE thread polls once, and hands what can't
+//! be answered at once to the runtime. Nothing reaches a reader that was not verified.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by a panic"))]
+
+pub mod clone;
+pub mod disk;
+pub mod names;
+pub mod pool;
+pub mod snapshot_disk;
