@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chunkstore::catalog::Snapshot;
 use chunkstore::id::NodeId;
 use chunkstore::limits::SEGMENT_BYTES;
-use chunkstore::manifest::{Entry, LeafReader, walk};
+use chunkstore::manifest::LeafReader;
 use chunkstore::{Error, Result};
 
 use crate::pool::Pool;
@@ -80,18 +80,17 @@ impl SnapshotDisk {
     }
 
     async fn ranges(&self) -> Result<Vec<Range<u64>>> {
-        let root = self.root;
+        let (root, size_bytes) = (self.root, self.size_bytes);
         self.in_background(move |pool| {
+            let leaves = LeafReader::new(&**pool.source(), root, size_bytes);
             let mut ranges = Vec::new();
-            walk(&**pool.source(), root, &mut |segment| {
-                for (at, entry) in segment.leaf.placed() {
-                    if let Entry::Chunk { bytes, .. } = entry {
-                        let start = segment.offset() + at as u64;
-                        ranges.push(start..start + u64::from(*bytes));
-                    }
-                }
-                Ok(())
-            })?;
+            for segment in 0..size_bytes.div_ceil(SEGMENT_BYTES as u64) {
+                let Some((_, leaf)) = leaves.leaf(segment)? else { continue };
+                ranges.extend(leaf.chunks().map(|(at, _, bytes)| {
+                    let start = segment * SEGMENT_BYTES as u64 + at as u64;
+                    start..start + u64::from(bytes)
+                }));
+            }
             Ok(ranges)
         })
         .await
