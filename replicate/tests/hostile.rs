@@ -8,8 +8,11 @@ mod common;
 use std::time::Duration;
 
 use chunkstore::Error;
+use chunkstore::catalog::Snapshot;
+use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::Codec;
 use chunkstore::id::{ChunkId, RecordId};
+use chunkstore::manifest::{self, Node};
 use chunkstore::record::{Kind as RecordKind, Record};
 use common::{Site, local, night, noise, push_all, read_back, run};
 use replicate::client::ClientSession;
@@ -209,6 +212,57 @@ async fn silent_and_half_open_connections_hold_nobody_up() {
     assert_serves(&site).await;
     drop(open);
     assert_serves(&site).await;
+}
+
+/// Takes about a minute, which is how long the server bears it.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_drip_are_let_go_and_hold_nobody_up() {
+    const EACH: Duration = Duration::from_millis(500);
+    const PATIENCE: Duration = Duration::from_mins(5);
+    let site = Site::new(1);
+    let snapshot = site.ingest(night("web01", 0), &noise(3_000_000, 1));
+    let mut drips = tokio::task::JoinSet::new();
+    // One sends a frame a byte at a time, the other takes its answer a byte at a time.
+    let mut sender = site.stream(local());
+    drips.spawn(async move {
+        sender
+            .write_all(&[hello(), frame(Kind::Records as u8, 1, &[0; 100_000])[..40].to_vec()].concat())
+            .await
+            .unwrap();
+        while sender.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(EACH).await;
+        }
+    });
+    let ids = chunk_ids(&site, &snapshot);
+    let mut taker = site.stream(local());
+    drips.spawn(async move {
+        let get = Request::Get { ids: Ids(ids), fetch: replicate::wire::Fetch::Stored };
+        taker.write_all(&[hello(), frame(Kind::Request as u8, 1, &get.to_bytes())].concat()).await.unwrap();
+        while matches!(taker.read(&mut [0]).await, Ok(1)) {
+            // What was sent before the server gave up may still be read, at any speed.
+            if taker.write_all(&[]).await.is_err() || taker.write_all(&frame(Kind::Ping as u8, 0, &[])).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(EACH).await;
+        }
+    });
+    assert_serves(&site).await;
+    let both = async { while drips.join_next().await.transpose().unwrap().is_some() {} };
+    tokio::time::timeout(PATIENCE, both).await.expect("the server lets go of peers that drip");
+    assert_serves(&site).await;
+}
+
+/// The ids of all chunks of a snapshot.
+fn chunk_ids(site: &Site, snapshot: &Snapshot) -> Vec<RecordId> {
+    let mut ids = Vec::new();
+    let entry = snapshot.entry();
+    manifest::walk(&*site.store, entry.root, entry.virtual_bytes, &mut |segment| {
+        let Node::Leaf(leaf) = site.store.node(segment.leaf)? else { panic!("a leaf is a leaf") };
+        ids.extend(leaf.chunks().map(|(_, id, _)| RecordId::from(id)));
+        Ok(())
+    })
+    .unwrap();
+    ids
 }
 
 #[tokio::test(flavor = "multi_thread")]
