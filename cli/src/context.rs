@@ -229,7 +229,7 @@ impl Context {
     fn owner_left(&self, dir: &Path) -> Result<bool> {
         match self.runtime()?.block_on(owner::connect(dir, None)) {
             Ok(client) => {
-                client.leave_blocking()?;
+                client.leave_blocking().map_err(stays)?;
                 Ok(true)
             }
             Err(Error::Unreachable { .. } | Error::NotFound { .. }) => Ok(false),
@@ -271,6 +271,13 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>, config: &Config) -> usize {
     let configured = || config.defaults.threads.and_then(|threads| NonZeroUsize::try_from(threads).ok());
     let cores = || std::thread::available_parallelism().ok();
     asked.or_else(configured).or_else(cores).map_or(1, NonZeroUsize::get)
+}
+
+/// An owner that does not end when it is asked to.
+fn stays(error: Error) -> Failure {
+    let is_busy = matches!(error, Error::Busy { .. });
+    let failure = Failure::from(error);
+    if is_busy { failure.hint("this needs the store for itself: try again when nothing else uses it") } else { failure }
 }
 
 /// What is not found when a store is opened is the store.

@@ -77,6 +77,19 @@ impl Network {
         command
     }
 
+    /// The same command on a machine.
+    pub fn on(&self, machine: u8, command: &Command) -> Command {
+        let mut there = self.command(machine, command.get_program());
+        there.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => there.env(name, value),
+                None => there.env_remove(name),
+            };
+        }
+        there
+    }
+
     /// Runs a function on a machine: sockets that it opens stay there, those of threads that it starts are there too.
     pub fn within<T: Send>(&self, machine: u8, function: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(Path::new(NAMES_DIR).join(self.name(machine))).unwrap();

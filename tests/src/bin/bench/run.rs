@@ -6,8 +6,10 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
+use ::tests::netns::Network;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -53,12 +55,14 @@ pub(crate) struct Bench {
     pub(crate) work: PathBuf,
     /// The most memory each vmstore command has taken.
     pub(crate) peak_bytes: BTreeMap<String, u64>,
+    /// Where other sites are, if they are machines of their own.
+    pub(crate) network: Option<Arc<Network>>,
     vmstore: PathBuf,
 }
 
 impl Bench {
     pub(crate) fn new(vmstore: PathBuf, images: PathBuf, work: PathBuf, runs: u32) -> Self {
-        Self { runs, images, work, peak_bytes: BTreeMap::new(), vmstore }
+        Self { runs, images, work, peak_bytes: BTreeMap::new(), network: None, vmstore }
     }
 
     /// A path in the work directory.

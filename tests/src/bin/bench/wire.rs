@@ -1,6 +1,6 @@
 //! What replication costs: bytes and round trips between two sites, how busy it keeps a link, and what hosts share.
 //!
-//! Sites are stores with a server of their own, reached over TLS. Where a link matters, it is `tests::wan`'s, and rsync
+//! Sites are stores with a server of their own in another network namespace, reached over TLS. Where a link matters, it is `tests::wan`'s, and rsync
 //! and restic go through the same one in the same round.
 
 mod fleet;
@@ -12,9 +12,11 @@ mod site;
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use tests::netns::Network;
 
 use self::server::Remote;
 use crate::run::Bench;
@@ -48,6 +50,14 @@ impl Report {
 /// All measurements of replication.
 pub(crate) fn wire(bench: &mut Bench) -> Result<Vec<Row>> {
     bench.make_images("fleet")?;
+    let network = Arc::new(Network::new(2));
+    bench.network = Some(Arc::clone(&network));
+    let rows = network.within(0, || on_two_machines(bench));
+    bench.network = None;
+    rows
+}
+
+fn on_two_machines(bench: &mut Bench) -> Result<Vec<Row>> {
     let mut rows = site::rows(bench)?;
     rows.extend(site::many_snapshots(bench)?);
     rows.extend(site::one_block(bench)?);

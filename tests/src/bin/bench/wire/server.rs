@@ -19,6 +19,8 @@ use crate::run::Bench;
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 const TOKEN_FILE: &str = "token";
+/// The machine of the network where servers are; everything else is on the first.
+const FAR: u8 = 1;
 
 /// What a client is told of a server.
 #[derive(Clone, Debug)]
@@ -57,8 +59,10 @@ impl Server {
     pub(super) fn start(bench: &mut Bench, name: &str) -> Result<Self> {
         let store = bench.new_store(name)?;
         let token_file = make_token(bench, &store)?;
-        let mut command = bench.command(&store, "serve");
-        command.args(["--listen", "tls://127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
+        let network = bench.network.clone().context("the sites' network is not there")?;
+        let mut command = network.on(FAR, &bench.command(&store, "serve"));
+        let listen = format!("tls://{}:0", network.address(FAR));
+        command.args(["--listen", &listen]).stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().context("cannot run vmstore serve")?;
         let stderr = child.stderr.take().context("its standard error is a pipe")?;
         // Made first, so that a server that says the wrong thing is stopped too.

@@ -149,7 +149,7 @@ pub(super) fn one_block(bench: &mut Bench) -> Result<Vec<Row>> {
     let block = push_new(bench, &store, &remote, &snapshot(1))?;
     server.stop(bench)?;
     Ok(vec![
-        Row::new("8 GiB image over loopback, records", whole, "B/s").target(Target::AtLeast(600e6)),
+        Row::new("8 GiB image over a veth pair, records", whole, "B/s").target(Target::AtLeast(600e6)),
         Row::new("one changed block of 8 GiB, wire bytes", block.wire_bytes(), "B").target(Target::AtMost(32_768.0)),
         Row::new("one changed block of 8 GiB, round trips", block.round_trips as f64, "trips"),
     ])
@@ -157,7 +157,7 @@ pub(super) fn one_block(bench: &mut Bench) -> Result<Vec<Row>> {
 
 /// Bytes of records a second, to an empty site.
 fn whole_image(bench: &mut Bench, store: &Path) -> Result<f64> {
-    const WHAT: &str = "records a second over loopback";
+    const WHAT: &str = "records a second over a veth pair";
     let mut samples = Samples::default();
     for _ in 0..bench.runs {
         let server = Server::start(bench, "block-remote")?;
