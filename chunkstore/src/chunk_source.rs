@@ -17,6 +17,18 @@ pub trait ChunkSource: Send + Sync {
     /// Fetches one manifest node.
     fn node(&self, id: NodeId) -> Result<Node>;
 
+    /// Fetches manifest nodes as [`ChunkSource::chunks`] does chunks.
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        ids.iter().enumerate().try_for_each(|(at, id)| each(at, self.node(*id)))
+    }
+
+    /// Tells that these chunks are likely to be asked for soon, perhaps one by one. A source that must ask others where
+    /// chunks lie asks for all at once. Only a hint: nothing fails.
+    fn expect(&self, _ids: &[ChunkId]) {}
+
+    /// As [`ChunkSource::expect`], of nodes.
+    fn expect_nodes(&self, _ids: &[NodeId]) {}
+
     /// Fetches one chunk.
     fn chunk(&self, id: ChunkId) -> Result<Chunk> {
         let mut fetched = None;

@@ -41,6 +41,7 @@ mod mark;
 pub mod name;
 pub mod pack;
 mod parallel;
+pub mod placed;
 pub mod progress;
 pub mod record;
 pub mod reserve;

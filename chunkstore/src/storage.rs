@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +73,11 @@ pub trait ReadFile: Send + Sync {
 
     /// The file's length in bytes.
     fn len_bytes(&self) -> io::Result<u64>;
+
+    /// Whether the file is known to have no name any more, so that only its readers keep its bytes.
+    fn is_removed(&self) -> bool {
+        false
+    }
 }
 
 /// What a directory holds.
@@ -196,5 +201,9 @@ impl ReadFile for LocalRead {
 
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
+    }
+
+    fn is_removed(&self) -> bool {
+        self.0.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
     }
 }

@@ -40,6 +40,11 @@ impl PackReader {
         self.id
     }
 
+    /// Whether the file is known to have no name any more.
+    pub fn is_removed(&self) -> bool {
+        self.file.is_removed()
+    }
+
     /// Reads bytes of the pack.
     ///
     /// # Errors

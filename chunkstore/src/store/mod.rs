@@ -11,7 +11,6 @@ mod open;
 mod protect;
 mod publish;
 mod read;
-mod runs;
 mod session;
 mod writers;
 
@@ -23,8 +22,7 @@ pub use claims::Clock;
 pub use open::{InitOptions, OpenOptions, Reindexed};
 pub(crate) use protect::Collecting;
 use protect::{Gate, Move, Protections};
-pub(crate) use read::{Plain, id_of};
-pub use read::{check_plain, verify_record};
+pub use read::verify_record;
 pub use session::WriteSession;
 use writers::Writers;
 

@@ -1,7 +1,4 @@
-//! Reading verified content out of a store, by id.
-//!
-//! gc moves records and unlinks packs while others read: a place that was looked up may be gone when it is read. So all
-//! reading by id goes through [`Store::read_ids`], which looks again for what could not be read.
+//! Reading verified content out of a store, by id. The store knows the places; [`Placed`] reads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,89 +6,43 @@ use std::sync::Arc;
 use crate::catalog::{Snapshot, State};
 use crate::chunk::Chunk;
 use crate::chunk_source::ChunkSource;
-use crate::codec::{self, Codec};
+use crate::codec;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, EntryId, NodeId, RecordId};
 use crate::index::Place;
 use crate::manifest::Node;
 use crate::pack::PackReader;
-use crate::record::{Header, Kind, Record};
+use crate::placed::{Placed, Places, Plain, check_plain};
+use crate::record::{Kind, Record};
 use crate::sink::Like;
-use crate::store::Store;
-use crate::store::runs::{Records, Run};
-
-/// How often a record is looked for again that moved while it was read.
-const TRIES_MAX: u32 = 8;
-const UNLIKE_ID: &str = "its bytes do not match its id";
-
-/// Takes what was read, each with its position in what was asked for.
-type Each<'a, T> = dyn FnMut(usize, Result<T>) -> Result<()> + 'a;
-/// Reads records at places.
-type Read<'a, T> = dyn Fn(Vec<(usize, Place)>, &mut Each<'_, T>) -> Result<()> + 'a;
+use crate::store::{Store, TRIES_MAX};
 
 impl ChunkSource for Store {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-        self.read_plain(&records, &|at| format!("chunk {}", ids[at]), &mut |position, plain| {
-            let id = ids[position];
-            let chunk = plain.and_then(|plain| plain.into_chunk(id));
-            each(position, chunk.map_err(|error| error.within(&format!("chunk {id}"))))
-        })
+        Placed::new(self).chunks(ids, each)
     }
 
     fn node(&self, id: NodeId) -> Result<Node> {
-        Node::verify(id, &self.plain(id.into(), || format!("manifest node {id}"))?)
-    }
-}
-
-/// A decoded record, not yet verified against its id.
-pub(crate) struct Plain {
-    pub(crate) bytes: Vec<u8>,
-    pack: Arc<PackReader>,
-    offset: u64,
-}
-
-impl Plain {
-    fn into_chunk(self, id: ChunkId) -> Result<Chunk> {
-        Chunk::verify(id, self.bytes).map_err(|_| self.pack.damaged(self.offset, UNLIKE_ID))
-    }
-}
-
-impl Store {
-    /// Fetches records as they are stored, in the order of their places, and hands each over with its position. Headers
-    /// and payloads match their checksums; what is absent is an error in its place.
-    ///
-    /// # Errors
-    /// What `each` returns; if the index can't be read.
-    pub fn records(&self, ids: &[RecordId], each: &mut dyn FnMut(usize, Result<Record>) -> Result<()>) -> Result<()> {
-        let read = |wanted, each: &mut Each<'_, Record>| self.read_stored(ids, wanted, each);
-        self.read_ids(ids, &|at| format!("record {}", ids[at]), &read, each)
-    }
-
-    /// For each whether it is there as a full record, known to no damage: whether it can be a base.
-    ///
-    /// # Errors
-    /// If the index can't be read.
-    pub fn is_full(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
-        Ok(self.places(ids)?.into_iter().map(|place| place.is_some_and(|place| place.is_full())).collect())
-    }
-
-    /// The plain bytes of a record that is not a chunk; the caller verifies them.
-    pub(crate) fn plain(&self, id: RecordId, what: impl Fn() -> String) -> Result<Vec<u8>> {
-        let mut bytes = None;
-        self.read_plain(&[id], &|_| what(), &mut |_, plain| {
-            bytes = Some(plain.map(|plain| plain.bytes).map_err(|error| error.within(&what())));
+        let mut node = None;
+        self.nodes(&[id], &mut |_, read| {
+            node = Some(read);
             Ok(())
         })?;
-        bytes.expect("every position is handed over")
+        node.expect("every position is handed over")
     }
 
-    /// Fetches nodes in the order of their places; hands each over as [`ChunkSource::chunks`] does.
-    pub(crate) fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
-        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-        self.read_plain(&records, &|at| format!("manifest node {}", ids[at]), &mut |position, plain| {
-            each(position, plain.and_then(|plain| Node::verify(ids[position], &plain.bytes)))
-        })
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        Placed::new(self).nodes(ids, each)
+    }
+}
+
+impl Places for Store {
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        Self::places(self, ids)
+    }
+
+    fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
+        self.packs().reader(number)
     }
 
     fn absent(&self, what: &str) -> Error {
@@ -102,119 +53,38 @@ impl Store {
         };
         Error::damaged(what, detail)
     }
+}
 
-    fn read_plain(&self, ids: &[RecordId], what: &dyn Fn(usize) -> String, each: &mut Each<'_, Plain>) -> Result<()> {
-        let read = |wanted, each: &mut Each<'_, Plain>| self.read_sorted(wanted, each);
-        self.read_ids(ids, what, &read, each)
+impl Store {
+    /// Fetches records as they are stored, in the order of their places, and hands each over with its position. Headers
+    /// and payloads match their checksums; what is absent is an error in its place.
+    ///
+    /// # Errors
+    /// What `each` returns; if the index can't be read.
+    pub fn records(&self, ids: &[RecordId], each: &mut dyn FnMut(usize, Result<Record>) -> Result<()>) -> Result<()> {
+        Placed::new(self).records(ids, each)
     }
 
-    /// Reads records by `read`, and looks for those again that can't be read, because they may have moved. Every position
-    /// is handed over once; those that moved last.
-    fn read_ids<T>(
+    /// For each whether it is there as a full record, known to no damage: whether it can be a base.
+    ///
+    /// # Errors
+    /// If the index can't be read.
+    pub fn is_full(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
+        Ok(self.places(ids)?.into_iter().map(|place| place.is_some_and(|place| place.is_full())).collect())
+    }
+
+    /// Reads and decodes full records in the order of their places, and hands each over with its position.
+    pub(crate) fn read_full(
         &self,
-        ids: &[RecordId],
-        what: &dyn Fn(usize) -> String,
-        read: &Read<'_, T>,
-        each: &mut Each<'_, T>,
+        wanted: Vec<(usize, Place)>,
+        each: &mut dyn FnMut(usize, Result<Plain>) -> Result<()>,
     ) -> Result<()> {
-        let mut places = self.places(ids)?;
-        let mut wanted = Vec::with_capacity(ids.len());
-        for (at, place) in places.iter().enumerate() {
-            match place {
-                Some(place) => wanted.push((at, *place)),
-                None => each(at, Err(self.absent(&what(at))))?,
-            }
-        }
-        for tries in 0.. {
-            let mut failed = Vec::new();
-            read(wanted, &mut |at, result| match result {
-                Err(error) if tries < TRIES_MAX => {
-                    failed.push((at, error));
-                    Ok(())
-                }
-                result => each(at, result),
-            })?;
-            if failed.is_empty() {
-                break;
-            }
-            let asked: Vec<RecordId> = failed.iter().map(|(at, _)| ids[*at]).collect();
-            wanted = Vec::new();
-            for ((at, error), place) in failed.into_iter().zip(self.places(&asked)?) {
-                match place {
-                    Some(moved) if places[at] != Some(moved) => {
-                        places[at] = Some(moved);
-                        wanted.push((at, moved));
-                    }
-                    _ => each(at, Err(error))?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads and decodes records in the order of their places, and hands each over with its position.
-    pub(crate) fn read_sorted(&self, wanted: Vec<(usize, Place)>, each: &mut Each<'_, Plain>) -> Result<()> {
-        self.read_runs(wanted, &mut |run| match run {
-            Run::Read(records) => self.decode_run(&records, each),
-            Run::Failed(at, error) => each(at, Err(error)),
-        })
-    }
-
-    fn read_stored(&self, ids: &[RecordId], wanted: Vec<(usize, Place)>, each: &mut Each<'_, Record>) -> Result<()> {
-        self.read_runs(wanted, &mut |run| {
-            let records = match run {
-                Run::Read(records) => records,
-                Run::Failed(at, error) => return each(at, Err(error)),
-            };
-            for ((at, place), record) in records.places.iter().zip(records.parse()) {
-                let record = record.and_then(|(header, payload)| {
-                    if header.id == ids[*at] {
-                        Ok(Record { header, payload: payload.to_vec() })
-                    } else {
-                        Err(records.pack.damaged(u64::from(place.offset), "another record lies there"))
-                    }
-                });
-                each(*at, record)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Decodes records that were read together.
-    fn decode_run(&self, records: &Records<'_>, each: &mut Each<'_, Plain>) -> Result<()> {
-        let parsed = records.parse();
-        let bases = self.bases(parsed.iter().flatten().filter_map(|(header, _)| header.base))?;
-        for ((position, place), record) in records.places.iter().zip(parsed) {
-            let plain = record.and_then(|(header, payload)| decode(records.pack, place, &header, payload, &bases));
-            each(*position, plain)?;
-        }
-        Ok(())
+        Placed::new(self).read_full(wanted, each)
     }
 
     /// Reads and verifies the bases of delta records. A base that can't be had is left out.
     pub(super) fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<HashMap<RecordId, Vec<u8>>> {
-        let mut ids: Vec<_> = ids.collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let mut bases = HashMap::with_capacity(ids.len());
-        if ids.is_empty() {
-            return Ok(bases);
-        }
-        let read = |wanted: Vec<(usize, Place)>, each: &mut Each<'_, Vec<u8>>| {
-            let (full, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, place)| place.is_full());
-            others.into_iter().try_for_each(|(at, _)| each(at, Err(self.absent("a base"))))?;
-            let kinds: HashMap<usize, Kind> = full.iter().map(|(at, place)| (*at, place.kind)).collect();
-            self.read_sorted(full, &mut |at, plain| {
-                each(at, plain.and_then(|plain| check_plain(kinds[&at], ids[at], plain.bytes)))
-            })
-        };
-        self.read_ids(&ids, &|_| "a base".into(), &read, &mut |at, plain| {
-            if let Ok(plain) = plain {
-                bases.insert(ids[at], plain);
-            }
-            Ok(())
-        })?;
-        Ok(bases)
+        Placed::new(self).bases(ids)
     }
 
     /// For each the name of the base that a delta against it would have: its own if it is full, else its base's. Where
@@ -286,33 +156,6 @@ fn sketch_of(like: Like) -> Option<u32> {
     }
 }
 
-fn decode(
-    pack: &Arc<PackReader>,
-    place: &Place,
-    header: &Header,
-    payload: &[u8],
-    bases: &HashMap<RecordId, Vec<u8>>,
-) -> Result<Plain> {
-    let offset = u64::from(place.offset);
-    let base = match header.base {
-        Some(base) if header.codec == Codec::Delta => Some(
-            bases.get(&base).ok_or_else(|| pack.damaged(offset, format!("its base {base} is missing or damaged")))?,
-        ),
-        _ => None,
-    };
-    let bytes = codec::decode(header.codec, payload, header.plain_bytes as usize, base.map(Vec::as_slice))
-        .map_err(|detail| pack.damaged(offset, detail))?;
-    Ok(Plain { bytes, pack: Arc::clone(pack), offset })
-}
-
-/// Checks plain bytes against their id, by their kind.
-///
-/// # Errors
-/// [`Error::Damaged`] if they do not match.
-pub fn check_plain(kind: Kind, id: RecordId, bytes: Vec<u8>) -> Result<Vec<u8>> {
-    if id_of(kind, &bytes) == id { Ok(bytes) } else { Err(Error::damaged(format!("record {id}"), UNLIKE_ID)) }
-}
-
 /// Checks that a record from elsewhere is what it says: that it decodes, if it is a delta with its base from the store,
 /// and that its content matches its id and is of its kind.
 ///
@@ -356,13 +199,4 @@ fn check_form(kind: Kind, id: RecordId, plain: Vec<u8>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The id that these bytes have as content of this kind.
-pub(crate) fn id_of(kind: Kind, bytes: &[u8]) -> RecordId {
-    match kind {
-        Kind::Chunk => ChunkId::of(bytes).into(),
-        Kind::Node => NodeId::of(bytes).into(),
-        Kind::Entry => EntryId::of(bytes).into(),
-    }
 }

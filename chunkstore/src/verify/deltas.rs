@@ -18,7 +18,8 @@ use crate::index::Place;
 use crate::mark::Mark;
 use crate::pack::TableEntry;
 use crate::parallel;
-use crate::store::{Plain, Store, id_of};
+use crate::placed::{Plain, id_of};
+use crate::store::Store;
 
 /// Stored bytes of a batch. Two are in memory: one is filled while the other is checked.
 const BATCH_BYTES: usize = 24 << 20;
@@ -131,7 +132,7 @@ impl Batch {
         let groups: Vec<&[Delta]> = deltas.chunk_by(|a, b| a.base == b.base).collect();
         let bases = groups.iter().enumerate().map(|(at, group)| (at, group[0].base)).collect();
         let mut plain = Vec::new();
-        store.read_sorted(bases, &mut |group, base| {
+        store.read_full(bases, &mut |group, base| {
             let found: Vec<_> =
                 groups[group].iter().map(|delta| (delta.block, self.check_delta(*delta, &base, &mut plain))).collect();
             let mut verdicts = verdicts.lock().unwrap_or_else(PoisonError::into_inner);

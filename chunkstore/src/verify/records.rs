@@ -14,7 +14,7 @@ use crate::mark::Mark;
 use crate::pack::TableEntry;
 use crate::parallel;
 use crate::record::{Header, Kind};
-use crate::store::id_of;
+use crate::placed::id_of;
 
 /// Why a record is bad.
 pub(super) struct Fault {

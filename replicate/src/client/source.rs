@@ -40,7 +40,7 @@ pub(crate) fn decode(record: &Record, bases: &Bases) -> Result<Vec<u8>> {
 /// Keeps a base that came along.
 fn keep(bases: &mut Bases, record: &Record) -> Result<()> {
     let plain = decode(record, &Bases::new())?;
-    bases.insert(record.header.id, chunkstore::store::check_plain(record.header.kind, record.header.id, plain)?);
+    bases.insert(record.header.id, chunkstore::placed::check_plain(record.header.kind, record.header.id, plain)?);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Reading records by their places: those that lie close together with one call.
+//! Runs: records that lie close together are read with one call.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use crate::buffers;
 use crate::error::{Error, Result};
 use crate::index::Place;
 use crate::pack::PackReader;
+use crate::placed::Places;
 use crate::record::{HEADER_BYTES, Header};
-use crate::store::Store;
 
 /// Records of one pack that lie this close are read with one call.
 const GAP_BYTES_MAX: u64 = 32 << 10;
@@ -44,44 +44,42 @@ impl<'a> Records<'a> {
     }
 }
 
-impl Store {
-    /// Reads records in the order of their places.
-    pub(super) fn read_runs(
-        &self,
-        mut wanted: Vec<(usize, Place)>,
-        visit: &mut dyn FnMut(Run<'_>) -> Result<()>,
-    ) -> Result<()> {
-        wanted.sort_unstable_by_key(|(_, place)| (place.pack, place.offset));
-        let mut rest = wanted.as_slice();
-        while !rest.is_empty() {
-            let run = run_length(rest);
-            let (run, after) = rest.split_at(run);
-            self.read_run(run, visit)?;
-            rest = after;
-        }
-        Ok(())
+/// Reads records in the order of their places.
+pub(super) fn read(
+    places: &dyn Places,
+    mut wanted: Vec<(usize, Place)>,
+    visit: &mut dyn FnMut(Run<'_>) -> Result<()>,
+) -> Result<()> {
+    wanted.sort_unstable_by_key(|(_, place)| (place.pack, place.offset));
+    let mut rest = wanted.as_slice();
+    while !rest.is_empty() {
+        let run = run_length(rest);
+        let (run, after) = rest.split_at(run);
+        read_run(places, run, visit)?;
+        rest = after;
     }
+    Ok(())
+}
 
-    /// Reads records that lie close together with one call.
-    fn read_run(&self, run: &[(usize, Place)], visit: &mut dyn FnMut(Run<'_>) -> Result<()>) -> Result<()> {
-        // Places may overlap if a damaged pack was searched for records and content that looks like one was found.
-        let range_end = run.iter().map(|(_, place)| end(place)).max().unwrap_or_default();
-        let range = u64::from(run[0].1.offset)..range_end;
-        buffers::with((range.end - range.start) as usize, |bytes| {
-            let read = self.packs().reader(run[0].1.pack).and_then(|pack| {
-                pack.read_at(bytes, range.start)?;
-                Ok(pack)
-            });
-            match read {
-                Ok(pack) => visit(Run::Read(Records { pack: &pack, places: run, bytes })),
-                // One bad block must not take its neighbours along.
-                Err(_) if run.len() > 1 => {
-                    run.iter().try_for_each(|one| self.read_run(std::slice::from_ref(one), visit))
-                }
-                Err(error) => visit(Run::Failed(run[0].0, error)),
+/// Reads records that lie close together with one call.
+fn read_run(places: &dyn Places, run: &[(usize, Place)], visit: &mut dyn FnMut(Run<'_>) -> Result<()>) -> Result<()> {
+    // Places may overlap if a damaged pack was searched for records and content that looks like one was found.
+    let range_end = run.iter().map(|(_, place)| end(place)).max().unwrap_or_default();
+    let range = u64::from(run[0].1.offset)..range_end;
+    buffers::with((range.end - range.start) as usize, |bytes| {
+        let read = places.pack(run[0].1.pack).and_then(|pack| {
+            pack.read_at(bytes, range.start)?;
+            Ok(pack)
+        });
+        match read {
+            Ok(pack) => visit(Run::Read(Records { pack: &pack, places: run, bytes })),
+            // One bad block must not take its neighbours along.
+            Err(_) if run.len() > 1 => {
+                run.iter().try_for_each(|one| read_run(places, std::slice::from_ref(one), visit))
             }
-        })
-    }
+            Err(error) => visit(Run::Failed(run[0].0, error)),
+        }
+    })
 }
 
 fn end(place: &Place) -> u64 {
