@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
@@ -13,6 +14,28 @@ use crate::id::{ChunkId, NodeId};
 
 #[derive(Default)]
 struct Nodes(HashMap<NodeId, Vec<u8>>);
+
+/// Nodes that count how often they are asked.
+struct Counted<'a> {
+    nodes: &'a Nodes,
+    requests: AtomicUsize,
+}
+
+impl ChunkSource for Counted<'_> {
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        self.nodes.chunks(ids, each)
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.nodes.node(id)
+    }
+
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.nodes.nodes(ids, each)
+    }
+}
 
 impl Nodes {
     fn put(&mut self, node: &Node) -> NodeId {
@@ -110,6 +133,28 @@ fn heights() {
     assert!(height_for(crate::limits::IMAGE_BYTES_MAX) <= crate::limits::HEIGHT_MAX);
 }
 
+#[test]
+fn leaves_in_order_are_read_together_and_a_damaged_one_fails_alone() {
+    let mut nodes = Nodes::default();
+    let leaves: BTreeMap<u64, u8> = (0..250).map(|at| (at, at as u8)).collect();
+    let root = nodes.tree(&leaves, 256 * SEGMENT_BYTES as u64);
+    let damaged = NodeId::of(&Node::Leaf(leaf(77)).encode());
+    nodes.0.insert(damaged, b"damaged".to_vec());
+    let counted = Counted { nodes: &nodes, requests: AtomicUsize::new(0) };
+    let reader = LeafReader::new(&counted, root, 256 * SEGMENT_BYTES as u64);
+    for at in 0..250 {
+        let read = reader.leaf(at);
+        assert_eq!(read.is_err(), at == 77, "{at}");
+        assert!(read.is_err() || read.unwrap().unwrap().1 == leaf(at as u8), "{at}");
+    }
+    assert!(counted.requests.load(Ordering::Relaxed) < 20, "{:?}", counted.requests);
+    let scattered = LeafReader::new(&counted, root, 256 * SEGMENT_BYTES as u64);
+    let before = counted.requests.load(Ordering::Relaxed);
+    [200, 100, 5, 150].map(|at| scattered.leaf(at).unwrap().unwrap());
+    assert!(scattered.ahead.lock().unwrap().leaves.iter().all(HashMap::is_empty), "nothing is read in vain");
+    assert_eq!(counted.requests.load(Ordering::Relaxed), before + 5);
+}
+
 fn trees() -> impl Strategy<Value = (BTreeMap<u64, u8>, u64)> {
     let segment = prop_oneof![0..4u64, 250..260u64, 0..70_000u64];
     (prop::collection::btree_map(segment, 0..3u8, 0..12), 0..3u64).prop_map(|(leaves, more)| {
@@ -134,6 +179,11 @@ proptest! {
         let reader = LeafReader::new(&nodes, root, virtual_bytes);
         for at in leaves.keys().flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 256, at + 65_536]) {
             prop_assert_eq!(reader.leaf(at).unwrap().map(|leaf| leaf.0), expected.get(&at).copied());
+        }
+        let reader = LeafReader::new(&nodes, root, virtual_bytes);
+        for at in 0..300 {
+            let expected = leaves.get(&at).map(|content| leaf(*content));
+            prop_assert_eq!(reader.leaf(at).unwrap().map(|leaf| leaf.1), expected, "in order");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Reading trees: all leaves in order, one leaf at a time, or what differs between two.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::chunk_source::ChunkSource;
@@ -59,10 +60,16 @@ fn walk_node(
     Ok(())
 }
 
-/// The children of an inner node that must have this height.
+/// The children of an inner node that must have this height. The source is told that leaves will be read.
 fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Result<Vec<(u8, NodeId)>> {
     match source.node(id)? {
-        Node::Inner(inner) if inner.height() == height => Ok(inner.children().to_vec()),
+        Node::Inner(inner) if inner.height() == height => {
+            if height == 1 {
+                let leaves: Vec<NodeId> = inner.children().iter().map(|(_, leaf)| *leaf).collect();
+                source.expect_nodes(&leaves);
+            }
+            Ok(inner.children().to_vec())
+        }
         node => Err(wrong_height(id, node.height(), height)),
     }
 }
@@ -132,21 +139,39 @@ fn view_children(source: &dyn ChunkSource, view: View, height: u8) -> Result<Vec
     })
 }
 
-/// Random access to a tree's leaves by segment, with the inner nodes on the way kept.
+/// Random access to a tree's leaves by segment, with the inner nodes on the way kept. Whoever goes through the segments in
+/// order gets leaves that were read together.
 pub struct LeafReader<'a> {
     source: &'a dyn ChunkSource,
     root: Option<NodeId>,
     height: u8,
     inner: Mutex<HashMap<NodeId, Arc<Node>>>,
+    pub(super) ahead: Mutex<Ahead>,
+}
+
+/// Leaves that were read with one that was asked for.
+#[derive(Default)]
+pub(super) struct Ahead {
+    /// Those that were read together last, and the time before: threads ask a little out of order.
+    pub(super) leaves: [HashMap<NodeId, Leaf>; 2],
+    /// The segment after those.
+    next: u64,
+    /// How many were read together last.
+    group: u64,
 }
 
 /// Inner nodes kept by a [`LeafReader`]; at 8 KiB each.
 const INNER_NODES_KEPT: usize = 256;
+/// Most leaves that are read together; at 2 KiB each, as a rule.
+const GROUP_LEAVES_MAX: u64 = 64;
+/// Threads that take segments in turn ask for leaves so far out of order.
+const OUT_OF_ORDER: u64 = 16;
 
 impl<'a> LeafReader<'a> {
     /// A reader of the tree with this root, of an image of this size.
     pub fn new(source: &'a dyn ChunkSource, root: Option<NodeId>, virtual_bytes: u64) -> Self {
-        Self { source, root, height: height_for(virtual_bytes), inner: Mutex::default() }
+        let (inner, ahead) = (Mutex::default(), Mutex::default());
+        Self { source, root, height: height_for(virtual_bytes), inner, ahead }
     }
 
     /// The name of the node of this height that has this number among those of its height (a leaf: its segment);
@@ -170,7 +195,45 @@ impl<'a> LeafReader<'a> {
     /// The leaf of a segment, with its name.
     pub fn leaf(&self, segment: u64) -> Result<Option<(NodeId, Leaf)>> {
         let Some(id) = self.id_at(0, segment)? else { return Ok(None) };
-        Ok(Some((id, read_leaf(self.source, id)?)))
+        match self.from_ahead(id, segment) {
+            Some(leaf) => Ok(Some((id, leaf))),
+            None => Ok(Some((id, read_leaf(self.source, id)?))),
+        }
+    }
+
+    /// The leaf of a segment, if it was or is now read with others.
+    fn from_ahead(&self, id: NodeId, segment: u64) -> Option<Leaf> {
+        // Held while leaves are read: other threads are about to ask for the same ones.
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(leaf) = ahead.get(id) {
+            return Some(leaf);
+        }
+        let group = ahead.group_from(segment);
+        if group == 1 {
+            return None;
+        }
+        let read = self.read_group(segment..segment + group);
+        ahead.leaves.rotate_left(1);
+        ahead.leaves[1] = read;
+        ahead.get(id)
+    }
+
+    /// Reads the leaves of these segments. What can't be read is left out: who asks for it is told why.
+    fn read_group(&self, segments: Range<u64>) -> HashMap<NodeId, Leaf> {
+        let ids = segments.map_while(|segment| self.id_at(0, segment).ok());
+        let mut ids: Vec<NodeId> = ids.flatten().collect();
+        ids.dedup();
+        let mut leaves = HashMap::with_capacity(ids.len());
+        let read = self.source.nodes(&ids, &mut |at, node| {
+            if let Ok(Node::Leaf(leaf)) = node {
+                leaves.insert(ids[at], leaf);
+            }
+            Ok(())
+        });
+        if let Err(error) = read {
+            tracing::debug!("leaves are read one by one: {error}");
+        }
+        leaves
     }
 
     fn inner_node(&self, id: NodeId) -> Result<Arc<Node>> {
@@ -184,5 +247,19 @@ impl<'a> LeafReader<'a> {
         }
         kept.insert(id, Arc::clone(&node));
         Ok(node)
+    }
+}
+
+impl Ahead {
+    fn get(&self, id: NodeId) -> Option<Leaf> {
+        self.leaves.iter().find_map(|leaves| leaves.get(&id)).cloned()
+    }
+
+    /// How many leaves to read together from this segment on: more and more, as long as segments are asked for in order.
+    fn group_from(&mut self, segment: u64) -> u64 {
+        let is_in_order = segment.abs_diff(self.next) <= OUT_OF_ORDER;
+        self.group = if is_in_order { (self.group * 2).clamp(1, GROUP_LEAVES_MAX) } else { 1 };
+        self.next = segment + self.group;
+        self.group
     }
 }
