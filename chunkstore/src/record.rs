@@ -175,7 +175,7 @@ impl Record {
 }
 
 /// Checks a record's two lengths against the limits.
-pub(crate) fn check_lengths(plain_bytes: u32, stored_bytes: u32) -> Result<(), String> {
+pub fn check_lengths(plain_bytes: u32, stored_bytes: u32) -> Result<(), String> {
     if plain_bytes as usize > PLAIN_BYTES_MAX || stored_bytes as usize > STORED_BYTES_MAX {
         return Err(format!("lengths {plain_bytes} plain, {stored_bytes} stored are over the limits"));
     }

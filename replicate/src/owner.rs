@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chunkstore::{Error, Result};
@@ -17,15 +17,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use chunkstore::chunk::Chunk;
 use chunkstore::chunk_source::ChunkSource;
-use chunkstore::id::{ChunkId, NodeId};
+use chunkstore::id::{ChunkId, NodeId, RecordId};
 use chunkstore::manifest::Node;
 use tokio::runtime::Handle;
 
 use crate::address::Address;
 use crate::auth;
-use crate::client::{Client, Link};
+use crate::client::{Client, Direct, Link, Owner, Packs};
 use crate::transport::{self, ConnectOptions, Stream};
-use crate::wire::{Hello, WireError};
+use crate::wire::{Hello, Located, WireError};
 
 /// An owner that was started listens by then, unless it has an index to rebuild.
 const START_TIME_MAX: Duration = Duration::from_mins(10);
@@ -60,13 +60,18 @@ enum Started {
 /// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there is
 /// no owner and none was to be started; otherwise why none could be started.
 pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
+    connect_with(dir, starter, &Packs::new(dir, &Handle::current())).await
+}
+
+/// [`connect`], with packs that other connections use as well.
+async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>) -> Result<Client> {
     if !dir.join("config.toml").exists() && !dir.join("packs").exists() {
         return Err(Error::not_found(format!("store {}", dir.display())));
     }
     let until = Instant::now() + RETRY_TIME_MAX;
     let mut pause = RETRY;
     loop {
-        let error = match greet(dir).await {
+        let error = match greet(dir, packs).await {
             Ok(client) => return Ok(client),
             // One that speaks another version ends, if a command started it.
             Err(error @ (Error::Unreachable { .. } | Error::Busy { .. } | Error::Refused { .. })) => error,
@@ -103,10 +108,11 @@ async fn open(dir: &Path) -> Result<Stream> {
     Ok(transport::connect(&Address::Path(dir.to_path_buf()), &ConnectOptions::default()).await?.stream)
 }
 
-async fn greet(dir: &Path) -> Result<Client> {
+async fn greet(dir: &Path, packs: &Arc<Packs>) -> Result<Client> {
     let stream = open(dir).await?;
     let hello = Hello { program: crate::PROGRAM.to_owned(), token: None };
-    Client::start(stream, &hello, &Link::default()).await
+    let link = Link { packs: Some(Arc::clone(packs)), ..Link::default() };
+    Client::start(stream, &hello, &link).await
 }
 
 async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
@@ -174,15 +180,19 @@ pub fn tell_starter(error: &Error) {
 }
 
 /// The owner of a store, whoever that is: when it ends, the next request finds or starts another. For plain threads.
+///
+/// As a source of chunks it reads the packs itself, and asks the owner where records lie; it goes on without one as long as
+/// it knows.
 pub struct Reconnecting {
     runtime: Handle,
     dir: PathBuf,
     starter: Starter,
     client: Mutex<Client>,
+    packs: Arc<Packs>,
 }
 
-/// Chunks that are fetched, and after a broken connection fetched again, together.
-const GROUP_CHUNKS: usize = 64;
+/// Records that are fetched, and after a broken connection fetched again, together.
+const GROUP_IDS: usize = 64;
 /// Owners that may end during one request.
 const ATTEMPTS: usize = 5;
 
@@ -192,8 +202,9 @@ impl Reconnecting {
     /// # Errors
     /// As [`connect`].
     pub fn new(runtime: &Handle, dir: &Path, starter: Starter) -> Result<Self> {
-        let client = runtime.block_on(connect(dir, Some(&starter)))?;
-        Ok(Self { runtime: runtime.clone(), dir: dir.to_path_buf(), starter, client: Mutex::new(client) })
+        let packs = Packs::new(dir, runtime);
+        let client = runtime.block_on(connect_with(dir, Some(&starter), &packs))?;
+        Ok(Self { runtime: runtime.clone(), dir: dir.to_path_buf(), starter, client: Mutex::new(client), packs })
     }
 
     /// A connection that had not ended when this was called.
@@ -204,7 +215,7 @@ impl Reconnecting {
         let mut client = crate::lock(&self.client);
         if client.has_ended() {
             tracing::info!("the store's owner has ended; connecting to another");
-            *client = self.runtime.block_on(connect(&self.dir, Some(&self.starter)))?;
+            *client = self.runtime.block_on(connect_with(&self.dir, Some(&self.starter), &self.packs))?;
         }
         Ok(client.clone())
     }
@@ -222,23 +233,70 @@ impl Reconnecting {
     }
 }
 
+impl Reconnecting {
+    /// Whether there is an owner that can be asked at once.
+    fn is_connected(&self) -> bool {
+        self.client.try_lock().is_ok_and(|client| !client.has_ended())
+    }
+}
+
 impl ChunkSource for Reconnecting {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        for (group, ids) in ids.chunks(GROUP_CHUNKS).enumerate() {
-            let fetched = self.lasting(|client| {
-                let mut fetched = Vec::with_capacity(ids.len());
-                client.chunks(ids, &mut |at, chunk| {
-                    fetched.push((at, chunk));
-                    Ok(())
-                })?;
-                Ok(fetched)
-            })?;
-            fetched.into_iter().try_for_each(|(at, chunk)| each(group * GROUP_CHUNKS + at, chunk))?;
+        Direct::new(&self.packs, self).chunks(ids, each)
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        Direct::new(&self.packs, self).node(id)
+    }
+
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        Direct::new(&self.packs, self).nodes(ids, each)
+    }
+
+    fn expect(&self, ids: &[ChunkId]) {
+        // A hint is not worth starting an owner for.
+        if self.is_connected() {
+            Direct::new(&self.packs, self).expect(ids);
+        }
+    }
+
+    fn expect_nodes(&self, ids: &[NodeId]) {
+        if self.is_connected() {
+            Direct::new(&self.packs, self).expect_nodes(ids);
+        }
+    }
+}
+
+impl Owner for Reconnecting {
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+        self.lasting(|client| client.locate(ids))
+    }
+
+    fn fetch_chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let fetched = self.lasting(|client| collect(|each| client.fetch_chunks(ids, each)))?;
+            fetched.into_iter().try_for_each(|(at, chunk)| each(group * GROUP_IDS + at, chunk))?;
         }
         Ok(())
     }
 
-    fn node(&self, id: NodeId) -> Result<Node> {
-        self.lasting(|client| client.node(id))
+    fn fetch_nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let fetched = self.lasting(|client| collect(|each| client.fetch_nodes(ids, each)))?;
+            fetched.into_iter().try_for_each(|(at, node)| each(group * GROUP_IDS + at, node))?;
+        }
+        Ok(())
     }
+}
+
+/// All that is handed over, each with its position.
+fn collect<T>(
+    fetch: impl FnOnce(&mut dyn FnMut(usize, Result<T>) -> Result<()>) -> Result<()>,
+) -> Result<Vec<(usize, Result<T>)>> {
+    let mut fetched = Vec::new();
+    fetch(&mut |at, one| {
+        fetched.push((at, one));
+        Ok(())
+    })?;
+    Ok(fetched)
 }

@@ -144,7 +144,7 @@ impl Reachable {
         }
         let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
         let connected = transport::connect(&self.address, &self.options).await?;
-        let link = Link { limit, tls_bytes: connected.tls_bytes };
+        let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None };
         let client = Client::start(connected.stream, &hello, &link).await;
         Ok(client.map_err(|error| at(&self.address, error))?)
     }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::direct::Packs;
 use crate::rate::RateLimit;
 use crate::transport::{Counters, Stream};
 use crate::wire::{
@@ -36,6 +37,8 @@ pub struct Link {
     pub limit: Option<Arc<RateLimit>>,
     /// What passes after encryption; nothing is counted where there is none.
     pub tls_bytes: Arc<Counters>,
+    /// The store's packs, where the client can open them itself.
+    pub packs: Option<Arc<Packs>>,
 }
 
 /// A connection to a store's owner.
@@ -128,6 +131,11 @@ impl Client {
         self.shared.link.tls_bytes.sent_bytes()
     }
 
+    /// The store's packs, if they are read beside the owner and not through the connection.
+    pub(crate) fn packs(&self) -> Option<&Arc<Packs>> {
+        self.shared.link.packs.as_ref().filter(|packs| packs.are_read())
+    }
+
     /// How often a request was sent while none was under way: each such time costs the link's latency.
     pub fn round_trips(&self) -> u64 {
         self.shared.round_trips.load(Ordering::Relaxed)
@@ -141,6 +149,13 @@ impl Client {
     /// Waits, on a thread that is none of the runtime's, for a future of this client.
     pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.shared.runtime.block_on(future)
+    }
+
+    /// Does something that blocks, for a task.
+    pub(crate) async fn block<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T> {
+        let this = self.clone();
+        let done = self.shared.runtime.spawn_blocking(move || work(&this)).await;
+        done.map_err(|_| Error::Interrupted)
     }
 
     /// Does something on the client's runtime.

@@ -4,12 +4,16 @@
 //! connection ends, every request that waits and every later one fails with [`chunkstore::Error::Unreachable`].
 
 mod connection;
+mod direct;
 mod requests;
 mod session;
 mod source;
+mod stored;
 
 pub use connection::{Client, Link};
 pub(crate) use connection::{PATIENCE, WRITE_BUFFER_BYTES, broken, write_queue};
+pub use direct::Packs;
+pub(crate) use direct::{Direct, Owner};
 pub use requests::{Arrived, Selected};
 pub(crate) use session::expect_done;
 pub use session::{ClientSession, Decided};

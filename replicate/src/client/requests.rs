@@ -10,7 +10,7 @@ use chunkstore::{Error, Result};
 
 use super::Client;
 use super::connection::broken;
-use crate::wire::{Bits, Fetch, ForStream, Ids, Job, Kind, Names, Prefixes, Reply, Request, records_of};
+use crate::wire::{Bits, Fetch, ForStream, Ids, Job, Kind, Located, Names, Places, Prefixes, Reply, Request, records_of};
 
 /// What another store has and this one lacks.
 #[derive(Debug, Default)]
@@ -50,6 +50,19 @@ impl Client {
         fetch: Fetch,
         each: &mut (dyn FnMut(Arrived) -> Result<()> + Send),
     ) -> Result<()> {
+        match self.packs() {
+            Some(packs) => self.read_records(packs, ids, fetch, each).await,
+            None => self.fetch_records(ids, fetch, each).await,
+        }
+    }
+
+    /// [`Client::records`] through the connection.
+    pub(super) async fn fetch_records(
+        &self,
+        ids: &[RecordId],
+        fetch: Fetch,
+        each: &mut (dyn FnMut(Arrived) -> Result<()> + Send),
+    ) -> Result<()> {
         let mut wanted = Wanted::new(ids);
         let request = Request::Get { ids: Ids(wanted.distinct()), fetch };
         let mut answer = self.send(Kind::Request, request.to_bytes()).await?;
@@ -77,6 +90,18 @@ impl Client {
     pub async fn full(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
         match self.call(&Request::Full { ids: Ids(ids.to_vec()) }).await? {
             Reply::Bits(bits) => Ok((0..ids.len()).map(|at| bits.has(at)).collect()),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Where records lie; those have no place that can't be read, or not yet.
+    ///
+    /// # Errors
+    /// If the connection fails; [`Error::Denied`] to clients elsewhere.
+    pub async fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+        match self.call(&Request::Places { ids: Ids(ids.to_vec()) }).await? {
+            Reply::Places(Places(places)) if places.len() == ids.len() => Ok(places),
+            Reply::Places(_) => Err(broken("places of another number of records")),
             reply => Err(unexpected(&reply)),
         }
     }

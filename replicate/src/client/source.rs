@@ -9,14 +9,15 @@ use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::{Codec, Decoder};
 use chunkstore::id::{ChunkId, NodeId, RecordId};
 use chunkstore::manifest::Node;
+use chunkstore::placed::Placed;
 use chunkstore::record::Record;
 use chunkstore::sink::{Base, Claim, Like, Sink};
 use chunkstore::{Error, Result};
 
 use super::connection::broken;
 use super::requests::{Arrived, unexpected};
-use super::{Client, ClientSession};
-use crate::wire::{Fetch, ForStream, Kind, Reply, Request, Resemblance, records_of};
+use super::{Client, ClientSession, Direct, Owner, Packs};
+use crate::wire::{Fetch, ForStream, Kind, Located, Places, Reply, Request, Resemblance, records_of};
 
 /// Ids of one request: their records fit in memory together.
 const GROUP_IDS: usize = 64;
@@ -52,7 +53,7 @@ impl Client {
         each: &mut (dyn FnMut(usize, Result<Vec<u8>>) -> Result<()> + Send),
     ) -> Result<()> {
         let mut bases = Bases::new();
-        self.records(ids, Fetch::WithBases, &mut |arrived| match arrived {
+        self.fetch_records(ids, Fetch::WithBases, &mut |arrived| match arrived {
             Arrived::Base(record) => keep(&mut bases, &record),
             Arrived::Wanted(position, Err(error)) => each(position, Err(error)),
             Arrived::Wanted(position, Ok(record)) => each(position, decode(&record, &bases)),
@@ -63,6 +64,47 @@ impl Client {
 
 impl ChunkSource for Client {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        match self.packs() {
+            Some(packs) => Direct::new(packs, self).chunks(ids, each),
+            None => self.fetch_chunks(ids, each),
+        }
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        let mut node = None;
+        self.nodes(&[id], &mut |_, read| {
+            node = Some(read);
+            Ok(())
+        })?;
+        node.expect("every position is handed over")
+    }
+
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        match self.packs() {
+            Some(packs) => Direct::new(packs, self).nodes(ids, each),
+            None => self.fetch_nodes(ids, each),
+        }
+    }
+
+    fn expect(&self, ids: &[ChunkId]) {
+        if let Some(packs) = self.packs() {
+            Direct::new(packs, self).expect(ids);
+        }
+    }
+
+    fn expect_nodes(&self, ids: &[NodeId]) {
+        if let Some(packs) = self.packs() {
+            Direct::new(packs, self).expect_nodes(ids);
+        }
+    }
+}
+
+impl Owner for Client {
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+        self.wait(self.places(ids))
+    }
+
+    fn fetch_chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
         for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
             let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
             let mut fetched = Vec::with_capacity(ids.len());
@@ -77,13 +119,19 @@ impl ChunkSource for Client {
         Ok(())
     }
 
-    fn node(&self, id: NodeId) -> Result<Node> {
-        let mut node = None;
-        self.wait(self.plain(&[id.into()], &mut |_, plain| {
-            node = Some(plain.and_then(|plain| Node::verify(id, &plain)));
-            Ok(())
-        }))?;
-        node.expect("every position is handed over")
+    fn fetch_nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+            let mut fetched = Vec::with_capacity(ids.len());
+            self.wait(self.plain(&records, &mut |at, plain| {
+                fetched.push((at, plain));
+                Ok(())
+            }))?;
+            for (at, plain) in fetched {
+                each(group * GROUP_IDS + at, plain.and_then(|plain| Node::verify(ids[at], &plain)))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -97,6 +145,11 @@ impl Sink for ClientSession {
     }
 
     fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
+        if let Some(packs) = self.client().packs()
+            && let Some(bases) = self.read_bases(packs, like)?
+        {
+            return Ok(bases);
+        }
         self.client().wait(self.fetch_bases(like))
     }
 
@@ -114,15 +167,27 @@ impl Sink for ClientSession {
 }
 
 impl ClientSession {
+    /// Asks only which bases there are, and reads them; `None` if one can't be read here.
+    fn read_bases(&self, packs: &Packs, like: &[Like]) -> Result<Option<Vec<Option<Base>>>> {
+        let request = Request::BaseIds { session: self.id(), like: resemblances(like) };
+        let (ids, places) = match self.client().wait(self.client().call(&request))? {
+            Reply::BaseIds { ids, places: Places(places) } => (ids, places),
+            reply => return Err(unexpected(&reply)),
+        };
+        let found: Vec<RecordId> = ids.iter().flatten().map(|id| RecordId::from_bytes(*id)).collect();
+        if ids.len() != like.len() || places.len() != found.len() {
+            return Err(broken("bases of another number of records"));
+        }
+        packs.keep(&found, &places);
+        let bases = Placed::new(&Direct::new(packs, self.client())).bases(found.iter().copied())?;
+        if found.iter().any(|id| !bases.contains_key(id)) {
+            return Ok(None);
+        }
+        Ok(Some(ids.into_iter().map(|id| id.and_then(|id| base_of(&bases, id))).collect()))
+    }
+
     async fn fetch_bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
-        let like: Vec<_> = like
-            .iter()
-            .map(|like| match like {
-                Like::Record(id) => Resemblance::Record(*id.as_bytes()),
-                Like::Sketch(sketch) => Resemblance::Sketch(*sketch),
-            })
-            .collect();
-        let request = Request::Bases { session: self.id(), like };
+        let request = Request::Bases { session: self.id(), like: resemblances(like) };
         let mut answer = self.client().send(Kind::Request, request.to_bytes()).await?;
         let mut bases = Bases::new();
         loop {
@@ -139,11 +204,21 @@ impl ClientSession {
             let Reply::Bases(ids) = Reply::from_bytes(&frame.payload).map_err(broken)? else {
                 return Err(unexpected(&Reply::Done));
             };
-            let base = |id: [u8; 32]| {
-                let id = RecordId::from_bytes(id);
-                bases.get(&id).map(|bytes| Base { id, bytes: bytes.clone() })
-            };
-            return Ok(ids.into_iter().map(|id| id.and_then(base)).collect());
+            return Ok(ids.into_iter().map(|id| id.and_then(|id| base_of(&bases, id))).collect());
         }
     }
+}
+
+fn resemblances(like: &[Like]) -> Vec<Resemblance> {
+    like.iter()
+        .map(|like| match like {
+            Like::Record(id) => Resemblance::Record(*id.as_bytes()),
+            Like::Sketch(sketch) => Resemblance::Sketch(*sketch),
+        })
+        .collect()
+}
+
+fn base_of(bases: &Bases, id: [u8; 32]) -> Option<Base> {
+    let id = RecordId::from_bytes(id);
+    bases.get(&id).map(|bytes| Base { id, bytes: bytes.clone() })
 }

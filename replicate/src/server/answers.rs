@@ -7,6 +7,7 @@ use chunkstore::catalog::Catalog;
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::{Codec, Encoder};
 use chunkstore::id::{ChunkId, EntryId, NodeId, RecordId};
+use chunkstore::index::Place;
 use chunkstore::name::{ImageName, Selector, SnapshotName};
 use chunkstore::record::{Kind as RecordKind, Record};
 use chunkstore::sink::Like;
@@ -16,8 +17,8 @@ use chunkstore::{Error, Result};
 use super::connection::Connection;
 use crate::auth::Grant;
 use crate::wire::{
-    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Names, Prefixes, RecordBatch, Reply,
-    Request, Resemblance, WireError, claims_to_bytes, records_of, split_session,
+    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Located, Names, Places, Prefixes, RecordBatch,
+    Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, records_of, split_session,
 };
 
 /// Records that are read from the store together.
@@ -98,10 +99,14 @@ impl Connection {
                 self.server.leave();
                 Ok(Reply::Done)
             }
+            Request::Places { ids: Ids(ids) } => {
+                Ok(Reply::Places(self.server.work(move |store| places(store, &ids)).await?))
+            }
+            Request::BaseIds { session, like } => self.base_ids(session, &like).await,
         }
     }
 
-    async fn bases(&self, number: u32, session: crate::wire::SessionId, like: &[Resemblance]) -> Result<Reply> {
+    async fn bases(&self, number: u32, session: SessionId, like: &[Resemblance]) -> Result<Reply> {
         if like.len() > IDS_MAX {
             return Err(Error::invalid("too many bases are asked for"));
         }
@@ -122,6 +127,21 @@ impl Connection {
             self.send_rest(batch, Kind::Bases, number).await?;
         }
         Ok(Reply::Bases(answer))
+    }
+
+    async fn base_ids(&self, session: SessionId, like: &[Resemblance]) -> Result<Reply> {
+        if like.len() > IDS_MAX {
+            return Err(Error::invalid("too many bases are asked for"));
+        }
+        let session = self.session(session)?;
+        let like: Vec<Like> = like.iter().map(like_of).collect();
+        let find = move |store: &Arc<Store>| {
+            let ids = session.writer().base_ids(&like)?;
+            let found: Vec<RecordId> = ids.iter().flatten().copied().collect();
+            let ids = ids.into_iter().map(|id| id.map(|id| *id.as_bytes())).collect();
+            Ok(Reply::BaseIds { ids, places: places(store, &found)? })
+        };
+        self.server.work(find).await
     }
 
     /// Sends records in groups, so that no answer is in memory as a whole.
@@ -181,6 +201,12 @@ impl Connection {
         }
         Ok(Reply::Selected { common, selected: selection.selected })
     }
+}
+
+/// Where records lie that are in sealed packs.
+fn places(store: &Store, ids: &[RecordId]) -> Result<Places> {
+    let located = |place: Place| Some(Located { pack: store.packs().row(place.pack)?.id, place });
+    Ok(Places(store.places(ids)?.into_iter().map(|place| place.and_then(located)).collect()))
 }
 
 fn like_of(like: &Resemblance) -> Like {

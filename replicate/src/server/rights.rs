@@ -19,6 +19,8 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         Request::Begin { purpose: Purpose::Ingest, .. } | Request::Bases { .. } | Request::Do(_) | Request::Leave => {
             grant.may_admin()
         }
+        // Who can't open the packs has no use for them.
+        Request::Places { .. } | Request::BaseIds { .. } => grant.is_local(),
         Request::Begin { purpose: Purpose::Receive, snapshot, .. } => {
             return check_parent(grant, snapshot.as_deref());
         }
@@ -44,6 +46,7 @@ fn what(request: &Request) -> &'static str {
         Request::Begin { purpose: Purpose::Receive, .. } => "push",
         Request::Do(_) => "manage the store",
         Request::Leave => "end the owner",
+        Request::Places { .. } | Request::BaseIds { .. } => "read packs",
         _ => "read",
     }
 }

@@ -7,6 +7,7 @@ use chunkstore::sink::Claim;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::places::Places;
 use super::{ENTRY_PREFIX_BYTES, IDS_MAX};
 
 /// The first message of a client.
@@ -157,6 +158,18 @@ pub enum Request {
     Do(Job),
     /// Asks the owner to end when its clients have gone, and to take no new ones.
     Leave,
+    /// Asks where records lie, to read them beside the owner.
+    Places {
+        /// Which.
+        ids: Ids,
+    },
+    /// As [`Request::Bases`], for a client that reads the bases itself.
+    BaseIds {
+        /// On whose behalf.
+        session: SessionId,
+        /// What they resemble.
+        like: Vec<Resemblance>,
+    },
 }
 
 /// What a new record is like.
@@ -260,6 +273,15 @@ pub enum Reply {
     },
     /// A job's report, as JSON.
     Report(#[serde(with = "as_bytes")] Vec<u8>),
+    /// Where records lie: the place of each that was asked for, if it can be read.
+    Places(Places),
+    /// Bases that the client reads itself.
+    BaseIds {
+        /// Their ids.
+        ids: Vec<Option<[u8; 32]>>,
+        /// Where those lie that there are, in their order.
+        places: Places,
+    },
 }
 
 /// A stream of messages of one type.
@@ -348,7 +370,7 @@ pub fn claims_from_bytes(bytes: &[u8]) -> Result<Vec<Claim>, String> {
 }
 
 /// A list of byte strings of one length, as one byte string.
-fn chunked<'de, D, const N: usize>(deserializer: D, most: usize) -> Result<Vec<[u8; N]>, D::Error>
+pub(super) fn chunked<'de, D, const N: usize>(deserializer: D, most: usize) -> Result<Vec<[u8; N]>, D::Error>
 where
     D: Deserializer<'de>,
 {
@@ -448,6 +470,8 @@ mod tests {
             Request::Lacks { prefixes: Prefixes(vec![[1; 12], [2; 12]]) },
             Request::Select { names: Names::Image("web01".into()), have: Prefixes::default() },
             Request::Do(Job::Collect { dry_run: true, threads: 2 }),
+            Request::Places { ids: ids() },
+            Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] },
         ]
     }
 

@@ -7,6 +7,7 @@ mod failure;
 mod frame;
 mod io;
 mod message;
+mod places;
 mod records;
 
 pub use failure::WireError;
@@ -16,6 +17,7 @@ pub use message::{
     Bits, Fetch, ForStream, Hello, Ids, Job, Names, Prefixes, Purpose, Reply, Request, Resemblance, SessionId,
     SessionSecret, Welcome, claims_from_bytes, claims_to_bytes,
 };
+pub use places::{Located, PLACE_BYTES, Places};
 pub(crate) use records::split_session;
 pub use records::{RecordBatch, records_of};
 
