@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use fastcdc::v2020::FastCDC;
+use fastcdc::v2020::{self, FastCDC, Normalization};
 
 use crate::id::ChunkId;
 use crate::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
@@ -32,7 +32,7 @@ impl Default for ChunkParams {
 }
 
 /// What the parent snapshot had in this segment: where its chunk begins at the same offset, and proves equal by one
-/// hash, its end is a cut here too, because FastCDC decides from a chunk's first byte on.
+/// hash, its end is a cut here too if the byte after it allows, because FastCDC decides from a chunk's first byte on.
 #[derive(Clone, Copy, Default)]
 pub struct Hint<'a> {
     parent: Option<&'a Leaf>,
@@ -67,12 +67,12 @@ pub struct Cut {
 /// Cuts a segment of at most 4 MiB. What the cuts leave out is zero runs.
 pub fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
     assert!(segment.len() <= SEGMENT_BYTES, "a segment is at most 4 MiB");
-    let cdc = FastCDC::new(segment, params.min_bytes as usize, params.avg_bytes as usize, params.max_bytes as usize);
+    let cdc = params.fast_cdc(segment);
     let mut cuts = Vec::with_capacity(segment.len() / params.avg_bytes as usize + 1);
     for extent in data_extents(segment, params.zero_run_min_bytes as usize) {
         let mut at = extent.start;
         while at < extent.end {
-            let cut = reuse(segment, at, extent.end, hint).unwrap_or_else(|| {
+            let cut = reuse(segment, at, extent.end, params, hint).unwrap_or_else(|| {
                 let end = cdc.cut(at, extent.end - at).1;
                 Cut { range: at..end, id: ChunkId::of(&segment[at..end]), reused: false }
             });
@@ -84,11 +84,41 @@ pub fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
 }
 
 /// Takes the parent's cut where it provably is the one FastCDC would make.
-fn reuse(segment: &[u8], at: usize, end: usize, hint: Hint<'_>) -> Option<Cut> {
+fn reuse(segment: &[u8], at: usize, end: usize, params: &ChunkParams, hint: Hint<'_>) -> Option<Cut> {
     let (id, bytes, cut_by_content) = hint.chunk_at(at)?;
     let range = at..at.checked_add(bytes)?;
-    let same_end = range.end == end || (range.end < end && cut_by_content);
-    (same_end && ChunkId::of(&segment[range.clone()]) == id).then_some(Cut { range, id, reused: true })
+    let ends_here = range.end == end
+        || (range.end < end && cut_by_content && params.may_end(&range, end) && params.ends(segment, &range));
+    (ends_here && ChunkId::of(&segment[range.clone()]) == id).then_some(Cut { range, id, reused: true })
+}
+
+impl ChunkParams {
+    fn fast_cdc<'a>(&self, bytes: &'a [u8]) -> FastCDC<'a> {
+        FastCDC::new(bytes, self.min_bytes as usize, self.avg_bytes as usize, self.max_bytes as usize)
+    }
+
+    /// Whether FastCDC looks for a cut at a chunk's end, where its data goes on to `end`: it looks at pairs of bytes,
+    /// and not at an odd last one.
+    fn may_end(&self, chunk: &Range<usize>, end: usize) -> bool {
+        let seen = (end - chunk.start).min(self.max_bytes as usize);
+        chunk.len() == seen || chunk.len() / 2 < seen / 2
+    }
+
+    /// Whether FastCDC, if it found no cut before, ends a chunk here. It decides by the last 64 bytes that it saw, and
+    /// that is the byte after the chunk, too; it sees none before the least length.
+    fn ends(&self, segment: &[u8], chunk: &Range<usize>) -> bool {
+        const WINDOW_BYTES: usize = u64::BITS as usize;
+        let bytes = chunk.len();
+        if bytes < self.min_bytes as usize || bytes >= self.max_bytes as usize {
+            return bytes == self.max_bytes as usize;
+        }
+        let from = chunk.start + (self.min_bytes as usize).max((bytes + 1).saturating_sub(WINDOW_BYTES));
+        let (gear, _) = v2020::get_gear_with_seed(0);
+        let roll = |hash: u64, byte: &u8| (hash << 1).wrapping_add(gear[usize::from(*byte)]);
+        let hash = segment[from..=chunk.end].iter().fold(0, roll);
+        let (strict, loose) = v2020::select_masks(self.avg_bytes as usize, Normalization::Level1);
+        hash & if bytes < self.avg_bytes as usize { strict } else { loose } == 0
+    }
 }
 
 /// The ranges between zero runs of at least `zero_run_min_bytes`. A zero run is a maximal run of aligned zero

@@ -77,6 +77,29 @@ fn segments() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     )
 }
 
+/// The leaf of these bytes.
+fn leaf(segment: &[u8]) -> Option<Leaf> {
+    let cuts = cut(segment, &small_params(), Hint::default());
+    (!cuts.is_empty()).then(|| crate::ingest::leaf_of(&cuts))
+}
+
+#[test]
+fn the_byte_after_a_chunk_has_a_say() {
+    let parent = noise(1 << 20, 1);
+    let leaf = leaf(&parent);
+    let ends: Vec<usize> = leaf.iter().flat_map(Leaf::chunks).map(|(at, _, bytes)| at + bytes as usize).collect();
+    let mut moved = 0;
+    for end in &ends[..ends.len() - 1] {
+        let mut child = parent.clone();
+        child[*end] ^= 1;
+        let plain = cut(&child, &small_params(), Hint::default());
+        let hinted = cut(&child, &small_params(), Hint::new(leaf.as_ref()));
+        assert_eq!(lengths(&hinted), lengths(&plain), "{end}");
+        moved += usize::from(plain.iter().all(|cut| cut.range.end != *end));
+    }
+    assert!(moved > ends.len() / 2, "{moved} of {}", ends.len());
+}
+
 proptest! {
     #[test]
     fn the_parent_never_changes_a_cut((parent, child) in segments()) {
