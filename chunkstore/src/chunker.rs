@@ -4,9 +4,13 @@
 //! Chunking is FastCDC, version of 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data
 //! Deduplication Based Storage Systems", IEEE TPDS 31(9)), begun anew at every zero run and every segment.
 
+mod recut;
+
 use std::ops::Range;
 
 use fastcdc::v2020::{self, FastCDC, Normalization};
+
+pub use recut::{SegmentBytes, recut};
 
 use crate::id::ChunkId;
 use crate::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
@@ -124,29 +128,34 @@ impl ChunkParams {
 /// The ranges between zero runs of at least `zero_run_min_bytes`. A zero run is a maximal run of aligned zero
 /// blocks, a short last block included.
 pub fn data_extents(segment: &[u8], zero_run_min_bytes: usize) -> Vec<Range<usize>> {
+    extents_of(segment.chunks(ZERO_BLOCK_BYTES).map(is_zero), segment.len(), zero_run_min_bytes)
+}
+
+/// As [`data_extents`], of a segment of this length whose blocks are zero or not.
+fn extents_of(are_zero: impl Iterator<Item = bool>, len: usize, zero_run_min_bytes: usize) -> Vec<Range<usize>> {
     let mut extents = Vec::new();
     let mut data_start = 0;
     let mut zeros_start = None;
     let mut end_of_zeros = |from: Option<usize>, to: usize, data_start: &mut usize| {
         let Some(from) = from else { return };
-        if to - from >= zero_run_min_bytes.min(segment.len()) {
+        if to - from >= zero_run_min_bytes.min(len) {
             if from > *data_start {
                 extents.push(*data_start..from);
             }
             *data_start = to;
         }
     };
-    for (number, block) in segment.chunks(ZERO_BLOCK_BYTES).enumerate() {
+    for (number, is_zero) in are_zero.enumerate() {
         let at = number * ZERO_BLOCK_BYTES;
-        if is_zero(block) {
+        if is_zero {
             zeros_start.get_or_insert(at);
         } else {
             end_of_zeros(zeros_start.take(), at, &mut data_start);
         }
     }
-    end_of_zeros(zeros_start, segment.len(), &mut data_start);
-    if data_start < segment.len() {
-        extents.push(data_start..segment.len());
+    end_of_zeros(zeros_start, len, &mut data_start);
+    if data_start < len {
+        extents.push(data_start..len);
     }
     extents
 }

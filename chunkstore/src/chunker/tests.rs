@@ -125,3 +125,98 @@ proptest! {
         prop_assert_eq!(rebuilt, segment);
     }
 }
+
+/// A segment in memory that notes what is read.
+struct Noted {
+    bytes: Vec<u8>,
+    read: Vec<bool>,
+}
+
+impl SegmentBytes for Noted {
+    fn read(&mut self, range: Range<usize>) -> crate::Result<&[u8]> {
+        self.read[range.start / 4096..range.end.div_ceil(4096)].fill(true);
+        Ok(&self.bytes)
+    }
+}
+
+/// A whole segment out of noise and zeros.
+fn whole_segment() -> impl Strategy<Value = Vec<u8>> {
+    let piece = (0..4u64, 1..40usize, any::<bool>());
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| {
+        let mut segment = Vec::new();
+        for (seed, blocks, zeros) in pieces {
+            segment.extend(if zeros { vec![0; blocks * 4096] } else { noise(blocks * 4096, seed) });
+        }
+        segment.resize(SEGMENT_BYTES, 0);
+        segment
+    })
+}
+
+/// What is done to a range of a segment.
+#[derive(Clone, Copy, Debug)]
+enum Edit {
+    Noise(u64),
+    Zeros,
+    /// Said to have changed, though it has not.
+    Nothing,
+}
+
+/// Edits where the parent's cuts and zero runs are, or anywhere; of whole blocks or of any length.
+fn edits() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, Edit, usize)>> {
+    let edit = prop_oneof![(0..9u64).prop_map(Edit::Noise), Just(Edit::Zeros), Just(Edit::Nothing)];
+    let len = prop_oneof![Just(1usize), 1..9000usize, Just(4096), Just(8192), 1..200_000usize];
+    prop::collection::vec((any::<prop::sample::Index>(), 0..3usize, edit, len), 0..8)
+}
+
+fn edited(parent: &[u8], edits: &[(prop::sample::Index, usize, Edit, usize)]) -> (Vec<u8>, Vec<Range<usize>>) {
+    let cuts = cut(parent, &small_params(), Hint::default());
+    let places: Vec<usize> = cuts.iter().flat_map(|cut| [cut.range.start, cut.range.end]).collect();
+    let (mut child, mut changed) = (parent.to_vec(), Vec::new());
+    for (at, place, edit, len) in edits {
+        let at = match place {
+            0 if !places.is_empty() => places[at.index(places.len())].min(SEGMENT_BYTES - 1),
+            1 => at.index(SEGMENT_BYTES / 4096) * 4096,
+            _ => at.index(SEGMENT_BYTES),
+        };
+        let range = at..(at + len).min(SEGMENT_BYTES);
+        match edit {
+            Edit::Noise(seed) => child[range.clone()].copy_from_slice(&noise(range.len(), seed + 10)),
+            Edit::Zeros => child[range.clone()].fill(0),
+            Edit::Nothing => {}
+        }
+        changed.push(range);
+    }
+    changed.sort_by_key(|range| range.start);
+    (child, merged(changed))
+}
+
+fn merged(ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    let mut merged: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end > range.start => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn recut_is_cut(parent in whole_segment(), edits in edits(), zero_run_blocks in 1..8u32) {
+        let params = ChunkParams { zero_run_min_bytes: zero_run_blocks * 4096, ..small_params() };
+        let parent_cuts = cut(&parent, &params, Hint::default());
+        let leaf = (!parent_cuts.is_empty()).then(|| crate::ingest::leaf_of(&parent_cuts));
+        let (child, changed) = edited(&parent, &edits);
+        let plain = cut(&child, &params, Hint::default());
+        let mut noted = Noted { bytes: child, read: vec![false; SEGMENT_BYTES / 4096] };
+        let recut = recut(&mut noted, &params, leaf.as_ref(), &changed).unwrap();
+        let ends = |cuts: &[Cut]| cuts.iter().map(|cut| (cut.range.clone(), cut.id)).collect::<Vec<_>>();
+        prop_assert_eq!(ends(&recut), ends(&plain));
+        // A chunk on either side of a change, half a chunk until the cuts meet again, and the change.
+        let changed_bytes: usize = changed.iter().map(|range| range.len() + 6 * params.max_bytes as usize).sum();
+        prop_assert!(noted.read.iter().filter(|read| **read).count() * 4096 <= changed_bytes, "{:?}", changed);
+    }
+}
