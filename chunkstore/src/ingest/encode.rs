@@ -1,6 +1,7 @@
 //! The new records of one segment: what to encode against what.
 
 use super::sketch::{self, Full};
+use super::tree::NewNode;
 use crate::chunker::Cut;
 use crate::codec::{Codec, Encoder};
 use crate::error::Result;
@@ -10,28 +11,52 @@ use crate::record::{Kind, Record};
 use crate::sink::{Base, Claim, Like, Sink};
 
 /// Bases that are asked for together: so many are in memory at a time.
-pub(super) const GROUP_BASES: usize = 32;
+pub(super) const GROUP_BASES: usize = 64;
 
-/// A chunk that was taken on to be put.
+/// What a segment has to be put, if the store lacks it.
+#[derive(Clone, Copy)]
+pub(super) enum Item<'a> {
+    Chunk(&'a Cut),
+    Leaf(&'a NewNode),
+}
+
+impl Item<'_> {
+    pub(super) fn id(&self) -> RecordId {
+        match self {
+            Self::Chunk(cut) => cut.id.into(),
+            Self::Leaf(leaf) => leaf.id.into(),
+        }
+    }
+
+    /// What the parent has in its place.
+    fn like(&self, parent: Option<&Leaf>) -> Option<RecordId> {
+        match self {
+            Self::Chunk(cut) => overlapping(parent?, cut),
+            Self::Leaf(leaf) => leaf.parent.map(RecordId::from),
+        }
+    }
+}
+
+/// An item that was taken on to be put.
 pub(super) struct Task<'a> {
-    pub(super) cut: &'a Cut,
+    item: Item<'a>,
     /// It must be a full record: there is a damaged one.
-    pub(super) whole: bool,
+    whole: bool,
 }
 
 impl<'a> Task<'a> {
-    /// What a claim asks to be done about a chunk.
-    pub(super) fn of(cut: &'a Cut, claim: Claim) -> Option<Self> {
+    /// What a claim asks to be done about an item.
+    pub(super) fn of(item: Item<'a>, claim: Claim) -> Option<Self> {
         match claim {
-            Claim::Yours => Some(Self { cut, whole: false }),
-            Claim::YoursWhole => Some(Self { cut, whole: true }),
+            Claim::Yours => Some(Self { item, whole: false }),
+            Claim::YoursWhole => Some(Self { item, whole: true }),
             Claim::Present | Claim::Elsewhere => None,
         }
     }
 }
 
-/// Encodes chunks of a segment, against what the parent has at their offsets or else what resembles them.
-pub(super) fn chunks(
+/// Encodes items of a segment, against what the parent has in their places or else what resembles them.
+pub(super) fn records(
     sink: &dyn Sink,
     encoder: &mut Encoder,
     segment: &[u8],
@@ -41,12 +66,19 @@ pub(super) fn chunks(
     let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
     for group in tasks.chunks(GROUP_BASES) {
         for (task, base) in group.iter().zip(bases(sink, parent, group)?) {
-            let plain = &segment[task.cut.range.clone()];
-            let record = record(encoder, Kind::Chunk, task.cut.id.into(), plain, base.as_ref());
+            let cut = match task.item {
+                Item::Chunk(cut) => cut,
+                Item::Leaf(leaf) => {
+                    records.push(record(encoder, Kind::Node, leaf.id.into(), &leaf.encoding, base.as_ref()));
+                    continue;
+                }
+            };
+            let plain = &segment[cut.range.clone()];
+            let record = record(encoder, Kind::Chunk, cut.id.into(), plain, base.as_ref());
             if record.header.base.is_some() || task.whole {
                 records.push(record);
             } else {
-                full.push(Full { plain, record: record.with_sketch(sketch::sketch(segment, &task.cut.range)) });
+                full.push(Full { plain, record: record.with_sketch(sketch::sketch(segment, &cut.range)) });
             }
         }
     }
@@ -54,18 +86,16 @@ pub(super) fn chunks(
     Ok(records)
 }
 
-/// The bases of chunks by what the parent has where they are.
+/// The bases of items by what the parent has where they are.
 fn bases(sink: &dyn Sink, parent: Option<&Leaf>, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
-    let overlapping: Vec<Option<RecordId>> = tasks
-        .iter()
-        .map(|task| if task.whole { None } else { parent.and_then(|parent| overlapping(parent, task.cut)) })
-        .collect();
-    let like: Vec<Like> = overlapping.iter().flatten().map(|id| Like::Record(*id)).collect();
+    let in_place: Vec<Option<RecordId>> =
+        tasks.iter().map(|task| if task.whole { None } else { task.item.like(parent) }).collect();
+    let like: Vec<Like> = in_place.iter().flatten().map(|id| Like::Record(*id)).collect();
     if like.is_empty() {
         return Ok(tasks.iter().map(|_| None).collect());
     }
     let mut found = sink.bases(&like)?.into_iter();
-    Ok(overlapping.into_iter().map(|like| like.and_then(|_| found.next().flatten())).collect())
+    Ok(in_place.into_iter().map(|like| like.and_then(|_| found.next().flatten())).collect())
 }
 
 /// The parent's chunk that shares most bytes' offsets with a cut.

@@ -4,16 +4,22 @@
 //! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::manifest::Assembler). A thread holds one segment and its
 //! new records, so memory does not grow with the image.
 
+mod changes;
 mod encode;
 mod feed;
 mod sketch;
+mod tally;
+mod tree;
+mod wait;
 mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use self::changes::ChangedRanges;
 use self::feed::Feed;
+use self::tally::Listed;
 use self::work::Work;
 use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
 use crate::chunk_source::ChunkSource;
@@ -24,7 +30,7 @@ use crate::manifest::{Entry, Leaf};
 use crate::name::SnapshotName;
 use crate::progress::Progress;
 use crate::sink::Sink;
-use crate::source::Source;
+use crate::source::{DiskSource, Source};
 use crate::store::{Store, WriteSession};
 
 /// Which snapshot the new one is expected to resemble.
@@ -61,6 +67,32 @@ pub struct IngestOptions {
 /// [`Error::Refused`] if there is such a snapshot already; after any error no snapshot appears, and what was sealed
 /// before is found by the next ingest.
 pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
+    in_session(store, options, |into| into.ingest(source, options, progress))
+}
+
+/// Ingests a disk of which it is known where it differs from the snapshot that is its base, by name:
+/// [`IngestInto::ingest_changes`] into a store of this process.
+///
+/// # Errors
+/// As [`ingest`]; [`Error::Invalid`] if the options do not name the base.
+pub fn ingest_changes(
+    store: &Arc<Store>,
+    disk: Box<dyn DiskSource>,
+    changed: &dyn ChangedRanges,
+    options: &IngestOptions,
+    progress: &Progress,
+) -> Result<Snapshot> {
+    if !matches!(options.base, Base::Snapshot(_)) {
+        return Err(Error::invalid("changes are ingested with the snapshot that they are changes of as base"));
+    }
+    in_session(store, options, |into| into.ingest_changes(disk, changed, options, progress))
+}
+
+fn in_session(
+    store: &Arc<Store>,
+    options: &IngestOptions,
+    ingest: impl FnOnce(&IngestInto<'_>) -> Result<Snapshot>,
+) -> Result<Snapshot> {
     refuse_duplicate(store, &options.name)?;
     let session = begin(store, options)?;
     let config = store.config();
@@ -73,7 +105,7 @@ pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progr
         trusts_parent: session.trusts_parent(),
         parent: session.parent().cloned(),
     };
-    into.ingest(source, options, progress).inspect_err(|_| {
+    ingest(&into).inspect_err(|_| {
         // What is whole is kept for the next attempt, if it can be.
         let _ = session.flush();
     })
@@ -147,15 +179,56 @@ impl IngestInto<'_> {
     /// What reading the source or the sink returns; [`Error::Interrupted`] if `progress` was told to stop. No snapshot
     /// appears then.
     pub fn ingest(&self, source: Source, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
+        self.ingest_from(&Feed::new(source, progress), None, options, progress)
+    }
+
+    /// Ingests a disk that differs from the parent only within `changed`. Reads little more than what lies there; what
+    /// lies elsewhere is the parent's, unread. The snapshot is the one that [`IngestInto::ingest`] makes of the disk. If
+    /// there is no parent, or it is not to be trusted, the whole disk is read.
+    ///
+    /// # Errors
+    /// As [`IngestInto::ingest`].
+    pub fn ingest_changes(
+        &self,
+        disk: Box<dyn DiskSource>,
+        changed: &dyn ChangedRanges,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> Result<Snapshot> {
+        let Some(parent) = self.parent.as_ref().filter(|_| self.trusts_parent) else {
+            return self.ingest(Source::Disk(disk), options, progress);
+        };
+        let feed = Feed::of_changes(&*disk, changed, parent.entry().virtual_bytes, progress);
+        match self.ingest_from(&feed, Some(&*disk), options, progress) {
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::warn!("all of {} is read, not only what changed: {error}", disk.name());
+                drop(feed);
+                let unsure = IngestInto { trusts_parent: false, parent: self.parent.clone(), ..*self };
+                unsure.ingest(Source::Disk(disk), options, progress)
+            }
+            done => done,
+        }
+    }
+
+    /// Ingests what a feed gives; where it gives changes only, with the disk.
+    fn ingest_from(
+        &self,
+        feed: &Feed<'_>,
+        changes: Option<&dyn DiskSource>,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> Result<Snapshot> {
         let started = Instant::now();
-        let feed = Feed::new(source, progress);
-        let work = Work::new(self, &feed, progress);
-        let tally = work.run(options.threads.max(1))?;
+        let work = Work::new(self, feed, changes, progress);
+        let mut tally = work.run(options.threads.max(1))?;
         let virtual_bytes = feed.finish()?;
         let root = work.finish(virtual_bytes)?;
         drop(work);
         // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
         progress.check()?;
+        if let (Some(parent), Some(_)) = (&self.parent, changes) {
+            tally.count_kept(Listed::of(parent, self.source)?);
+        }
         let report = tally.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
         self.sink.publish(self.entry(options, root, virtual_bytes), report)
     }
@@ -190,5 +263,7 @@ pub(crate) fn leaf_of(cuts: &[Cut]) -> Leaf {
     Leaf::new(entries).expect("cuts are in order, and what lies between them is runs of zero blocks")
 }
 
+#[cfg(test)]
+mod change_tests;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,6 @@ pub struct Assembler {
     /// Open nodes; index 0 is height 1.
     levels: Vec<Open>,
     last_segment: Option<u64>,
-    leaves: u64,
     first_leaf: Option<NodeId>,
 }
 
@@ -30,11 +29,34 @@ impl Assembler {
         leaf: NodeId,
         emit: &mut impl FnMut(Node, u64) -> Result<NodeId, E>,
     ) -> Result<(), E> {
-        assert!(self.last_segment.is_none_or(|last| last < segment), "leaves come in order");
-        self.last_segment = Some(segment);
-        self.first_leaf.get_or_insert(leaf);
-        self.leaves += 1;
-        self.insert(0, segment, leaf, emit)
+        self.push_subtree(0, segment, leaf, emit)
+    }
+
+    /// Adds a whole subtree of another tree in its place: a node of this height with its number among those of its
+    /// height, which with height 0 is a leaf and its segment. Otherwise as [`Assembler::push`].
+    pub fn push_subtree<E>(
+        &mut self,
+        height: u8,
+        number: u64,
+        id: NodeId,
+        emit: &mut impl FnMut(Node, u64) -> Result<NodeId, E>,
+    ) -> Result<(), E> {
+        let segments = slot_segments(height + 1);
+        let first = number.saturating_mul(segments);
+        assert!(self.last_segment.is_none_or(|last| last < first), "subtrees come in order");
+        self.last_segment = Some(first.saturating_add(segments - 1));
+        if height == 0 {
+            self.first_leaf.get_or_insert(id);
+        }
+        let level = usize::from(height);
+        for below in 0..level {
+            if self.levels.len() > below {
+                self.close(below, emit)?;
+            } else {
+                self.levels.push(Open::default());
+            }
+        }
+        self.insert(level, number, id, emit)
     }
 
     /// Adds a child to the node of height `level + 1` that covers it, closing that level's open node if it is another.

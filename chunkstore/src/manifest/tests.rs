@@ -201,4 +201,36 @@ proptest! {
         expected.dedup();
         prop_assert_eq!(found, expected);
     }
+
+    #[test]
+    fn grafting_is_building((a, bytes_a) in trees(), (changes, bytes_b) in trees(), zeros in prop::collection::vec(0..70_000u64, 0..3)) {
+        let mut nodes = Nodes::default();
+        let root = nodes.tree(&a, bytes_a);
+        let segments = bytes_b.div_ceil(SEGMENT_BYTES as u64);
+        let touched: BTreeMap<u64, Option<u8>> =
+            zeros.into_iter().map(|at| (at, None)).chain(changes.iter().map(|(at, content)| (*at, Some(*content)))).collect();
+        let mut expected = a;
+        for (at, content) in &touched {
+            expected.remove(at);
+            expected.extend(content.map(|content| (*at, content)));
+        }
+        expected.retain(|at, _| *at < segments);
+        let expected = nodes.tree(&expected, bytes_b);
+
+        let reader = LeafReader::new(&nodes, root, bytes_a);
+        let mut pushes = Vec::new();
+        let mut next = 0;
+        for (at, content) in touched.iter().filter(|(at, _)| **at < segments) {
+            reader.subtrees(&(next..*at), &mut |height, number, id| { pushes.push((height, number, id)); Ok(()) }).unwrap();
+            pushes.extend(content.map(|content| (0, *at, NodeId::of(&Node::Leaf(leaf(content)).encode()))));
+            next = at + 1;
+        }
+        reader.subtrees(&(next..segments), &mut |height, number, id| { pushes.push((height, number, id)); Ok(()) }).unwrap();
+        let mut assembler = Assembler::default();
+        let mut put = |node: Node, _| Ok::<_, Infallible>(nodes.put(&node));
+        for (height, number, id) in pushes {
+            assembler.push_subtree(height, number, id, &mut put).unwrap();
+        }
+        prop_assert_eq!(assembler.finish(bytes_b, &mut put).unwrap(), expected);
+    }
 }

@@ -236,6 +236,42 @@ impl<'a> LeafReader<'a> {
         leaves
     }
 
+    /// Names the largest subtrees that lie wholly within a range of segments, in order: the height of each, its number
+    /// among the nodes of its height, and its name. Only the nodes above them are read.
+    pub fn subtrees(&self, segments: &Range<u64>, visit: &mut dyn FnMut(u8, u64, NodeId) -> Result<()>) -> Result<()> {
+        match self.root {
+            Some(root) => self.subtrees_of(root, self.height, 0, segments, visit),
+            None => Ok(()),
+        }
+    }
+
+    fn subtrees_of(
+        &self,
+        id: NodeId,
+        height: u8,
+        number: u64,
+        segments: &Range<u64>,
+        visit: &mut dyn FnMut(u8, u64, NodeId) -> Result<()>,
+    ) -> Result<()> {
+        let width = slot_segments(height + 1);
+        let own = number.saturating_mul(width)..(number + 1).saturating_mul(width);
+        if own.start >= segments.end || own.end <= segments.start {
+            return Ok(());
+        }
+        if segments.start <= own.start && own.end <= segments.end {
+            return visit(height, number, id);
+        }
+        let node = self.inner_node(id)?;
+        let Node::Inner(inner) = &*node else { return Err(wrong_height(id, 0, height)) };
+        if inner.height() != height {
+            return Err(wrong_height(id, inner.height(), height));
+        }
+        for (slot, child) in inner.children() {
+            self.subtrees_of(*child, height - 1, number * FANOUT as u64 + u64::from(*slot), segments, visit)?;
+        }
+        Ok(())
+    }
+
     fn inner_node(&self, id: NodeId) -> Result<Arc<Node>> {
         if let Some(node) = self.inner.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
             return Ok(Arc::clone(node));
