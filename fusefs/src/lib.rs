@@ -10,3 +10,4 @@ pub mod disk;
 pub mod names;
 pub mod pool;
 pub mod snapshot_disk;
+pub mod upstream;
