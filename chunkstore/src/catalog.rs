@@ -21,7 +21,7 @@ mod snapshot;
 pub(crate) mod tests;
 mod tombstone;
 
-pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, State};
+pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, Presence, State};
 pub use snapshot::Snapshot;
 pub(crate) use tombstone::ENTRY_PREFIX_DIGITS;
 pub use tombstone::{Announced, Tombstone};
@@ -272,6 +272,34 @@ impl Catalog {
         self.bury_no_more(snapshot)?;
         self.sync_image(&name.image)?;
         Ok(file.len() as u64)
+    }
+
+    /// The snapshot of this name, if it is this one and only in part here.
+    ///
+    /// # Errors
+    /// What reading it gives, but for [`Error::NotFound`].
+    pub(crate) fn partial(&self, snapshot: &Snapshot) -> Result<Option<Snapshot>> {
+        match self.read(&snapshot.name()) {
+            Ok(there) => Ok(Some(there).filter(|there| there.state.partial && there.entry_id() == snapshot.entry_id())),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes durably that a snapshot, of which all is durable now, is no longer partial. Returns it as it is then.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it was removed; [`Error::Refused`] if there is another of its name.
+    pub(crate) fn complete(&self, snapshot: &Snapshot) -> Result<Snapshot> {
+        let _change = self.change();
+        let name = snapshot.name();
+        let mut there = self.read(&name)?;
+        if there.entry_id() != snapshot.entry_id() {
+            return Err(Error::refused(format!("snapshot {name} is another one with the same name")));
+        }
+        (there.state.partial, there.state.presence) = (false, None);
+        self.replace(&there)?;
+        Ok(there)
     }
 
     /// Makes a changed state permanent, atomically. Also replaces a damaged file by what a pack had of it.

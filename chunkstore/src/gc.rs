@@ -13,12 +13,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use self::sweep::Plan;
+use crate::boot_order;
 use crate::catalog::Snapshot;
 use crate::error::{Error, Result};
 use crate::id::{NodeId, RecordId};
 use crate::index::PackRow;
 use crate::lease;
-use crate::mark::{Mark, Seen, Walk};
+use crate::mark::{Gaps, Mark, Seen, Walk};
 use crate::pack::{Class, ScanOutcome, TableEntry};
 use crate::progress::Progress;
 use crate::store::{Collecting, Store};
@@ -78,6 +79,7 @@ pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Pro
         store.gate.spare();
         carried_out?;
         clear_tombstones(store)?;
+        boot_order::forget_others(store)?;
         store.index().flush()?;
     }
     report.elapsed_s = started.elapsed().as_secs_f64();
@@ -192,13 +194,13 @@ fn mark(
 ) -> Result<(Mark, u64)> {
     let mut walk = Walk::new(store, Mark::default(), threads, progress);
     progress.set_total(snapshots.len() as u64);
-    for snapshot in snapshots {
-        if let Some(root) = snapshot.entry().root {
-            walk.tree(root).map_err(|error| name_snapshot(error, snapshot))?;
-        }
-        walk.records([snapshot.entry_id().into()])?;
-        progress.advance(1);
-    }
+    let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().partition(|snapshot| snapshot.state.partial);
+    walk_snapshots(&mut walk, &whole, progress)?;
+    // What was not fetched yet, or is damaged here, can be fetched; what is there is kept.
+    walk.allow(Gaps::Any)?;
+    walk_snapshots(&mut walk, &partial, progress)?;
+    // A lease may be of a partial snapshot that was removed since.
+    walk.allow(Gaps::Absent)?;
     let roots: Vec<RecordId> = leased.iter().map(|root| (*root).into()).collect();
     for (root, place) in leased.iter().zip(store.places(&roots)?) {
         // What the store does not have needs no protection.
@@ -207,6 +209,17 @@ fn mark(
         }
     }
     walk.finish()
+}
+
+fn walk_snapshots(walk: &mut Walk<'_, Mark>, snapshots: &[&Snapshot], progress: &Progress) -> Result<()> {
+    for snapshot in snapshots {
+        if let Some(root) = snapshot.entry().root {
+            walk.tree(root).map_err(|error| name_snapshot(error, snapshot))?;
+        }
+        walk.records([snapshot.entry_id().into()])?;
+        progress.advance(1);
+    }
+    Ok(())
 }
 
 fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {

@@ -18,6 +18,7 @@
     )
 )]
 
+pub mod boot_order;
 mod buffers;
 
 pub mod catalog;
@@ -41,6 +42,7 @@ mod mark;
 pub mod name;
 pub mod pack;
 mod parallel;
+pub mod partial;
 pub mod placed;
 pub mod progress;
 pub mod record;

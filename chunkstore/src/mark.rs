@@ -28,26 +28,58 @@ pub(crate) trait Seen: Send {
     fn see(&mut self, place: &Place) -> bool;
 }
 
+/// What may be missing below a root.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Gaps {
+    /// Nothing: a node that can't be read ends the walk.
+    None,
+    /// What was never there. Known damage ends the walk.
+    Absent,
+    /// Whatever: it can be had from elsewhere.
+    Any,
+}
+
 /// A walk over the manifests of several snapshots.
+///
+/// What was seen is not walked again. So those below which something may be missing come last: otherwise nobody would
+/// notice that a whole one lacks it, too.
 pub(crate) struct Walk<'a, S> {
     store: &'a Store,
     threads: usize,
     progress: &'a Progress,
     waiting: Vec<RecordId>,
+    gaps: Gaps,
     pub(crate) seen: S,
-    /// Records that manifests name and no pack has.
+    /// Records that manifests name and no pack has, but for those that may be missing.
     pub(crate) missing_records: u64,
 }
 
 impl<'a, S: Seen> Walk<'a, S> {
     pub(crate) fn new(store: &'a Store, seen: S, threads: usize, progress: &'a Progress) -> Self {
-        Self { store, threads: threads.max(1), progress, waiting: Vec::new(), seen, missing_records: 0 }
+        Self {
+            store,
+            threads: threads.max(1),
+            progress,
+            waiting: Vec::new(),
+            gaps: Gaps::None,
+            seen,
+            missing_records: 0,
+        }
+    }
+
+    /// Lets what is walked from now on have gaps, or not.
+    pub(crate) fn allow(&mut self, gaps: Gaps) -> Result<()> {
+        if self.gaps != gaps {
+            self.settle()?;
+            self.gaps = gaps;
+        }
+        Ok(())
     }
 
     /// Walks the tree below a root.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if a manifest node can't be read: what is below it is unknown then.
+    /// [`Error::Damaged`] if a manifest node can't be read that may not be missing: what is below it is unknown then.
     pub(crate) fn tree(&mut self, root: NodeId) -> Result<()> {
         self.nodes(&[root])
     }
@@ -67,19 +99,32 @@ impl<'a, S: Seen> Walk<'a, S> {
         self.progress.check()?;
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         for (id, place) in ids.iter().zip(self.store.places_once(&records)?) {
-            let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
-            if !self.seen.see(&place) {
-                continue;
-            }
-            match self.store.node(*id)? {
-                Node::Inner(inner) => {
+            match self.node(*id, place) {
+                Ok(Some(Node::Inner(inner))) => {
                     let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
                     self.nodes(&children)?;
                 }
-                Node::Leaf(leaf) => self.records(leaf.chunks().map(|(_, id, _)| id.into()))?,
+                Ok(Some(Node::Leaf(leaf))) => self.records(leaf.chunks().map(|(_, id, _)| id.into()))?,
+                Ok(None) => {}
+                Err(Error::Damaged { .. }) if self.may_lack(*id) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// Notes a node; reads it unless that was done before.
+    fn node(&mut self, id: NodeId, place: Option<Place>) -> Result<Option<Node>> {
+        let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
+        if self.seen.see(&place) { self.store.node(id).map(Some) } else { Ok(None) }
+    }
+
+    fn may_lack(&self, id: NodeId) -> bool {
+        match self.gaps {
+            Gaps::None => false,
+            Gaps::Absent => !self.store.damaged().concerns(id.into()),
+            Gaps::Any => true,
+        }
     }
 
     /// Looks all waiting ids up.
@@ -89,11 +134,15 @@ impl<'a, S: Seen> Walk<'a, S> {
         ids.sort_unstable();
         ids.dedup();
         let part = ids.len().div_ceil(self.threads).max(1);
-        let (store, found) = (self.store, Mutex::new((&mut self.seen, &mut self.missing_records)));
+        let mut missing_records = 0;
+        let (store, found) = (self.store, Mutex::new((&mut self.seen, &mut missing_records)));
         thread::scope(|scope| {
             let parts: Vec<_> = ids.chunks(part).map(|ids| scope.spawn(|| look_up(store, ids, &found))).collect();
             parts.into_iter().try_for_each(|part| part.join().expect("a look-up does not panic"))
         })?;
+        if self.gaps == Gaps::None {
+            self.missing_records += missing_records;
+        }
         ids.clear();
         self.waiting = ids;
         Ok(())

@@ -6,9 +6,10 @@ use crate::catalog::Snapshot;
 use crate::error::Result;
 use crate::index::Place;
 use crate::manifest;
-use crate::mark::{Seen, Walk};
+use crate::mark::{Gaps, Seen, Walk};
 use crate::name::ImageName;
 use crate::pack::Class;
+use crate::partial;
 use crate::progress::Progress;
 use crate::record::HEADER_BYTES;
 use crate::store::Store;
@@ -93,6 +94,7 @@ fn image_stats(
     let mut stats = ImageStats { image: image.to_string(), ..ImageStats::default() };
     for listed in store.catalog().list(Some(image))? {
         let snapshot = listed.snapshot?;
+        walk.allow(if snapshot.state.partial { Gaps::Any } else { Gaps::None })?;
         if let Some(root) = snapshot.entry().root {
             walk.tree(root)?;
         }
@@ -103,8 +105,12 @@ fn image_stats(
     Ok(stats)
 }
 
-/// Bytes in the snapshot's chunks: as its ingest reported or, if it came from elsewhere, by its leaves.
+/// Bytes in the snapshot's chunks: as its ingest reported or, if it came from elsewhere, by its leaves. Of a partial one
+/// only those count that are here.
 fn data_bytes(store: &Store, snapshot: &Snapshot) -> Result<u64> {
+    if snapshot.state.partial {
+        return Ok(partial::presence(store, snapshot.entry())?.present_bytes);
+    }
     if let Some(report) = &snapshot.state.ingest {
         return Ok(report.data_bytes);
     }

@@ -47,6 +47,12 @@ pub struct VerifyReport {
     pub healed_records: u64,
     /// What is wrong with packs, catalog files and lists: one line for each.
     pub problems: Vec<String>,
+    /// Snapshots that are here only in part.
+    #[serde(default)]
+    pub partial_snapshots: u64,
+    /// Chunks and nodes that these need and that were not fetched yet, as far as their manifests are here. No damage.
+    #[serde(default)]
+    pub absent_records: u64,
     /// Damaged or missing chunks and nodes that snapshots need.
     pub damage: Vec<DamagedRange>,
     /// Ranges that are damaged too and for which the list had no room.
@@ -197,7 +203,12 @@ impl Run<'_> {
     ) -> Result<VerifyReport> {
         let known_entries: HashSet<RecordId> =
             snapshots.iter().map(|snapshot| RecordId::from(snapshot.entry_id())).collect();
-        let mut report = VerifyReport { snapshots: snapshots.len() as u64, ..VerifyReport::default() };
+        let mut report = VerifyReport {
+            snapshots: snapshots.len() as u64,
+            partial_snapshots: snapshots.iter().filter(|snapshot| snapshot.state.partial).count() as u64,
+            absent_records: lost.absent,
+            ..VerifyReport::default()
+        };
         findings.report(self.store, &known_entries, &mut report)?;
         report.problems.append(&mut problems);
         if !lost.is_nothing() {

@@ -131,6 +131,9 @@ pub struct State {
     pub holds: BTreeSet<String>,
     /// Whether chunks may be missing because they were not fetched yet.
     pub partial: bool,
+    /// How much of a partial snapshot was here when that was last looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub presence: Option<Presence>,
     /// How it was ingested here; not for a snapshot that came from another store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingest: Option<IngestReport>,
@@ -183,6 +186,28 @@ impl State {
     /// Whether anything holds the snapshot.
     pub fn is_held(&self) -> bool {
         !self.holds.is_empty()
+    }
+}
+
+/// How much of a partial snapshot is here, in plain bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Presence {
+    /// What is here.
+    pub present_bytes: u64,
+    /// All that it needs. An estimate while parts of its manifest are not here.
+    pub needed_bytes: u64,
+}
+
+impl Presence {
+    /// The part that is here, in percent. Never 100 while something is missing.
+    pub fn percent(&self) -> u8 {
+        let Self { present_bytes, needed_bytes } = *self;
+        match needed_bytes {
+            0 => 0,
+            _ if present_bytes >= needed_bytes => 100,
+            _ => (u128::from(present_bytes) * 100 / u128::from(needed_bytes)) as u8,
+        }
     }
 }
 

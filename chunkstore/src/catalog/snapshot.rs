@@ -76,6 +76,22 @@ impl Snapshot {
         &self.entry_encoding
     }
 
+    /// Makes sure that all of it should be here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is partial, naming what completes it.
+    pub fn check_whole(&self) -> Result<()> {
+        if !self.state.partial {
+            return Ok(());
+        }
+        let percent = self.state.presence.map_or_else(String::new, |presence| format!(" ({} %)", presence.percent()));
+        let name = self.name();
+        Err(Error::refused(format!(
+            "snapshot {name} is here only in part{percent}; `vmstore pull REMOTE {name}` completes it, and so does \
+             `vmfs mount --upstream REMOTE --hydrate {name}`"
+        )))
+    }
+
     /// The bytes of the catalog file.
     #[expect(clippy::missing_panics_doc, reason = "a state has no value that JSON lacks")]
     pub fn encode(&self) -> Vec<u8> {

@@ -12,6 +12,7 @@ mod protect;
 mod publish;
 mod read;
 mod session;
+mod suspects;
 mod writers;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use writers::Writers;
 
 use crate::catalog::{Catalog, State};
 use crate::config::Config;
-use crate::damaged::Damaged;
+use crate::damaged::{BadRecord, Damaged};
 use crate::error::Result;
 use crate::id::{PackId, RecordId};
 use crate::index::{Change, Index, PackRow, Place};
@@ -154,6 +155,21 @@ impl Store {
     /// Replaces the list of damaged records, on disk first, and takes the newly damaged out of the index.
     pub(crate) fn set_damaged(&self, damaged: Damaged) -> Result<()> {
         let _index = self.change_index();
+        self.replace_damaged(damaged)
+    }
+
+    /// [`Store::set_damaged`] with these in addition.
+    pub(crate) fn add_damaged(&self, records: &[BadRecord]) -> Result<()> {
+        let _index = self.change_index();
+        let mut damaged = Damaged::clone(&self.damaged());
+        for record in records {
+            damaged.insert(*record);
+        }
+        self.replace_damaged(damaged)
+    }
+
+    /// Only for who keeps others from changing the index.
+    fn replace_damaged(&self, damaged: Damaged) -> Result<()> {
         damaged.save(&*self.storage)?;
         let records: Vec<_> = damaged.records().into_iter().filter(|record| !record.base_lost).collect();
         let ids: Vec<_> = records.iter().map(|record| record.id).collect();

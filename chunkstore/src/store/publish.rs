@@ -34,7 +34,7 @@ impl WriteSession {
     }
 
     /// Publishes a snapshot whose records were all put or found, by this session or before. It is durable when this
-    /// returns.
+    /// returns. One that is here as a partial one is completed.
     ///
     /// # Errors
     /// [`Error::Refused`] if there is a snapshot of this name; [`Error::Damaged`], naming it, if something below the root
@@ -42,6 +42,9 @@ impl WriteSession {
     pub fn publish_snapshot(&self, mut snapshot: Snapshot, report: Option<IngestReport>) -> Result<Snapshot> {
         let started = Instant::now();
         self.author.protection.check()?;
+        if self.store().catalog().partial(&snapshot)?.is_some() {
+            return self.complete(&snapshot);
+        }
         let _announced = self.store().catalog().announce(&snapshot)?;
         self.put(vec![entry_record(&snapshot)])?;
         // One sync of each pack is enough for the entry and all below it, which can't be read back before.
@@ -54,6 +57,36 @@ impl WriteSession {
         }
         self.store().catalog().publish(&snapshot)?;
         Ok(snapshot)
+    }
+}
+
+impl WriteSession {
+    /// Publishes a snapshot of which nothing need be here yet: what is not can be fetched from elsewhere. It is durable
+    /// when this returns. One that is here already is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is another snapshot of this name; if the session failed.
+    pub fn publish_partial(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
+        self.author.protection.check()?;
+        let catalog = self.store().catalog();
+        match catalog.read(&snapshot.name()) {
+            Ok(there) if there.entry_id() == snapshot.entry_id() => return Ok(there),
+            _ => {}
+        }
+        // An image of zeros needs nothing.
+        snapshot.state.partial = snapshot.entry().root.is_some();
+        let _announced = catalog.announce(&snapshot)?;
+        self.put(vec![entry_record(&snapshot)])?;
+        self.flush()?;
+        catalog.publish(&snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Turns a partial snapshot into an ordinary one, after the same check.
+    fn complete(&self, snapshot: &Snapshot) -> Result<Snapshot> {
+        self.flush()?;
+        Closure::check(self, snapshot)?;
+        self.store().catalog().complete(snapshot)
     }
 }
 

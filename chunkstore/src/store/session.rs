@@ -56,7 +56,8 @@ impl Store {
         {
             return Err(Error::not_found(format!("snapshot {}, which was replaced just now,", parent.name())));
         }
-        let trusts_parent = self.missing_packs().is_empty() && self.damaged().is_empty();
+        let is_whole = parent.as_ref().is_none_or(|parent| !parent.state.partial);
+        let trusts_parent = is_whole && self.missing_packs().is_empty() && self.damaged().is_empty();
         Ok(WriteSession { author, writers: Arc::clone(&self.writers), parent, trusts_parent })
     }
 
@@ -84,7 +85,8 @@ impl WriteSession {
         &self.author.store
     }
 
-    /// Whether what the parent has need not be claimed: no pack is missing and nothing is known to be damaged.
+    /// Whether what the parent has need not be claimed: it is not partial, no pack is missing, and nothing is known to be
+    /// damaged.
     pub fn trusts_parent(&self) -> bool {
         self.trusts_parent
     }

@@ -1,7 +1,8 @@
 //! Walking the manifests of snapshots: everything below a root must be there.
 //!
 //! One thread walks the inner nodes and gives leaves out in batches; others read them and look their chunks up. What was
-//! seen is not looked at again as long as it is remembered, which is bounded: forgetting costs time only.
+//! seen is not looked at again as long as it is remembered, which is bounded: forgetting costs time only. Below a partial
+//! snapshot something may be absent; these come last, so that what whole ones lack is noticed.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -32,6 +33,8 @@ const LOST_MAX: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct Lost {
     pub(super) ids: HashSet<RecordId>,
+    /// What partial snapshots need and was never here.
+    pub(super) absent: u64,
     /// Some manifest is not what it must be although its nodes are whole.
     pub(super) malformed: bool,
 }
@@ -42,8 +45,8 @@ impl Lost {
     }
 }
 
-/// What the walk does with the places of what it sees: `None` if there is none.
-type See<'a> = dyn Fn(RecordId, Option<Place>) + Sync + 'a;
+/// What the walk does with the places of what it sees: `None` if there is none. Tells whether to go on below it.
+type See<'a> = dyn Fn(RecordId, Option<Place>) -> bool + Sync + 'a;
 
 /// A walk over the manifests of snapshots.
 pub(super) struct Closure<'a> {
@@ -62,6 +65,7 @@ pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progre
         if let Some(place) = place {
             lock(&mark).see(&place);
         }
+        place.is_some()
     })?;
     Ok(mark.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
@@ -73,10 +77,21 @@ impl<'a> Closure<'a> {
 
     /// Everything below the snapshots that has no good place, or can't be read.
     pub(super) fn lost(self, snapshots: &[Snapshot], is_good: &(dyn Fn(&Place) -> bool + Sync)) -> Result<Lost> {
-        self.walk(snapshots, &|id, place| {
+        let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|snapshot| snapshot.state.partial);
+        self.walk(&whole, &|id, place| {
             if !place.is_some_and(|place| is_good(&place)) {
                 self.lose(id);
             }
+            true
+        })?;
+        let damaged = self.store.damaged();
+        self.walk(&partial, &|id, place| {
+            match place {
+                Some(place) if is_good(&place) => return true,
+                None if !damaged.concerns(id) => lock(&self.lost).absent += 1,
+                _ => self.lose(id),
+            }
+            false
         })?;
         Ok(self.lost.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
@@ -135,13 +150,11 @@ impl<'a> Closure<'a> {
         Ok(())
     }
 
-    /// Shows those ids that were not seen before, with their places; returns them.
+    /// Shows those ids that were not seen before, with their places; returns those below which the walk goes on.
     fn look_up(&self, ids: impl Iterator<Item = RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
         let new = lock(&self.remembered).new_ones(ids);
-        for (id, place) in new.iter().zip(self.store.places(&new)?) {
-            see(*id, place);
-        }
-        Ok(new.into_iter().collect())
+        let places = self.store.places(&new)?;
+        Ok(new.into_iter().zip(places).filter(|(id, place)| see(*id, *place)).map(|(id, _)| id).collect())
     }
 }
 

@@ -30,7 +30,8 @@ pub(super) fn name(
     for snapshot in snapshots {
         let entry = snapshot.entry();
         let Some(root) = entry.root else { continue };
-        let walk = Walk { store, lost, progress, virtual_bytes: entry.virtual_bytes, name: entry.name().to_string() };
+        let (virtual_bytes, name) = (entry.virtual_bytes, entry.name().to_string());
+        let walk = Walk { store, lost, progress, virtual_bytes, name, is_partial: snapshot.state.partial };
         walk.node(root, height_for(entry.virtual_bytes), 0, &mut clean, report)?;
     }
     Ok(())
@@ -43,6 +44,8 @@ struct Walk<'a> {
     progress: &'a Progress,
     virtual_bytes: u64,
     name: String,
+    /// Something may be absent.
+    is_partial: bool,
 }
 
 impl Walk<'_> {
@@ -60,7 +63,11 @@ impl Walk<'_> {
         }
         self.progress.check()?;
         let span_bytes = (SEGMENT_BYTES as u64).saturating_mul((FANOUT as u64).saturating_pow(u32::from(height)));
-        let node = if self.lost.ids.contains(&id.into()) { None } else { self.read(id)? };
+        let is_lost = self.lost.ids.contains(&id.into());
+        let node = if is_lost { None } else { self.read(id)? };
+        if node.is_none() && !is_lost && self.is_partial {
+            return Ok(true);
+        }
         let is_clean = match node {
             Some(Node::Leaf(leaf)) if height == 0 => self.leaf(&leaf, start, report),
             Some(Node::Inner(inner)) if inner.height() == height => {
