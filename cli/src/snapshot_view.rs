@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chunkstore::catalog::{IngestReport, Snapshot};
+use chunkstore::catalog::{IngestReport, Presence, Snapshot};
 use chunkstore::name::{ImageName, SnapshotTime};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -32,6 +32,11 @@ pub(crate) struct SnapshotView<'a> {
     held: bool,
     holds: &'a BTreeSet<String>,
     partial: bool,
+    /// How much of a partial one was here when that was last looked at.
+    #[serde(flatten)]
+    presence: Option<Presence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    present_percent: Option<u8>,
 }
 
 impl<'a> SnapshotView<'a> {
@@ -55,6 +60,8 @@ impl<'a> SnapshotView<'a> {
             held: state.is_held(),
             holds: &state.holds,
             partial: state.partial,
+            presence: state.presence,
+            present_percent: state.presence.map(|presence| presence.percent()),
         }
     }
 
@@ -79,13 +86,13 @@ impl<'a> SnapshotView<'a> {
             lines.push(("held", self.holds_text()));
         }
         if self.partial {
-            lines.push(("partial", "not all of its chunks are here yet".to_owned()));
+            lines.push(("partial", self.partial_text()));
         }
         format!("{}\n{}", self.snapshot, fields(&lines))
     }
 
-    /// One line of a list: name, size, data, added, labels, held.
-    pub(crate) fn row(&self) -> [String; 6] {
+    /// One line of a list: name, size, data, added, labels, partial, held.
+    pub(crate) fn row(&self) -> [String; 7] {
         let ingested = |of: fn(&IngestReport) -> u64| self.ingest.map_or_else(|| "-".to_owned(), |it| bytes(of(it)));
         [
             self.snapshot.clone(),
@@ -93,8 +100,19 @@ impl<'a> SnapshotView<'a> {
             ingested(|ingest| ingest.data_bytes),
             ingested(|ingest| ingest.stored_bytes),
             self.labels_text(),
+            if self.partial { self.partial_text() } else { String::new() },
             self.holds_text(),
         ]
+    }
+
+    fn partial_text(&self) -> String {
+        match self.presence {
+            Some(Presence { present_bytes, needed_bytes }) => {
+                let percent = self.present_percent.unwrap_or_default();
+                format!("{percent} %, {} of {}", bytes(present_bytes), bytes(needed_bytes))
+            }
+            None => "not all of it is here".to_owned(),
+        }
     }
 
     fn ingest_lines(&self) -> Vec<(&'static str, String)> {

@@ -1,5 +1,7 @@
 //! A limit on how fast a connection sends and receives.
 
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ const BURST: Duration = Duration::from_millis(50);
 /// A token bucket (one for all connections of a command).
 #[derive(Debug)]
 pub struct RateLimit {
-    bytes_per_s: f64,
+    /// 0 stands for no limit.
+    bytes_per_s: AtomicU64,
     /// When all that has passed will have been paid for.
     paid: Mutex<Instant>,
 }
@@ -23,7 +26,17 @@ impl RateLimit {
     /// If that is none.
     pub fn new(bytes_per_s: u64) -> Self {
         assert!(bytes_per_s > 0, "callers refuse a rate of nothing");
-        Self { bytes_per_s: bytes_per_s as f64, paid: Mutex::new(Instant::now()) }
+        Self { bytes_per_s: AtomicU64::new(bytes_per_s), paid: Mutex::new(Instant::now()) }
+    }
+
+    /// No limit, until there is one.
+    pub fn unlimited() -> Self {
+        Self { bytes_per_s: AtomicU64::new(0), paid: Mutex::new(Instant::now()) }
+    }
+
+    /// Changes the limit for what passes from now on; `None` takes it away.
+    pub fn set(&self, bytes_per_s: Option<NonZeroU64>) {
+        self.bytes_per_s.store(bytes_per_s.map_or(0, NonZeroU64::get), Ordering::Relaxed);
     }
 
     /// Waits until so many bytes may pass.
@@ -35,7 +48,10 @@ impl RateLimit {
     fn book(&self, bytes: u64, now: Instant) -> Instant {
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
-        *paid = start + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+        *paid = match self.bytes_per_s.load(Ordering::Relaxed) {
+            0 => start,
+            bytes_per_s => start + Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64),
+        };
         start
     }
 }
@@ -53,5 +69,9 @@ mod tests {
         assert_eq!(late(500), 950);
         assert_eq!(late(500), 1450);
         assert_eq!(late(0), 1950);
+        limit.set(None);
+        assert_eq!((late(1 << 40), late(0)), (1950, 1950), "from now on there is none");
+        limit.set(NonZeroU64::new(100));
+        assert_eq!((late(100), late(0)), (1950, 2950));
     }
 }

@@ -67,10 +67,22 @@ impl<'a> Line<'a> {
 fn to_table(listed: &[Listed]) -> String {
     let rows = listed.iter().map(|listed| match &listed.snapshot {
         Ok(snapshot) => SnapshotView::new(snapshot).row(),
-        Err(_) => [listed.name.to_string().as_str(), "unreadable", "", "", "", ""].map(str::to_owned),
+        Err(_) => [listed.name.to_string().as_str(), "unreadable", "", "", "", "", ""].map(str::to_owned),
     });
-    table(["SNAPSHOT", "SIZE", "DATA", "ADDED", "LABELS", "HELD"], &[1, 2, 3], rows.collect())
+    let mut rows: Vec<[String; 7]> = rows.collect();
+    if rows.iter().all(|row| row[PARTIAL].is_empty()) {
+        let without = |[name, size, data, added, labels, _, held]| [name, size, data, added, labels, held];
+        return table(
+            ["SNAPSHOT", "SIZE", "DATA", "ADDED", "LABELS", "HELD"],
+            &[1, 2, 3],
+            rows.drain(..).map(without).collect(),
+        );
+    }
+    table(["SNAPSHOT", "SIZE", "DATA", "ADDED", "LABELS", "HERE", "HELD"], &[1, 2, 3], rows)
 }
+
+/// The column that is shown only if something is in it.
+const PARTIAL: usize = 5;
 
 /// Names what can't be read; the first of them decides the exit code.
 fn report_unreadable(listed: &[Listed]) -> Exit {

@@ -90,7 +90,9 @@ impl Restore {
 
     fn snapshot(&self, store: &Access) -> Result<(Option<Lease>, Snapshot)> {
         let name = resolve::snapshot(store.catalog(), &self.snapshot)?;
-        Ok(store.read(&name)?)
+        let (lease, snapshot) = store.read(&name)?;
+        snapshot.check_whole()?;
+        Ok((lease, snapshot))
     }
 
     fn options(&self, store: &Access) -> RestoreOptions {

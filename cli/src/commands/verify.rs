@@ -70,8 +70,16 @@ fn complaint(report: &VerifyReport) -> String {
 fn summary(report: &VerifyReport) -> String {
     let rate = (report.plain_bytes as f64 / report.elapsed_s.max(1e-9)) as u64;
     let verdict = if report.is_sound() { "all sound" } else { "DAMAGED" };
+    let partial = match report.partial_snapshots {
+        0 => String::new(),
+        count => format!(
+            "{}, for which at least {} was not fetched yet; that is no damage\n",
+            counted(count, "partial snapshot"),
+            counted(report.absent_records, "record"),
+        ),
+    };
     format!(
-        "{verdict}: checked {} ({}) in {}, and {}, in {}, {}/s\n",
+        "{verdict}: checked {} ({}) in {}, and {}, in {}, {}/s\n{partial}",
         counted(report.records, "record"),
         bytes(report.plain_bytes),
         counted(report.packs, "pack"),

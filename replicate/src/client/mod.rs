@@ -5,6 +5,7 @@
 
 mod connection;
 mod direct;
+mod partial;
 mod requests;
 mod session;
 mod source;

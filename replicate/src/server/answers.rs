@@ -93,6 +93,12 @@ impl Connection {
                 Ok(Reply::Bits(bits))
             }
             Request::Select { names, have } => self.select(number, names, have).await,
+            request @ (Request::PublishPartial { .. }
+            | Request::Flush { .. }
+            | Request::Has { .. }
+            | Request::Suspect { .. }
+            | Request::BootOrder { .. }
+            | Request::PutBootOrder { .. }) => self.of_partial(request).await,
             Request::Do(job) => self.run(number, job).await,
             Request::Leave => {
                 self.server.allow_leaving()?;

@@ -7,7 +7,7 @@ use chunkstore::catalog::State;
 use chunkstore::name::SnapshotName;
 use chunkstore::progress::Progress;
 use chunkstore::store::Store;
-use chunkstore::{Error, Result, gc, reserve, stats, verify};
+use chunkstore::{Error, Result, gc, partial, reserve, stats, verify};
 use serde::Serialize;
 
 use super::Server;
@@ -72,6 +72,7 @@ pub fn run(store: &Arc<Store>, job: &Job, progress: &Progress) -> Result<Vec<u8>
             store.catalog().remove(&snapshot.parse()?)?;
             json(&())
         }
+        Job::NotePresence { snapshot } => json(&partial::note_presence(store, &snapshot.parse()?)?),
         Job::Hold { snapshot, reason } => change(store, snapshot, |_, state| state.hold(reason).map(drop)),
         Job::Release { snapshot, reason } => {
             change(store, snapshot, |name, state| state.release_hold(name, reason.as_deref()))

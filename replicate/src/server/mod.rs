@@ -8,6 +8,7 @@
 mod answers;
 mod connection;
 mod jobs;
+mod partial;
 mod rights;
 mod sessions;
 

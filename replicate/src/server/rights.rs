@@ -16,9 +16,13 @@ fn denied(grant: &Grant, what: &str) -> Error {
 /// [`Error::Denied`], naming what was denied.
 pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
     let allowed = match request {
-        Request::Begin { purpose: Purpose::Ingest, .. } | Request::Bases { .. } | Request::Do(_) | Request::Leave => {
-            grant.may_admin()
-        }
+        Request::Begin { purpose: Purpose::Ingest, .. }
+        | Request::Bases { .. }
+        | Request::Do(_)
+        | Request::Leave
+        | Request::PublishPartial { .. }
+        | Request::Has { .. }
+        | Request::Suspect { .. } => grant.may_admin(),
         // Who can't open the packs has no use for them.
         Request::Places { .. } | Request::BaseIds { .. } => grant.is_local(),
         Request::Begin { purpose: Purpose::Receive, snapshot, .. } => {
@@ -29,7 +33,10 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         }
         Request::Get { .. } => grant.may_read(),
         Request::Select { names, .. } => return check_select(grant, names),
+        Request::BootOrder { snapshot, .. } => return check_read(grant, Some(snapshot)),
+        Request::PutBootOrder { snapshot, .. } => return check_push(grant, &image_of(snapshot)?),
         Request::Attach { .. }
+        | Request::Flush { .. }
         | Request::End { .. }
         | Request::Claim { .. }
         | Request::Await { .. }
@@ -44,7 +51,7 @@ fn what(request: &Request) -> &'static str {
     match request {
         Request::Begin { purpose: Purpose::Ingest, .. } | Request::Bases { .. } => "ingest",
         Request::Begin { purpose: Purpose::Receive, .. } => "push",
-        Request::Do(_) => "manage the store",
+        Request::Do(_) | Request::PublishPartial { .. } | Request::Suspect { .. } => "manage the store",
         Request::Leave => "end the owner",
         Request::Places { .. } | Request::BaseIds { .. } => "read packs",
         _ => "read",

@@ -118,6 +118,14 @@ impl Session {
         self.writer.put(records)
     }
 
+    /// Makes what was put durable, and known to whoever reads.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.check_writes()?;
+        self.writer.flush()?;
+        self.has_put.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Publishes a snapshot.
     pub(super) fn publish(&self, server: &Server, entry: Vec<u8>, report: Option<&[u8]>) -> Result<Snapshot> {
         self.check_writes()?;

@@ -6,6 +6,7 @@
 //! delta where the receiver has the base, otherwise encoded anew. The snapshot is published last.
 
 mod nodes;
+mod orders;
 mod plan;
 mod report;
 mod send;
@@ -24,7 +25,7 @@ use self::report::Tally;
 pub use self::report::TransferReport;
 use self::send::Sending;
 use crate::client::{Client, ClientSession};
-use crate::wire::Purpose;
+use crate::wire::{Purpose, Welcome};
 
 /// Which of the two stores is on this side of the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,7 +74,7 @@ impl Ends {
 /// [`Error::Unreachable`] if a connection was lost: what the receiver has stored need not travel again.
 pub async fn transfer(ends: &Ends, options: &TransferOptions, progress: &Arc<Progress>) -> Result<TransferReport> {
     let started = Instant::now();
-    check_params(&ends.near, &ends.far[0])?;
+    check_params(ends.near.welcome(), ends.far[0].welcome())?;
     let tally = Arc::new(Tally::default());
     let mut plan = Plan::make(ends, options).await?;
     let mut report = TransferReport { dry_run: options.dry_run, snapshots_present: plan.present, ..Default::default() };
@@ -109,8 +110,11 @@ struct Shared<'a> {
     progress: &'a Arc<Progress>,
 }
 
-fn check_params(near: &Client, far: &Client) -> Result<()> {
-    let (near, far) = (near.welcome(), far.welcome());
+/// Makes sure that two stores cut chunks the same way.
+///
+/// # Errors
+/// [`Error::Refused`] if they do not.
+pub fn check_params(near: &Welcome, far: &Welcome) -> Result<()> {
     if near.chunk_params == far.chunk_params {
         return Ok(());
     }
@@ -136,10 +140,12 @@ async fn one(ends: &Ends, options: &TransferOptions, item: &Item, shared: &Share
     let nodes = nodes::Nodes { source: source.clone(), near: ends.near.clone(), direction: options.direction };
     let sending = Sending::new(source, sessions.clone(), options.dry_run, shared);
     let (batches, walked) = walk::start(nodes, item, Arc::clone(shared.progress));
+    let order = orders::begin(ends.source(options.direction), item);
     sending.run(batches).await?;
     walked.await.map_err(|_| Error::refused("the walk over the manifest failed"))??;
     if !options.dry_run {
         sessions[0].publish(item.encoding.clone(), None).await?;
+        orders::bring(order, &sinks[0], item).await;
     }
     drop(reading);
     Ok(())

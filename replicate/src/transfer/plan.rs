@@ -162,6 +162,7 @@ fn chosen(catalog: &Catalog, wanted: &Wanted, here: &[Snapshot]) -> Result<HashS
     for selector in selectors {
         let name = catalog.resolve(selector)?;
         if !all.contains(&name) {
+            catalog.read(&name)?.check_whole()?;
             return Err(Error::refused(format!("snapshot {name} is not whole here")));
         }
         chosen.insert(name);

@@ -170,6 +170,40 @@ pub enum Request {
         /// What they resemble.
         like: Vec<Resemblance>,
     },
+    /// Publishes a snapshot of which nothing need be here.
+    PublishPartial {
+        /// The snapshot's entry, as its maker encoded it.
+        entry: Vec<u8>,
+    },
+    /// Makes all durable and readable that a session has put.
+    Flush {
+        /// Which.
+        session: SessionId,
+    },
+    /// Asks which records are there.
+    Has {
+        /// Which.
+        ids: Ids,
+    },
+    /// Reports records that could not be read. Asks which of them can't be.
+    Suspect {
+        /// Which.
+        ids: Ids,
+    },
+    /// Asks for the order in which a guest first read a snapshot.
+    BootOrder {
+        /// The snapshot's name.
+        snapshot: String,
+        /// Whether that of another night of the image will do.
+        or_nearest: bool,
+    },
+    /// Keeps such an order with a snapshot.
+    PutBootOrder {
+        /// The snapshot's name.
+        snapshot: String,
+        /// The order's file.
+        order: Vec<u8>,
+    },
 }
 
 /// What a new record is like.
@@ -221,6 +255,11 @@ pub enum Job {
         snapshot: String,
         /// From what it was held for; from everything if not given.
         reason: Option<String>,
+    },
+    /// Counts how much of a partial snapshot is here, and notes it.
+    NotePresence {
+        /// Which.
+        snapshot: String,
     },
 }
 
@@ -282,6 +321,8 @@ pub enum Reply {
         /// Where those lie that there are, in their order.
         places: Places,
     },
+    /// The file of a boot order, if there is one.
+    BootOrder(Option<Vec<u8>>),
 }
 
 /// A stream of messages of one type.
@@ -472,6 +513,10 @@ mod tests {
             Request::Do(Job::Collect { dry_run: true, threads: 2 }),
             Request::Places { ids: ids() },
             Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] },
+            Request::PublishPartial { entry: b"{}".to_vec() },
+            Request::Has { ids: ids() },
+            Request::BootOrder { snapshot: "web01@20261120T020000Z".into(), or_nearest: true },
+            Request::PutBootOrder { snapshot: "web01@20261120T020000Z".into(), order: b"x".to_vec() },
         ]
     }
 
