@@ -84,6 +84,12 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// Those of a program that has fewer of them: the others are as if they had not been given.
+    pub(crate) fn of(store: Option<PathBuf>, json: bool, quiet: bool, verbose: u8, log_format: LogFormat) -> Self {
+        let (progress, standalone, idle_exit, wait) = (ProgressMode::Never, false, None, None);
+        Self { store, json, quiet, verbose, log_format, progress, standalone, idle_exit, wait }
+    }
+
     /// How long to wait for a store that is in use.
     pub(crate) fn wait(&self) -> Duration {
         Duration::from_secs(self.wait.unwrap_or(0).into())

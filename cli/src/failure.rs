@@ -1,6 +1,5 @@
 //! The one place where an error becomes a message, a hint and an exit code.
 
-use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -32,11 +31,13 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 pub(crate) struct Failure {
     error: Error,
     hint: Option<String>,
+    /// What to say instead of the error's own words.
+    words: Option<String>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, hint: None }
+        Self { error, hint: None, words: None }
     }
 }
 
@@ -56,6 +57,11 @@ impl Failure {
         Error::io(action, path, error).into()
     }
 
+    /// Something other than a store is in use.
+    pub(crate) fn busy(holder: String, words: String) -> Self {
+        Self { words: Some(words), ..Error::Busy { holder }.into() }
+    }
+
     /// With a hint that knows more than the error's kind does.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
@@ -66,13 +72,19 @@ impl Failure {
         &self.error
     }
 
-    /// Tells the user, and says how the program is to end.
-    pub(crate) fn report(&self, format: LogFormat) -> Exit {
+    /// The hint that goes with it.
+    pub(crate) fn told_hint(&self) -> Option<String> {
+        self.hint.clone().or_else(|| hint_of(&self.error))
+    }
+
+    /// Tells the user of `program`, and says how it is to end.
+    pub(crate) fn report(&self, program: &str, format: LogFormat) -> Exit {
         let exit = exit_of(&self.error);
-        let hint = self.hint.clone().or_else(|| hint_of(&self.error));
+        let hint = self.told_hint();
+        let words = self.words.clone().unwrap_or_else(|| self.error.to_string());
         match format {
-            LogFormat::Text => print_text(&self.error, hint.as_deref()),
-            LogFormat::Json => tracing::error!(hint, exit_code = exit as u8, "{}", self.error),
+            LogFormat::Text => print_text(program, &words, hint.as_deref()),
+            LogFormat::Json => tracing::error!(hint, exit_code = exit as u8, "{words}"),
         }
         exit
     }
@@ -110,9 +122,9 @@ fn hint_of(error: &Error) -> Option<String> {
     Some(hint.to_owned())
 }
 
-fn print_text(error: &dyn Display, hint: Option<&str>) {
+fn print_text(program: &str, words: &str, hint: Option<&str>) {
     let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
-    let text = format!("vmstore: {error}\n{hint}");
+    let text = format!("{program}: {words}\n{hint}");
     // Nobody is left to tell if standard error is closed.
     let _ = io::stderr().write_all(text.as_bytes());
 }

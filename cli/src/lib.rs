@@ -8,9 +8,9 @@ mod commands;
 mod context;
 mod failure;
 mod interrupt;
+mod log_file;
 mod logging;
 mod output;
-mod owner_log;
 mod progress;
 mod size;
 mod snapshot_view;
@@ -44,7 +44,7 @@ pub fn vmstore() -> ExitCode {
     });
     let exit = match run {
         Ok(exit) => exit,
-        Err(failure) => failure.report(log_format),
+        Err(failure) => failure.report("vmstore", log_format),
     };
     ExitCode::from(exit as u8)
 }

@@ -5,9 +5,24 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by a panic"))]
 
+mod attributes;
 pub mod clone;
+mod counters;
 pub mod disk;
+mod errno;
+mod filesystem;
+mod fusermount;
+mod handles;
+mod inodes;
+pub mod mount;
+pub mod mounts;
 pub mod names;
+mod now_or_later;
 pub mod pool;
+mod readahead_limit;
+mod requests;
 pub mod snapshot_disk;
 pub mod upstream;
+pub mod status;
+mod tree;
+pub mod view;

@@ -140,8 +140,12 @@ async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
     })
 }
 
-/// Leaves the terminal and all descriptors but the first three.
-fn detach() -> io::Result<()> {
+/// Leaves the terminal and all descriptors but the first three: what a child that is to stay does before it becomes
+/// another program. It makes only system calls that are safe there.
+///
+/// # Errors
+/// If the system refuses.
+pub fn detach() -> io::Result<()> {
     // SAFETY: plain system calls.
     unsafe {
         if libc::setsid() < 0 {

@@ -18,8 +18,14 @@ pub(crate) struct Completions {
 
 impl Completions {
     pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
+        self.write(Cli::command())
+    }
+
+    /// Prints the script for a program.
+    pub(crate) fn write(&self, mut program: clap::Command) -> Result<Exit> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "vmstore", &mut script);
+        let name = program.get_name().to_owned();
+        clap_complete::generate(self.shell, &mut program, name, &mut script);
         print(&script)?;
         Ok(Exit::Done)
     }

@@ -21,22 +21,27 @@ pub(crate) struct Man {
 
 impl Man {
     pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
+        self.write(Cli::command())
+    }
+
+    /// Prints or writes the manual of a program.
+    pub(crate) fn write(&self, program: clap::Command) -> Result<Exit> {
         match &self.dir {
-            Some(dir) => write_pages(dir)?,
-            None => print(&page()?)?,
+            Some(dir) => write_pages(program, dir)?,
+            None => print(&page(program)?)?,
         }
         Ok(Exit::Done)
     }
 }
 
-fn page() -> Result<Vec<u8>> {
+fn page(program: clap::Command) -> Result<Vec<u8>> {
     let mut page = Vec::new();
-    let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+    let rendered = clap_mangen::Man::new(program).render(&mut page);
     rendered.map_err(|error| Failure::io("writing", "the manual", error))?;
     Ok(page)
 }
 
-fn write_pages(dir: &Path) -> Result<()> {
+fn write_pages(program: clap::Command, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(|error| Failure::io("creating", dir, error))?;
-    clap_mangen::generate_to(Cli::command(), dir).map_err(|error| Failure::io("writing to", dir, error))
+    clap_mangen::generate_to(program, dir).map_err(|error| Failure::io("writing to", dir, error))
 }

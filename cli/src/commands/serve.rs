@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::context::{Context, Purpose, random};
 use crate::failure::{Exit, Failure, Result};
-use crate::owner_log::OwnerLog;
+use crate::log_file::{self, LogFile};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -92,7 +92,7 @@ impl Serve {
         let server = Server::new(store, options, random()?);
         if self.background {
             // From here on nobody waits at the other end of standard error.
-            OwnerLog::take_over(&dir)?;
+            LogFile::take_over(&dir, log_file::OWNER)?;
         }
         runtime.block_on(async {
             tokio::spawn(end_on_signal(Arc::clone(&server)));
@@ -175,7 +175,7 @@ fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&Server
 }
 
 /// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
-fn allow_descriptors() {
+pub(crate) fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     // Without it there are fewer; whoever finds none left is told.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

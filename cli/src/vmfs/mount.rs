@@ -1,0 +1,173 @@
+//! `vmfs mount`: shows a store's snapshots and clones below a directory.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use clap::{Args, ValueHint};
+use fusefs::clone::Clones;
+use fusefs::mount::{MountOptions, Mounted};
+use fusefs::mounts::{self, Unmounted};
+use fusefs::names::LocalNames;
+use fusefs::pool::Pool;
+use fusefs::view::{Parts, View};
+use jiff::SignedDuration;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::background;
+use crate::commands::serve::allow_descriptors;
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Failure, Result};
+use crate::log_file::{self, LogFile};
+use crate::size;
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmfs mount /mnt/vm --store /srv/vmstore
+  vmfs mount /mnt/vm --allow-other --cache 4GiB
+
+SIGTERM unmounts it, as soon as nobody uses it; a second one whoever uses it. Logs go to vmfs.log in the store, and with
+--foreground to standard error.";
+
+/// How often a mount that is in use is tried again after SIGTERM.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Show a store's snapshots and clones as files below a directory
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Mount {
+    /// An empty directory
+    #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
+    mountpoint: PathBuf,
+    /// Stay in the foreground
+    #[arg(long)]
+    foreground: bool,
+    /// Let other users in, too, such as the one that runs the hypervisor
+    #[arg(long)]
+    allow_other: bool,
+    /// Mount over a directory that is not empty
+    #[arg(long)]
+    allow_nonempty: bool,
+    /// Memory for decoded chunks
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
+    cache: u64,
+    /// How long a read waits for what can't be reached before it fails
+    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = duration)]
+    timeout: Duration,
+    /// Threads that take requests from the kernel
+    #[arg(long, value_name = "N", default_value = "4")]
+    threads: NonZeroUsize,
+}
+
+impl Mount {
+    pub(crate) fn run(&self, context: &Context, in_background: bool) -> Result<Exit> {
+        if self.foreground || in_background {
+            self.serve(context, in_background)
+        } else {
+            context.store_dir()?;
+            background::start().map(|()| Exit::Done)
+        }
+    }
+
+    fn serve(&self, context: &Context, in_background: bool) -> Result<Exit> {
+        allow_descriptors();
+        let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
+        let signals = signals.map_err(|error| Failure::io("handling", "signals", error))?;
+        let store = context.store_dir()?;
+        let store = std::path::absolute(store).map_err(|error| Failure::io("finding", store, error))?;
+        let mounted = Mounted::start(self.view(context, &store)?, &self.options())?;
+        end_on_signal(signals, mounted.mount().clone());
+        if in_background {
+            // From here on nobody waits at the other end of standard error.
+            LogFile::take_over(&store, log_file::VMFS)?;
+            std::env::set_current_dir("/").map_err(|error| Failure::io("entering", "/", error))?;
+        }
+        let (shown, mountpoint) = (store.display(), mounted.mount().mountpoint.clone());
+        tracing::info!("{shown} is mounted at {}", mountpoint.display());
+        mounted.wait()?;
+        tracing::info!("{} is unmounted", mountpoint.display());
+        Ok(Exit::Done)
+    }
+
+    fn options(&self) -> MountOptions {
+        let &Self { allow_other, allow_nonempty, threads, .. } = self;
+        MountOptions { mountpoint: self.mountpoint.clone(), allow_other, allow_nonempty, threads: threads.get() }
+    }
+
+    fn view(&self, context: &Context, store: &Path) -> Result<View> {
+        let (_, catalog) = context.catalog()?;
+        mounts::refuse_on_view(store, "the store")?;
+        let runtime = context.runtime()?.handle().clone();
+        let owner = context.owner(store, Purpose::Use)?;
+        let pool = Pool::new(Arc::new(owner), runtime.clone());
+        Ok(View::new(Parts {
+            names: Arc::new(LocalNames::new(store, catalog)),
+            clones: Arc::new(Clones::new(store)),
+            pool,
+            runtime,
+            store: store.to_path_buf(),
+            patience: self.timeout,
+            more_status: Box::new(serde_json::Map::new),
+        }))
+    }
+}
+
+/// The first signal unmounts, as soon as nobody uses it any more; the second whoever uses it.
+fn end_on_signal(mut signals: Signals, mount: mounts::Mount) {
+    thread::spawn(move || {
+        let mut was_asked = false;
+        for _ in signals.forever() {
+            if was_asked {
+                tracing::warn!("unmounting {} although it is in use", mount.mountpoint.display());
+                tell(mount.force());
+            } else {
+                let mount = mount.clone();
+                thread::spawn(move || tell(unmount_when_unused(&mount)));
+            }
+            was_asked = true;
+        }
+    });
+}
+
+fn unmount_when_unused(mount: &mounts::Mount) -> chunkstore::Result<()> {
+    let mut was_told = false;
+    while mount.unmount()? == Unmounted::Busy {
+        if !was_told {
+            let mountpoint = mount.mountpoint.display();
+            tracing::warn!("{mountpoint} is in use: it is unmounted when nobody uses it, or at the next signal");
+            was_told = true;
+        }
+        thread::sleep(RETRY);
+    }
+    Ok(())
+}
+
+fn tell(result: chunkstore::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!("{error}");
+    }
+}
+
+/// Reads `90s`, `2min` or `PT2M`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    parsed.ok_or_else(|| "write a time such as 90s or 2min".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [("0s", 0), ("90s", 90), ("2min", 120), ("1h 30m", 5400), ("PT2M", 120)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "2", "-2s", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

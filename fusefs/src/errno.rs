@@ -1,0 +1,62 @@
+//! The one place where an error becomes what a system call fails with.
+
+use std::io;
+
+use chunkstore::Error;
+use fuser::Errno;
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Finding or opening a file by its name.
+    Name,
+    /// Reading or writing one that is open.
+    Data,
+}
+
+/// What the caller of a system call is told.
+pub(crate) fn errno(of: Of, error: &Error) -> Errno {
+    match error {
+        // In an open file, what is not found is a part of it.
+        Error::NotFound { .. } if of == Of::Name => Errno::ENOENT,
+        Error::Busy { .. } => Errno::EBUSY,
+        Error::Refused { .. } => Errno::EPERM,
+        Error::Invalid { .. } => Errno::EINVAL,
+        Error::OutOfSpace { .. } => Errno::ENOSPC,
+        Error::Denied { .. } => Errno::EACCES,
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge => Errno::EFBIG,
+        Error::Io { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => Errno::EMFILE,
+        Error::Io { source, .. } if source.raw_os_error() == Some(libc::ENFILE) => Errno::ENFILE,
+        _ => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_error_has_its_errno() {
+        let io = |errno| Error::io("writing", "x", io::Error::from_raw_os_error(errno));
+        let cases = [
+            (Error::not_found("x"), libc::ENOENT, libc::EIO),
+            (Error::damaged("x", "y"), libc::EIO, libc::EIO),
+            (Error::IndexDamaged { detail: "x".into() }, libc::EIO, libc::EIO),
+            (Error::Busy { holder: "x".into() }, libc::EBUSY, libc::EBUSY),
+            (Error::refused("x"), libc::EPERM, libc::EPERM),
+            (Error::invalid("x"), libc::EINVAL, libc::EINVAL),
+            (Error::unreachable("x"), libc::EIO, libc::EIO),
+            (Error::denied("x"), libc::EACCES, libc::EACCES),
+            (Error::Interrupted, libc::EIO, libc::EIO),
+            (io(libc::ENOSPC), libc::ENOSPC, libc::ENOSPC),
+            (io(libc::EDQUOT), libc::ENOSPC, libc::ENOSPC),
+            (io(libc::EFBIG), libc::EFBIG, libc::EFBIG),
+            (io(libc::EMFILE), libc::EMFILE, libc::EMFILE),
+            (io(libc::EBADF), libc::EIO, libc::EIO),
+        ];
+        for (error, name, data) in cases {
+            assert_eq!(errno(Of::Name, &error).code(), name, "{error}");
+            assert_eq!(errno(Of::Data, &error).code(), data, "{error}");
+        }
+    }
+}

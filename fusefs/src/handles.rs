@@ -1,0 +1,77 @@
+//! What is open: disks, directories with the listing that their reader goes through, and the status file.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::disk::Disk;
+use crate::inodes::Inode;
+use crate::names::Opened;
+use crate::tree::Listed;
+
+/// A disk that is open, once for all its handles. Its snapshot is leased until the last of them and the last request
+/// are gone.
+pub(crate) struct OpenDisk {
+    /// What logs call it.
+    pub(crate) name: String,
+    pub(crate) disk: Disk,
+    /// A snapshot with its lease; a clone keeps its own.
+    pub(crate) opened: Option<Opened>,
+}
+
+impl std::fmt::Debug for OpenDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenDisk").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What a handle of the kernel stands for.
+#[derive(Clone)]
+pub(crate) enum Handle {
+    /// A disk, and the inode that it was opened by.
+    Disk(Arc<OpenDisk>, Arc<Inode>),
+    /// A directory.
+    Directory(Arc<Mutex<Vec<Listed>>>),
+    /// A file of text, as it was when it was opened.
+    Text(Arc<[u8]>),
+}
+
+/// All handles.
+#[derive(Default)]
+pub(crate) struct Handles {
+    next: AtomicU64,
+    open: RwLock<HashMap<u64, Handle>>,
+}
+
+impl Handles {
+    /// Gives a handle out.
+    pub(crate) fn add(&self, handle: Handle) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
+        number
+    }
+
+    /// What a handle stands for.
+    pub(crate) fn get(&self, number: u64) -> Option<Handle> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    /// Takes a handle back. A disk is closed, if this was its last, before anyone can open it again.
+    pub(crate) fn remove(&self, number: u64) {
+        let removed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        if let Some(Handle::Disk(disk, inode)) = removed {
+            let _opening = inode.lock_disk();
+            drop(disk);
+        }
+    }
+
+    /// The disks that are open, one for each handle.
+    pub(crate) fn disks(&self) -> Vec<Arc<OpenDisk>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let disks = open.values().filter_map(|handle| match handle {
+            Handle::Disk(disk, _) => Some(Arc::clone(disk)),
+            _ => None,
+        });
+        disks.collect()
+    }
+}
