@@ -1,0 +1,187 @@
+//! Commit: a snapshot of what a clone's disk holds at one moment, made while the guest writes on.
+//!
+//! The written layers are frozen under a new one, and ingested. When the snapshot is durable it takes the place of the
+//! clone's old one and of the frozen layers. At every moment `clone.json` names all that the disk consists of: cut short
+//! anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, TryLockError};
+use std::thread;
+
+use chunkstore::catalog::Snapshot;
+use chunkstore::ingest::{Base as IngestBase, IngestOptions};
+use chunkstore::lease::Lease;
+use chunkstore::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::progress::Progress;
+use chunkstore::{Error, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::disk::{CloneDisk, Shared};
+use super::frozen::FrozenDisk;
+use super::layer::{self, Layer};
+use super::publisher::Publisher;
+use super::view::{Base, Bounded, View};
+use super::{hold_reason, store_dir};
+use crate::snapshot_disk::SnapshotDisk;
+
+/// What a commit makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommitOptions {
+    /// Of which image; by default of the one that the clone's snapshot is of.
+    pub image: Option<ImageName>,
+    /// Of which time.
+    pub time: SnapshotTime,
+    /// Labels to keep with it.
+    pub labels: BTreeMap<String, String>,
+    /// When this is done.
+    pub now: Timestamp,
+}
+
+/// What a commit made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The new snapshot, which the clone is of from now on.
+    pub snapshot: Snapshot,
+    /// The one that it was of before.
+    pub base: SnapshotName,
+    /// Bytes of the blocks that were written or discarded; 0 if the snapshot is equal to the one before.
+    pub written_bytes: u64,
+}
+
+/// What a commit has frozen.
+struct Frozen {
+    disk: FrozenDisk,
+    layers: Vec<u32>,
+}
+
+impl CloneDisk {
+    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
+    /// called by a task.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
+    /// returns. Nothing that was written is lost then, and the clone can be committed again.
+    pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
+        self.shared.commit(publisher, options, progress)
+    }
+}
+
+impl Shared {
+    pub(super) fn commit(
+        &self,
+        publisher: &dyn Publisher,
+        options: &CommitOptions,
+        progress: &Progress,
+    ) -> Result<Committed> {
+        let _one = match self.committing.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(Error::Busy { holder: "another commit of this clone".into() }),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Ok(one) => one,
+        };
+        self.settle(publisher)?;
+        let base = self.record().snapshot.clone();
+        let image = options.image.clone().unwrap_or_else(|| base.image.clone());
+        let name = SnapshotName::new(image, options.time);
+        let frozen = self.freeze(&name)?;
+        let written_bytes = frozen.disk.changed_bytes()?;
+        let snapshot = publisher.ingest(frozen.disk.clone(), &ingest_options(name, &base, options), progress)?;
+        self.rebase(&frozen, &snapshot, publisher)?;
+        Ok(Committed { snapshot, base, written_bytes })
+    }
+
+    /// Releases what an earlier commit left held.
+    pub(super) fn settle(&self, publisher: &dyn Publisher) -> Result<()> {
+        let mut record = self.record();
+        release_all(publisher, &record.name, &record.releases)?;
+        // Permanent with the next change: releasing twice does no harm.
+        record.releases.clear();
+        Ok(())
+    }
+
+    /// Puts a new layer on top, so that those below do not change any more. A top without blocks stays.
+    fn freeze(&self, name: &SnapshotName) -> Result<Frozen> {
+        self.view().layers.iter().try_for_each(|bounded| bounded.layer.check())?;
+        let number = self.record().next_layer();
+        let new = Arc::new(Layer::create(&self.dir, number)?);
+        let passed = self.pool.runtime().block_on(self.gate.pass_alone());
+        let is_written = !self.view().top().is_empty();
+        let size_bytes = self.size_bytes();
+        let changed = self.change(
+            |record| {
+                // It will be held before it is the clone's.
+                record.releases.push(name.to_string());
+                if is_written {
+                    record.add_layer(size_bytes);
+                }
+            },
+            |view| {
+                if is_written {
+                    view.layers.push(Bounded { layer: new, bytes_max: u64::MAX });
+                }
+            },
+        );
+        let below = self.view().below();
+        drop(passed);
+        // If nobody knows whether the record was stored, the top was given up, and the new layer may be named.
+        let may_be_named = is_written && (changed.is_ok() || self.view().top().check().is_err());
+        if !may_be_named {
+            layer::remove(&self.dir, number);
+        }
+        changed?;
+        let layers = below.layers.iter().map(|bounded| bounded.layer.number()).collect();
+        let shown = format!("clone {}", self.record().name);
+        Ok(Frozen { disk: FrozenDisk::new(&shown, below, size_bytes, self.pool.runtime()), layers })
+    }
+
+    /// Puts the layers above the frozen ones on the new snapshot.
+    fn rebase(&self, frozen: &Frozen, snapshot: &Snapshot, publisher: &dyn Publisher) -> Result<()> {
+        let (name, root) = (self.record().name.clone(), snapshot.entry().root);
+        let lease = root.map(|root| Lease::take(store_dir(&self.dir), &[root])).transpose()?;
+        // It fails if the snapshot was removed before the lease was taken.
+        publisher.hold(&snapshot.name(), &hold_reason(&name))?;
+        let disk = Arc::new(SnapshotDisk::new(&self.pool, snapshot));
+        let lease = lease.map(Arc::new);
+        self.change(
+            |record| {
+                let old = record.snapshot.to_string();
+                let is_frozen = |number| frozen.layers.contains(&number);
+                // What the disk was shortened to meanwhile.
+                let last = record.layers.iter().rfind(|layer| is_frozen(layer.number));
+                let bytes_max = last.map_or(Some(record.base_bytes_max), |layer| layer.bytes_max);
+                let bytes_max = bytes_max.unwrap_or(u64::MAX).min(snapshot.entry().virtual_bytes);
+                record.layers.retain(|layer| !is_frozen(layer.number));
+                record.rebase(snapshot, bytes_max);
+                record.releases = vec![old];
+            },
+            |view: &mut View| {
+                view.layers.retain(|bounded| !frozen.layers.contains(&bounded.layer.number()));
+                view.base = Base { disk, bytes_max: 0, _lease: lease };
+            },
+        )?;
+        if let Err(error) = self.settle(publisher) {
+            tracing::warn!("clone {name}: releasing its old snapshot: {error}; the next commit does it");
+        }
+        frozen.layers.iter().for_each(|number| layer::remove(&self.dir, *number));
+        Ok(())
+    }
+}
+
+fn ingest_options(name: SnapshotName, base: &SnapshotName, options: &CommitOptions) -> IngestOptions {
+    IngestOptions {
+        name,
+        labels: options.labels.clone(),
+        group: None,
+        base: IngestBase::Snapshot(base.clone()),
+        threads: thread::available_parallelism().map_or(1, usize::from),
+        now: options.now,
+    }
+}
+
+/// Releases snapshots that were held for a clone.
+pub(super) fn release_all(publisher: &dyn Publisher, clone: &ImageName, snapshots: &[String]) -> Result<()> {
+    for snapshot in snapshots {
+        publisher.release(&snapshot.parse()?, &hold_reason(clone))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Who may change which blocks now: changes of the same blocks go one after another, in the order in which they came.
+//!
+//! Completing a block from what lies below takes time, and meanwhile nobody else may change it. What concerns the
+//! whole disk, such as a new layer, takes all blocks, and so waits until the writes that were begun have ended.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Lets changes pass that do not meet.
+#[derive(Default)]
+pub(super) struct Gate {
+    queue: Mutex<Queue>,
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    next: u64,
+    /// In the order in which they came, those that wait among them.
+    entries: Vec<(u64, Range<u64>)>,
+}
+
+/// Leave to change some blocks, until it is dropped.
+#[must_use]
+pub(super) struct Passed<'a> {
+    gate: &'a Gate,
+    ticket: u64,
+}
+
+impl Gate {
+    /// Waits until nobody who came before changes any of these blocks.
+    pub(super) async fn pass(&self, blocks: Range<u64>) -> Passed<'_> {
+        let passed = self.enter(blocks);
+        loop {
+            let freed = self.freed.notified();
+            if self.queue().may_pass(passed.ticket) {
+                return passed;
+            }
+            freed.await;
+        }
+    }
+
+    /// Waits until nobody changes anything.
+    pub(super) async fn pass_alone(&self) -> Passed<'_> {
+        self.pass(0..u64::MAX).await
+    }
+
+    fn enter(&self, blocks: Range<u64>) -> Passed<'_> {
+        let mut queue = self.queue();
+        let ticket = queue.next;
+        queue.next += 1;
+        queue.entries.push((ticket, blocks));
+        Passed { gate: self, ticket }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn may_pass(&self, ticket: u64) -> bool {
+        let at = self.position(ticket);
+        let wanted = &self.entries[at].1;
+        self.entries[..at].iter().all(|(_, before)| before.end <= wanted.start || wanted.end <= before.start)
+    }
+
+    fn position(&self, ticket: u64) -> usize {
+        self.entries.binary_search_by_key(&ticket, |(ticket, _)| *ticket).expect("an entry stays until it is dropped")
+    }
+}
+
+impl Drop for Passed<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.gate.queue();
+        let at = queue.position(self.ticket);
+        queue.entries.remove(at);
+        drop(queue);
+        self.gate.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn poll<'a>(waiting: Pin<&mut impl Future<Output = Passed<'a>>>) -> Option<Passed<'a>> {
+        match waiting.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(passed) => Some(passed),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn who_meets_waits_and_others_pass() {
+        let gate = Gate::default();
+        let first = poll(pin!(gate.pass(0..4))).unwrap();
+        let mut second = pin!(gate.pass(3..5));
+        assert!(poll(second.as_mut()).is_none());
+        let beside = poll(pin!(gate.pass(5..6))).unwrap();
+        drop(first);
+        let second = poll(second).unwrap();
+        drop((second, beside));
+        assert!(gate.queue().entries.is_empty());
+    }
+
+    #[test]
+    fn nobody_overtakes_who_waits_for_all_and_who_gives_up_is_forgotten() {
+        let gate = Gate::default();
+        let writing = poll(pin!(gate.pass(0..1))).unwrap();
+        let mut late = pin!(gate.pass(7..8));
+        {
+            let mut alone = Box::pin(gate.pass_alone());
+            assert!(poll(alone.as_mut()).is_none());
+            assert!(poll(late.as_mut()).is_none());
+        }
+        assert!(poll(late).is_some());
+        drop(writing);
+        assert!(poll(pin!(gate.pass_alone())).is_some());
+    }
+}
