@@ -22,7 +22,7 @@ pub mod pool;
 mod readahead_limit;
 mod requests;
 pub mod snapshot_disk;
-pub mod upstream;
 pub mod status;
 mod tree;
+pub mod upstream;
 pub mod view;

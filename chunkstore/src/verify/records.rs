@@ -13,8 +13,8 @@ use crate::manifest::Node;
 use crate::mark::Mark;
 use crate::pack::TableEntry;
 use crate::parallel;
-use crate::record::{Header, Kind};
 use crate::placed::id_of;
+use crate::record::{Header, Kind};
 
 /// Why a record is bad.
 pub(super) struct Fault {

@@ -71,7 +71,7 @@ fn to_table(listed: &[Listed]) -> String {
     });
     let mut rows: Vec<[String; 7]> = rows.collect();
     if rows.iter().all(|row| row[PARTIAL].is_empty()) {
-        let without = |[name, size, data, added, labels, _, held]| [name, size, data, added, labels, held];
+        let without = |[name, size, data, added, labels, _, held]: [String; 7]| [name, size, data, added, labels, held];
         return table(
             ["SNAPSHOT", "SIZE", "DATA", "ADDED", "LABELS", "HELD"],
             &[1, 2, 3],

@@ -10,7 +10,9 @@ use chunkstore::{Error, Result};
 
 use super::Client;
 use super::connection::broken;
-use crate::wire::{Bits, Fetch, ForStream, Ids, Job, Kind, Located, Names, Places, Prefixes, Reply, Request, records_of};
+use crate::wire::{
+    Bits, Fetch, ForStream, Ids, Job, Kind, Located, Names, Places, Prefixes, Reply, Request, records_of,
+};
 
 /// What another store has and this one lacks.
 #[derive(Debug, Default)]

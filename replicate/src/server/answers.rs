@@ -17,8 +17,8 @@ use chunkstore::{Error, Result};
 use super::connection::Connection;
 use crate::auth::Grant;
 use crate::wire::{
-    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Located, Names, Places, Prefixes, RecordBatch,
-    Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, records_of, split_session,
+    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Located, Names, Places, Prefixes,
+    RecordBatch, Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, records_of, split_session,
 };
 
 /// Records that are read from the store together.

@@ -62,7 +62,10 @@ impl Located {
         let codec = Codec::from_number(bytes[CODEC]).ok_or("a place of an unknown codec")?;
         let pack = PackId { number: word(NUMBER), tag: word(TAG) };
         let offset = word(OFFSET);
-        Ok(Self { pack, place: Place { pack: pack.number, ordinal: 0, offset, stored_bytes, plain_bytes, kind, codec } })
+        Ok(Self {
+            pack,
+            place: Place { pack: pack.number, ordinal: 0, offset, stored_bytes, plain_bytes, kind, codec },
+        })
     }
 }
 
