@@ -1,12 +1,40 @@
 //! A far store behind the local one: what is missing here is fetched from there, verified, given, and kept here.
 
+//!
+//! A read asks the local store, and what that can't give is queued here (`queue`), fetched in batches over connections that
+//! come back (`fetch`, `link`), and put into the local store in the background (`keep`). A far snapshot appears beside the
+//! local ones (`names`); when it is first opened it becomes a partial one of the local store, and what an earlier boot of it
+//! touched is fetched ahead (`attend`, `record`). A hydration (`hydrate`) is a pull that gives way to readers.
+
+mod absent;
+mod around;
+mod attend;
+mod fetch;
+mod fresh;
+mod hydrate;
+mod keep;
+mod layered;
+mod link;
+mod names;
+mod queue;
+mod record;
+mod site;
+mod tree;
+
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::mpsc;
 
-use chunkstore::Result;
 use chunkstore::chunk::Chunk;
 use chunkstore::id::{ChunkId, EntryId, NodeId};
 use chunkstore::manifest::Node;
+use chunkstore::{Error, Result};
+use tokio::runtime::Handle;
+
+pub use self::hydrate::{Hydration, HydrationState};
+pub use self::layered::Layered;
+pub use self::link::Connect;
+pub use self::site::{Site, SiteOptions, UpstreamStatus};
 
 /// A future that owns what it needs.
 pub type Fetching<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
@@ -51,4 +79,17 @@ pub trait Far: Send + Sync {
 pub trait Watcher: Send + Sync {
     /// A range of the snapshot with this entry is about to be read. Returns at once.
     fn touched(&self, entry: EntryId, range: Range<u64>);
+}
+
+/// Waits on a thread that may wait for what runs on the runtime.
+fn wait_for<T: Send + 'static>(
+    runtime: &Handle,
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (answer, answered) = mpsc::channel();
+    runtime.spawn(async move {
+        // Who asked is waiting.
+        let _ = answer.send(future.await);
+    });
+    answered.recv().unwrap_or_else(|_| Err(Error::unreachable("the mount ends")))
 }
