@@ -19,6 +19,8 @@ mod names;
 mod queue;
 mod record;
 mod site;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use std::ops::Range;

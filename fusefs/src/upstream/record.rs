@@ -3,14 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkstore::boot_order::{BootOrder, RANGES_MAX};
 use chunkstore::catalog::Catalog;
 use chunkstore::id::EntryId;
 use chunkstore::name::SnapshotName;
 use chunkstore::{Error, Result};
-use tokio::time::Instant;
 
 use super::Watcher;
 use super::link::Link;
@@ -102,12 +101,12 @@ impl Recorder {
 }
 
 impl Recording {
-    fn new() -> Self {
-        Self { since: Instant::now(), seen: HashSet::new(), granules: Vec::new(), is_saved: false }
+    fn new(since: Instant) -> Self {
+        Self { since, seen: HashSet::new(), granules: Vec::new(), is_saved: false }
     }
 
-    fn touch(&mut self, range: Range<u64>) {
-        if self.is_saved || self.since.elapsed() >= RECORDED {
+    fn touch(&mut self, range: Range<u64>, now: Instant) {
+        if self.is_saved || now.duration_since(self.since) >= RECORDED {
             return;
         }
         for granule in range.start / GRANULE_BYTES..range.end.div_ceil(GRANULE_BYTES) {
@@ -128,7 +127,8 @@ impl Watcher for Recorder {
         if recordings.len() >= RECORDINGS_MAX && !recordings.contains_key(&entry) {
             return;
         }
-        recordings.entry(entry).or_insert_with(Recording::new).touch(range);
+        let now = Instant::now();
+        recordings.entry(entry).or_insert_with(|| Recording::new(now)).touch(range, now);
     }
 }
 
@@ -136,23 +136,24 @@ impl Watcher for Recorder {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn first_touches_are_recorded_in_order_until_the_time_is_over() {
-        let mut recording = Recording::new();
+    #[test]
+    fn first_touches_are_recorded_in_order_until_the_time_is_over() {
+        let now = Instant::now();
+        let mut recording = Recording::new(now);
         let kib = |from: u64, to: u64| from << 10..to << 10;
         for range in [kib(640, 644), kib(0, 4), kib(60, 70), kib(641, 642), kib(128, 256)] {
-            recording.touch(range);
+            recording.touch(range, now);
         }
-        tokio::time::advance(RECORDED).await;
-        recording.touch(kib(1024, 1028));
+        recording.touch(kib(1024, 1028), now + RECORDED);
         assert_eq!(recording.order().ranges(), [kib(640, 704), kib(0, 256)]);
     }
 
     #[test]
     fn a_recording_is_bounded() {
-        let mut recording = Recording::new();
+        let now = Instant::now();
+        let mut recording = Recording::new(now);
         for n in 0..GRANULES_MAX as u64 + 100 {
-            recording.touch(n * 2 * GRANULE_BYTES..n * 2 * GRANULE_BYTES + 1);
+            recording.touch(n * 2 * GRANULE_BYTES..n * 2 * GRANULE_BYTES + 1, now);
         }
         assert_eq!(recording.granules.len(), GRANULES_MAX);
         assert_eq!(recording.order().ranges().len(), RANGES_MAX);
