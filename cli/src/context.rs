@@ -12,6 +12,7 @@ use chunkstore::catalog::Catalog;
 use chunkstore::config::Config;
 use chunkstore::progress::Progress;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
+use fusefs::mounts::refuse_on_view;
 use indicatif::MultiProgress;
 use replicate::client::Client;
 use replicate::owner::{self, Reconnecting, Starter};
@@ -111,6 +112,7 @@ impl Context {
     /// Opens the store as its owner, whom signals do not concern.
     pub(crate) fn open_alone(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let dir = self.store_dir()?;
+        refuse_on_view(dir, "the store")?;
         let store = Store::open(dir, &self.open_options(purpose)?).map_err(|error| no_store(dir, error))?;
         Ok(Arc::new(store))
     }
@@ -156,6 +158,7 @@ impl Context {
 
     /// A connection to the owner of the store in `dir`, which is started if there is none.
     pub(crate) fn owner(&self, dir: &Path, purpose: Purpose) -> Result<Reconnecting> {
+        refuse_on_view(dir, "the store")?;
         let starter = self.starter(purpose)?;
         Reconnecting::new(self.runtime()?.handle(), dir, starter).map_err(|error| no_store(dir, error))
     }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use chunkstore::catalog::Snapshot;
@@ -52,6 +53,8 @@ pub(crate) struct SnapshotFile {
     pub(crate) is_partial: bool,
     /// Bytes that are not holes, once they were counted.
     pub(crate) data_bytes: OnceLock<u64>,
+    /// Whether somebody counts them.
+    pub(crate) is_counted: AtomicBool,
 }
 
 impl SnapshotFile {
@@ -64,6 +67,7 @@ impl SnapshotFile {
             size_bytes: snapshot.entry().virtual_bytes,
             is_partial: snapshot.state.partial,
             data_bytes: counted.map_or_else(OnceLock::new, OnceLock::from),
+            is_counted: AtomicBool::new(counted.is_some()),
         }
     }
 }
@@ -185,6 +189,7 @@ mod tests {
             size_bytes: 1,
             is_partial: false,
             data_bytes: OnceLock::new(),
+            is_counted: AtomicBool::new(false),
         })
     }
 

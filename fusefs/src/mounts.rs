@@ -45,6 +45,10 @@ impl Mount {
     /// # Errors
     /// If that is not allowed, or fails.
     pub fn unmount(&self) -> Result<Unmounted> {
+        // Another one may have taken its place.
+        if !self.is_there()? {
+            return Ok(Unmounted::Gone);
+        }
         match rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW) {
             Ok(()) => Ok(Unmounted::Gone),
             Err(rustix::io::Errno::BUSY) => Ok(Unmounted::Busy),
@@ -61,12 +65,19 @@ impl Mount {
     /// If that is not allowed, or fails.
     pub fn force(&self) -> Result<()> {
         self.abort();
+        if !self.is_there()? {
+            return Ok(());
+        }
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         match rustix::mount::unmount(&self.mountpoint, flags) {
             Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
             Err(rustix::io::Errno::PERM) => fusermount::unmount(&self.mountpoint, true).map(drop),
             Err(error) => Err(Error::io("unmounting", &self.mountpoint, error.into())),
         }
+    }
+
+    fn is_there(&self) -> Result<bool> {
+        Ok(at(&self.mountpoint)?.is_some_and(|mount| mount.device == self.device))
     }
 
     /// Ends the connection to the process that serves it, which its user may do without being root.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use chunkstore::name::{ImageName, SnapshotName, SnapshotTime};
@@ -190,13 +190,4 @@ fn listed(name: &str, is: Is) -> Listed {
 
 fn absent(name: &OsStr) -> Error {
     Error::not_found(name.to_string_lossy())
-}
-
-/// Counts a snapshot's data, once.
-pub(crate) async fn count_data(file: &OnceLock<u64>, disk: &Disk) {
-    if file.get().is_none()
-        && let Ok(bytes) = disk.data_bytes().await
-    {
-        let _ = file.set(bytes);
-    }
 }

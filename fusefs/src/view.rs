@@ -3,12 +3,14 @@
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use chunkstore::{Error, Result};
 use fuser::{Errno, FopenFlags};
 use tokio::runtime::Handle as Runtime;
+use tokio::sync::Semaphore;
 
 use crate::attributes::Attributes;
 use crate::clone::{CloneDisk, Clones};
@@ -21,12 +23,19 @@ use crate::names::Names;
 use crate::now_or_later;
 use crate::pool::Pool;
 use crate::status::Status;
-use crate::tree::{Tree, count_data};
+use crate::tree::Tree;
 
 /// Longest name that a file system usually has.
 pub(crate) const NAME_BYTES_MAX: usize = 255;
 /// What waits is given up so long after what it waits for should have given up itself.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What the status file says besides what the view knows itself.
+pub type MoreStatus = Box<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>;
+
+/// How often, and how soon, a clone that is in use is tried again.
+const REOPEN_TRIES: u32 = 5;
+const REOPEN_PAUSE: Duration = Duration::from_millis(2);
 
 /// What a view is made of.
 pub struct Parts {
@@ -43,7 +52,7 @@ pub struct Parts {
     /// How long a read may wait for what can't be reached.
     pub patience: Duration,
     /// What the status file says besides what the view knows itself, such as how far background work is.
-    pub more_status: Box<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>,
+    pub more_status: MoreStatus,
 }
 
 /// A view that can be mounted.
@@ -56,9 +65,11 @@ pub(crate) struct Shared {
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
     pub(crate) counters: Counters,
+    /// Of the snapshots whose data is counted, one at a time.
+    counting: Arc<Semaphore>,
     runtime: Runtime,
     patience: Duration,
-    more_status: Box<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>,
+    more_status: MoreStatus,
 }
 
 /// What the kernel is to know of a file that was opened.
@@ -73,7 +84,8 @@ impl View {
         let Parts { names, clones, pool, runtime, store, patience, more_status } = parts;
         let tree = Tree { names, clones, pool, store, started: SystemTime::now() };
         let (inodes, handles, counters) = <(Inodes, Handles, Counters)>::default();
-        Self(Arc::new(Shared { tree, inodes, handles, counters, runtime, patience, more_status }))
+        let counting = Arc::new(Semaphore::new(1));
+        Self(Arc::new(Shared { tree, inodes, handles, counters, counting, runtime, patience, more_status }))
     }
 
     /// What the status file says.
@@ -161,7 +173,7 @@ impl Shared {
     fn open_anew(&self, inode: &Inode) -> Result<OpenDisk, Errno> {
         let opened = match &*inode.node {
             Node::Snapshot(file) => self.tree.open_snapshot(file),
-            Node::Clone(name) => self.tree.open_clone(name),
+            Node::Clone(name) => self.open_clone(name),
             node => Err(Error::invalid(format!("{node:?} is no disk"))),
         };
         opened.map_err(|error| match error {
@@ -169,6 +181,18 @@ impl Shared {
             Error::NotFound { .. } => Errno::ESTALE,
             error => self.failed(&inode.node, &error),
         })
+    }
+
+    /// Opens a clone. The last request to one that was just closed may be about to let go of it.
+    fn open_clone(&self, name: &str) -> Result<OpenDisk> {
+        let mut tries = 0;
+        loop {
+            match self.tree.open_clone(name) {
+                Err(Error::Busy { .. }) if tries < REOPEN_TRIES => tries += 1,
+                opened => return opened,
+            }
+            std::thread::sleep(REOPEN_PAUSE);
+        }
     }
 
     /// The listing that a handle of a directory goes through; made anew when it starts at the beginning.
@@ -229,20 +253,23 @@ impl Shared {
         errno
     }
 
-    /// Sees to it that a whole snapshot's data gets counted, if nobody did that when it was made.
+    /// Sees to it that a snapshot's data gets counted, if nobody did that when it was made. Not that of a partial one:
+    /// for that, its whole manifest would be fetched.
     fn count_later(&self, inode: &Arc<Inode>) {
         let Node::Snapshot(file) = &*inode.node else { return };
-        if file.is_partial || file.data_bytes.get().is_some() {
+        if file.is_partial || file.is_counted.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (node, tree) = (Arc::clone(&inode.node), Arc::clone(&self.tree.pool));
-        let Ok(opened) = self.tree.names.open(&file.name) else { return };
-        let disk = Disk::Snapshot(Arc::new(crate::snapshot_disk::SnapshotDisk::new(&tree, &opened.snapshot)));
+        let (inode, one_by_one) = (Arc::clone(inode), Arc::clone(&self.counting));
+        let opening = self.tree.open_snapshot(file);
         drop(self.runtime.spawn(async move {
-            if let Node::Snapshot(file) = &*node {
-                count_data(&file.data_bytes, &disk).await;
+            let _turn = one_by_one.acquire().await;
+            if let (Node::Snapshot(file), Ok(open)) = (&*inode.node, opening) {
+                match open.disk.data_bytes().await {
+                    Ok(bytes) => drop(file.data_bytes.set(bytes)),
+                    Err(error) => tracing::warn!("{}: counting its data: {error}", file.name),
+                }
             }
-            drop(opened);
         }));
     }
 

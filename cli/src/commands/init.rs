@@ -5,6 +5,7 @@ use chunkstore::chunker::ChunkParams;
 use chunkstore::reserve::RESERVE_BYTES;
 use chunkstore::store::{InitOptions, Store};
 use clap::Args;
+use fusefs::mounts::refuse_on_view;
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -44,6 +45,7 @@ pub(crate) struct Init {
 impl Init {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
         let dir = context.store_dir()?;
+        refuse_on_view(dir, "the store")?;
         let params = match &self.like {
             Some(remote) => self.access.chunk_params(context, remote)?,
             None => self.params(),
