@@ -13,7 +13,7 @@ mod qcow2;
 pub(crate) mod reindex;
 pub(crate) mod remote;
 pub(crate) mod remove;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod restore;
 pub(crate) mod serve;
 pub(crate) mod show;

@@ -1,6 +1,7 @@
 //! The program `vmfs`: its command line, and what its commands share.
 
 mod background;
+mod clone;
 mod mount;
 mod probe;
 mod status;
@@ -86,6 +87,7 @@ enum Command {
     Mount(mount::Mount),
     Umount(umount::Umount),
     Status(status::StatusCommand),
+    Clone(clone::CloneCommand),
     /// Print a script that completes vmfs's command line in a shell
     #[command(after_help = "Example:\n  vmfs completions bash > /etc/bash_completion.d/vmfs")]
     Completions(completions::Completions),
@@ -119,6 +121,7 @@ fn run(context: &Context, command: &Command, in_background: bool) -> Result<Exit
         Command::Mount(args) => args.run(context, in_background),
         Command::Umount(args) => args.run(context),
         Command::Status(args) => args.run(context),
+        Command::Clone(args) => args.run(context),
         Command::Completions(args) => args.write(Cli::command()),
         Command::Man(args) => args.write(Cli::command()),
     }

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
-use fusefs::clone::Clones;
 use fusefs::mount::{MountOptions, Mounted};
 use fusefs::mounts::{self, Unmounted};
 use fusefs::names::LocalNames;
@@ -105,7 +104,7 @@ impl Mount {
         let pool = Pool::new(Arc::new(owner), runtime.clone());
         Ok(View::new(Parts {
             names: Arc::new(LocalNames::new(store, catalog)),
-            clones: Arc::new(Clones::new(store)),
+            clones: Arc::new(super::clone::clones(context, store)?),
             pool,
             runtime,
             store: store.to_path_buf(),

@@ -1,0 +1,290 @@
+//! `vmfs clone`: makes, lists, commits, discards and rolls back writable clones. Works without a mount and beside one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use chunkstore::Error;
+use chunkstore::catalog::Snapshot;
+use chunkstore::catalog::label::{self, Label};
+use chunkstore::ingest::IngestOptions;
+use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use chunkstore::progress::Progress;
+use chunkstore::source::Source;
+use clap::{Args, Subcommand};
+use fusefs::clone::{CloneInfo, Clones, CommitOptions, Committed, FrozenDisk, Publisher};
+use fusefs::names::LocalNames;
+use fusefs::pool::Pool;
+use jiff::Timestamp;
+use replicate::wire::Job;
+use serde::Serialize;
+
+use crate::access::Access;
+use crate::commands::resolve;
+use crate::context::{Context, Purpose};
+use crate::failure::{Exit, Failure, Result};
+use crate::output::{bytes, table};
+use crate::progress::Unit;
+use crate::snapshot_view::SnapshotView;
+
+const AFTER_HELP: &str = "\
+Examples:
+  vmfs clone create web01-test web01@20261120
+  qemu-system-x86_64 -drive file=/mnt/vm/clones/web01-test.raw,format=raw ...
+  vmfs clone commit web01-test --image web01-test
+  vmfs clone discard web01-test";
+
+/// Make and manage writable clones of snapshots
+///
+/// A clone is a disk that can be written, in no time and without taking room, as clones/NAME.raw of every mount of the
+/// store. What is written goes into files of its own; the snapshot stays as it is, and is held while the clone is there.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct CloneCommand {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(Create),
+    /// List clones; works while they are in use
+    List,
+    Commit(Commit),
+    Discard(Discard),
+    Rollback(Rollback),
+}
+
+/// Make a clone of a snapshot
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  vmfs clone create web01-test web01@latest")]
+struct Create {
+    /// Its name
+    name: String,
+    /// Of which snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
+    snapshot: Selector,
+}
+
+/// Make a snapshot of a clone, also while it is being written
+///
+/// The snapshot is what a power cut at this moment would leave on the disk. Only what was written is read. When it is
+/// done, the clone is one of the new snapshot. With nothing written, the new snapshot equals the old one.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  vmfs clone commit web01-test --label state=installed")]
+struct Commit {
+    /// Which clone
+    name: String,
+    /// The new snapshot's image [default: that of the clone's snapshot]
+    #[arg(long, value_name = "NAME")]
+    image: Option<ImageName>,
+    /// The new snapshot's time [default: now]
+    #[arg(long, value_name = "TIME")]
+    time: Option<SnapshotTime>,
+    /// Keep a label with the snapshot; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label::parse)]
+    labels: Vec<Label>,
+}
+
+/// Throw a clone away with all that was written to it
+#[derive(Debug, Args)]
+struct Discard {
+    /// Which clone
+    name: String,
+}
+
+/// Throw away what was written to a clone since its snapshot, or since it was last committed
+#[derive(Debug, Args)]
+struct Rollback {
+    /// Which clone
+    name: String,
+}
+
+impl CloneCommand {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        match &self.command {
+            Command::Create(args) => args.run(context),
+            Command::List => list(context),
+            Command::Commit(args) => args.run(context),
+            Command::Discard(args) => args.run(context),
+            Command::Rollback(args) => args.run(context),
+        }
+    }
+}
+
+impl Create {
+    fn run(&self, context: &Context) -> Result<Exit> {
+        let (_, catalog) = context.catalog()?;
+        let snapshot = resolve::snapshot(&catalog, &self.snapshot)?;
+        let made = clones(context, context.store_dir()?)?.create(&self.name, &snapshot, Timestamp::now());
+        let made = made.map_err(|error| explain(&self.name, error))?;
+        context.output().report(&CloneView::new(&made), || {
+            format!("clone {} of {}, {}\n", made.name, made.snapshot, bytes(made.size_bytes))
+        })?;
+        Ok(Exit::Done)
+    }
+}
+
+impl Commit {
+    fn run(&self, context: &Context) -> Result<Exit> {
+        let (options, clones) = (self.options(Timestamp::now())?, clones(context, context.store_dir()?)?);
+        let (dir, (_, catalog)) = (context.store_dir()?, context.catalog()?);
+        let pool = Pool::new(Arc::new(context.owner(dir, Purpose::Use)?), context.runtime()?.handle().clone());
+        let names = LocalNames::new(dir, catalog);
+        let done = context.watch(&format!("commit {}", self.name), Unit::Bytes, |progress| {
+            clones.commit(&self.name, &pool, &names, &options, progress)
+        });
+        let Committed { snapshot, base, written_bytes } = done.map_err(|error| explain(&self.name, error))?;
+        let view = SnapshotView::new(&snapshot);
+        let report = || {
+            let nothing = format!("nothing was written since {base}: this snapshot equals it\n");
+            view.ingest_report() + if written_bytes == 0 { &nothing } else { "" }
+        };
+        let json = CommitView { clone: &self.name, base: base.to_string(), written_bytes, snapshot: &view };
+        context.output().report(&json, report)?;
+        Ok(Exit::Done)
+    }
+
+    fn options(&self, now: Timestamp) -> Result<CommitOptions> {
+        let labels: BTreeMap<_, _> = self.labels.iter().cloned().collect();
+        if labels.len() < self.labels.len() {
+            return Err(Failure::usage("a label is given twice"));
+        }
+        label::check(&labels)?;
+        let time = self.time.map_or_else(|| SnapshotTime::new(now), Ok)?;
+        Ok(CommitOptions { image: self.image.clone(), time, labels, now })
+    }
+}
+
+impl Discard {
+    fn run(&self, context: &Context) -> Result<Exit> {
+        let name = &self.name;
+        clones(context, context.store_dir()?)?.discard(name).map_err(|error| explain(name, error))?;
+        context.output().report(&Discarded { discarded: name }, || format!("clone {name} is gone\n"))?;
+        Ok(Exit::Done)
+    }
+}
+
+impl Rollback {
+    fn run(&self, context: &Context) -> Result<Exit> {
+        let done =
+            clones(context, context.store_dir()?)?.rollback(&self.name).map_err(|error| explain(&self.name, error))?;
+        context
+            .output()
+            .report(&CloneView::new(&done), || format!("clone {} is {} again\n", done.name, done.snapshot))?;
+        Ok(Exit::Done)
+    }
+}
+
+fn list(context: &Context) -> Result<Exit> {
+    context.catalog()?;
+    let clones = Clones::new(context.store_dir()?);
+    let (mut infos, mut exit) = (Vec::new(), Exit::Done);
+    for name in clones.list()? {
+        match clones.info(&name) {
+            Ok(info) => infos.push(info),
+            // Discarded since its name was listed.
+            Err(Error::NotFound { .. }) => {}
+            Err(error) => {
+                tracing::error!("clone {name}: {error}");
+                exit = Exit::DamageFound;
+            }
+        }
+    }
+    let views: Vec<_> = infos.iter().map(CloneView::new).collect();
+    context.output().result(&views, || to_table(&infos))?;
+    Ok(exit)
+}
+
+fn to_table(infos: &[CloneInfo]) -> String {
+    let row = |info: &CloneInfo| {
+        let open_by = info.open_by.map_or_else(String::new, |pid| format!("process {pid}"));
+        let [size, written] = [info.size_bytes, info.written_bytes].map(bytes);
+        [info.name.to_string(), info.snapshot.to_string(), size, written, open_by]
+    };
+    table(["CLONE", "SNAPSHOT", "SIZE", "WRITTEN", "OPEN"], &[2, 3], infos.iter().map(row).collect())
+}
+
+/// A clone as JSON.
+#[derive(Serialize)]
+struct CloneView<'a> {
+    clone: &'a ImageName,
+    snapshot: String,
+    size_bytes: u64,
+    written_bytes: u64,
+    created: Timestamp,
+    /// The number of the process.
+    open_by: Option<u32>,
+}
+
+impl<'a> CloneView<'a> {
+    fn new(info: &'a CloneInfo) -> Self {
+        let &CloneInfo { size_bytes, written_bytes, created, open_by, .. } = info;
+        let snapshot = info.snapshot.to_string();
+        Self { clone: &info.name, snapshot, size_bytes, written_bytes, created, open_by }
+    }
+}
+
+#[derive(Serialize)]
+struct CommitView<'a> {
+    clone: &'a str,
+    base: String,
+    written_bytes: u64,
+    #[serde(flatten)]
+    snapshot: &'a SnapshotView<'a>,
+}
+
+#[derive(Serialize)]
+struct Discarded<'a> {
+    discarded: &'a str,
+}
+
+/// The clones of the store in `dir`, with all that changes them, through its owner.
+pub(super) fn clones(context: &Context, dir: &Path) -> Result<Clones> {
+    let access = Access::served(dir, context.owner(dir, Purpose::Use)?)?;
+    Ok(Clones::new(dir).with_publisher(Arc::new(StorePublisher { access })))
+}
+
+fn explain(name: &str, error: Error) -> Failure {
+    match error {
+        Error::Busy { holder } => {
+            let words = format!("clone {name} is in use by {holder}");
+            Failure::busy(holder, words).hint("close what uses it; `vmfs clone list` tells which process that is")
+        }
+        Error::NotFound { what } if what.starts_with("clone") => {
+            Failure::from(Error::NotFound { what }).hint("`vmfs clone list` shows what there is")
+        }
+        error => error.into(),
+    }
+}
+
+/// What clones ask of the store.
+struct StorePublisher {
+    access: Access,
+}
+
+impl StorePublisher {
+    /// Does what does no harm when it is done twice: once more, if the owner ended meanwhile.
+    fn run(&self, job: &Job) -> chunkstore::Result<Snapshot> {
+        match self.access.run_on_snapshot(job) {
+            Err(Error::Unreachable { .. }) => self.access.run_on_snapshot(job),
+            done => done,
+        }
+    }
+}
+
+impl Publisher for StorePublisher {
+    fn hold(&self, snapshot: &SnapshotName, reason: &str) -> chunkstore::Result<Snapshot> {
+        self.run(&Job::Hold { snapshot: snapshot.to_string(), reason: reason.to_owned() })
+    }
+
+    fn release(&self, snapshot: &SnapshotName, reason: &str) -> chunkstore::Result<()> {
+        match self.run(&Job::Release { snapshot: snapshot.to_string(), reason: Some(reason.to_owned()) }) {
+            Err(Error::NotFound { .. }) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    fn ingest(&self, disk: FrozenDisk, options: &IngestOptions, progress: &Progress) -> chunkstore::Result<Snapshot> {
+        self.access.ingest(Source::Disk(Box::new(disk)), options, progress)
+    }
+}
