@@ -170,12 +170,12 @@ impl Tree {
         Ok(OpenDisk { name: format!("clone {name}"), disk: Disk::Clone(Arc::new(disk)), opened: None })
     }
 
-    /// Size of a clone that is not open here.
+    /// Size of a clone that is not open here, whoever else has it open.
     ///
     /// # Errors
-    /// As [`Clones::open`].
+    /// As [`Clones::info`].
     pub(crate) fn clone_bytes(&self, name: &str) -> Result<u64> {
-        Ok(self.open_clone(name)?.disk.size_bytes())
+        Ok(self.clones.info(name)?.size_bytes)
     }
 }
 
