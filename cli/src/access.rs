@@ -7,11 +7,11 @@ use chunkstore::Error;
 use chunkstore::catalog::{Catalog, Snapshot};
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::config::Config;
-use chunkstore::ingest::{self, IngestInto, IngestOptions};
+use chunkstore::ingest::{self, ChangedRanges, IngestInto, IngestOptions};
 use chunkstore::lease::Lease;
 use chunkstore::name::SnapshotName;
 use chunkstore::progress::Progress;
-use chunkstore::source::Source;
+use chunkstore::source::{DiskSource, Source};
 use chunkstore::store::Store;
 use replicate::client::{Client, ClientSession};
 use replicate::owner::Reconnecting;
@@ -104,13 +104,33 @@ impl Access {
     ) -> chunkstore::Result<Snapshot> {
         match self {
             Self::Own(store) => ingest::ingest(store, source, options, progress),
-            Self::Served(served) => served.ingest(source, options, progress),
+            Self::Served(served) => served.ingest(options, |into, options| into.ingest(source, options, progress)),
+        }
+    }
+
+    /// Ingests a disk of which it is known where it differs from the snapshot that the options name as base.
+    pub(crate) fn ingest_changes(
+        &self,
+        disk: Box<dyn DiskSource>,
+        changed: &dyn ChangedRanges,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> chunkstore::Result<Snapshot> {
+        match self {
+            Self::Own(store) => ingest::ingest_changes(store, disk, changed, options, progress),
+            Self::Served(served) => {
+                served.ingest(options, |into, options| into.ingest_changes(disk, changed, options, progress))
+            }
         }
     }
 }
 
 impl Served {
-    fn ingest(&self, source: Source, options: &IngestOptions, progress: &Progress) -> chunkstore::Result<Snapshot> {
+    fn ingest(
+        &self,
+        options: &IngestOptions,
+        ingest: impl FnOnce(&IngestInto<'_>, &IngestOptions) -> chunkstore::Result<Snapshot>,
+    ) -> chunkstore::Result<Snapshot> {
         let parent = ingest::find_parent(&self.catalog, options)?;
         let name = parent.as_ref().map(Snapshot::name);
         let client: Client = self.owner.client()?;
@@ -126,7 +146,7 @@ impl Served {
         };
         // While one thread waits for the owner's answer another computes.
         let options = IngestOptions { threads: options.threads * 2, ..options.clone() };
-        into.ingest(source, &options, progress)
+        ingest(&into, &options)
     }
 }
 

@@ -10,7 +10,6 @@ use chunkstore::catalog::label::{self, Label};
 use chunkstore::ingest::IngestOptions;
 use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
-use chunkstore::source::Source;
 use clap::{Args, Subcommand};
 use fusefs::clone::{CloneInfo, Clones, CommitOptions, Committed, FrozenDisk, Publisher};
 use fusefs::names::LocalNames;
@@ -285,6 +284,6 @@ impl Publisher for StorePublisher {
     }
 
     fn ingest(&self, disk: FrozenDisk, options: &IngestOptions, progress: &Progress) -> chunkstore::Result<Snapshot> {
-        self.access.ingest(Source::Disk(Box::new(disk)), options, progress)
+        self.access.ingest_changes(Box::new(disk.clone()), &disk, options, progress)
     }
 }

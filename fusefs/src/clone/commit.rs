@@ -83,6 +83,9 @@ impl Shared {
         let base = self.record().snapshot.clone();
         let image = options.image.clone().unwrap_or_else(|| base.image.clone());
         let name = SnapshotName::new(image, options.time);
+        if name == base {
+            return Err(Error::refused(format!("snapshot {name} exists already")));
+        }
         let frozen = self.freeze(&name)?;
         let written_bytes = frozen.disk.changed_bytes()?;
         let snapshot = publisher.ingest(frozen.disk.clone(), &ingest_options(name, &base, options), progress)?;
@@ -92,10 +95,13 @@ impl Shared {
 
     /// Releases what an earlier commit left held.
     pub(super) fn settle(&self, publisher: &dyn Publisher) -> Result<()> {
-        let mut record = self.record();
-        release_all(publisher, &record.name, &record.releases)?;
+        let (name, releases) = {
+            let record = self.record();
+            (record.name.clone(), record.to_release())
+        };
+        release_all(publisher, &name, &releases)?;
         // Permanent with the next change: releasing twice does no harm.
-        record.releases.clear();
+        self.record().releases.clear();
         Ok(())
     }
 
@@ -185,3 +191,6 @@ pub(super) fn release_all(publisher: &dyn Publisher, clone: &ImageName, snapshot
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,9 +19,10 @@ use crate::pool::Pool;
 
 /// The disk of one clone. Used by several threads at once.
 pub struct CloneDisk {
-    pub(super) shared: Arc<Shared>,
-    /// Where other processes ask for commits.
+    /// Where other processes ask for commits. First, because fields are dropped in order: once the lock is free, another
+    /// process may listen there.
     pub(super) _listening: Option<Listening>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// An open clone.

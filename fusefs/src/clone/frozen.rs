@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use chunkstore::Result;
+use chunkstore::ingest::ChangedRanges;
 use chunkstore::source::DiskSource;
 use tokio::runtime::Handle;
 
@@ -23,19 +24,6 @@ impl FrozenDisk {
         Self { name: name.into(), view: Arc::new(view), size_bytes, runtime: runtime.clone() }
     }
 
-    /// The first range at or after `offset` that may differ from the clone's snapshot; none if only the same follows.
-    /// Where the disk is longer than the snapshot, what was not written is zeros.
-    ///
-    /// # Errors
-    /// Never yet.
-    pub fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let written = self.view.next_written(offset, self.size_bytes);
-        let base = &self.view.base;
-        let cut_off = base.bytes_max.max(offset)..base.disk.size_bytes().min(self.size_bytes);
-        let cut_off = Some(cut_off).filter(|range| !range.is_empty());
-        Ok(written.into_iter().chain(cut_off).min_by_key(|range| range.start))
-    }
-
     /// Bytes of the blocks that may differ from the clone's snapshot.
     pub(super) fn changed_bytes(&self) -> Result<u64> {
         let (mut bytes, mut at) = (0, 0);
@@ -44,6 +32,17 @@ impl FrozenDisk {
             at = changed.end;
         }
         Ok(bytes)
+    }
+}
+
+impl ChangedRanges for FrozenDisk {
+    /// Where it may differ from the clone's snapshot, but for what was not written beyond the snapshot's end: zeros.
+    fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let written = self.view.next_written(offset, self.size_bytes);
+        let base = &self.view.base;
+        let cut_off = base.bytes_max.max(offset)..base.disk.size_bytes().min(self.size_bytes);
+        let cut_off = Some(cut_off).filter(|range| !range.is_empty());
+        Ok(written.into_iter().chain(cut_off).min_by_key(|range| range.start))
     }
 }
 

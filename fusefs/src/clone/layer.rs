@@ -15,6 +15,7 @@ use chunkstore::{Error, Result};
 use super::BLOCK_BYTES;
 use super::file::LayerFile;
 use super::map::{Map, Run};
+use super::record::sync_dir;
 
 const DATA_SUFFIX: &str = ".data";
 const MAP_SUFFIX: &str = ".map";
@@ -42,6 +43,8 @@ impl Layer {
         for path in [&data, &map] {
             File::create(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("creating", path, error))?;
         }
+        // Before a record names them.
+        sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))?;
         Self::open(dir, number)
     }
 
@@ -236,11 +239,13 @@ pub(super) fn remove_others(dir: &Path, numbers: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the data of a layer takes on the disk, without opening it.
+/// Bytes that the data of a layer takes on the disk, without opening it; none if a commit has removed it just now.
 pub(super) fn stored_bytes(dir: &Path, number: u32) -> Result<u64> {
     let [data, _] = paths(dir, number);
-    let file = File::open(&data).map_err(|error| Error::io("opening", &data, error))?;
-    file.stored_bytes().map_err(|error| Error::io("reading", &data, error))
+    match File::open(&data).and_then(|file| file.stored_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        stored => stored.map_err(|error| Error::io("reading", &data, error)),
+    }
 }
 
 #[cfg(test)]

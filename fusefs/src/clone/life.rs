@@ -90,7 +90,7 @@ impl Clones {
         if snapshot.entry_id() != record.entry {
             return Err(super::replaced(&record));
         }
-        release_all(publisher, &name, &record.releases)?;
+        release_all(publisher, &name, &record.to_release())?;
         record.releases.clear();
         let number = record.next_layer();
         Layer::create(&dir, number)?;

@@ -146,7 +146,7 @@ impl Clones {
         view.top().sync()?;
         let shared = Arc::new(Shared::new(&dir, lock, pool, record, view));
         let listening = self.publisher.as_ref().map(|publisher| Listening::start(&shared, publisher)).transpose()?;
-        Ok(CloneDisk { shared, _listening: listening })
+        Ok(CloneDisk { _listening: listening, shared })
     }
 
     /// Commits a clone: through the process that has it open, or else by opening it for that time. Blocks.

@@ -22,8 +22,8 @@ pub trait Publisher: Send + Sync {
     /// If it can't be done.
     fn release(&self, snapshot: &SnapshotName, reason: &str) -> Result<()>;
 
-    /// Makes a snapshot of a disk that differs from `options.base` in what [`FrozenDisk::next_changed`] tells. When this
-    /// returns, the snapshot is durable.
+    /// Makes a snapshot of a disk that differs from `options.base` in those ranges that it tells
+    /// ([`chunkstore::ingest::ChangedRanges`]). When this returns, the snapshot is durable.
     ///
     /// # Errors
     /// As an ingest's; no snapshot appears then.

@@ -173,6 +173,12 @@ impl Record {
         self.layers.last().map_or(0, |layer| layer.number) + 1
     }
 
+    /// The snapshots that are to be released.
+    pub(super) fn to_release(&self) -> Vec<String> {
+        let own = self.snapshot.to_string();
+        self.releases.iter().filter(|name| **name != own).cloned().collect()
+    }
+
     /// The numbers of all layers.
     pub(super) fn numbers(&self) -> Vec<u32> {
         self.layers.iter().map(|layer| layer.number).collect()

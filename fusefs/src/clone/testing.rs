@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::ingest::{Base, IngestOptions, ingest};
+use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::source::{DiskSource, Source};
@@ -222,7 +222,7 @@ impl Publisher for StorePublisher {
         if let Some(during) = &mut *self.during.lock().unwrap() {
             during();
         }
-        let snapshot = ingest(&self.store, Source::Disk(Box::new(disk)), options, progress)?;
+        let snapshot = ingest_changes(&self.store, Box::new(disk.clone()), &disk, options, progress)?;
         self.pass(Point::AfterIngest)?;
         Ok(snapshot)
     }

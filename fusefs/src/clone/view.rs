@@ -57,7 +57,7 @@ impl View {
         for (bounded, known) in self.layers.iter_mut().zip(&record.layers) {
             bounded.bytes_max = known.bytes_max.unwrap_or(u64::MAX);
         }
-        self.base.bytes_max = record.base_bytes_max;
+        self.base.bytes_max = record.base_bytes_max.min(self.base.disk.size_bytes());
     }
 
     /// What lies below the top.
