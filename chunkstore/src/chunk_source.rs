@@ -41,44 +41,13 @@ pub trait ChunkSource: Send + Sync {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::collections::BTreeMap;
+pub(crate) mod contract;
 
+#[cfg(test)]
+mod tests {
+    use super::contract::contract;
     use super::*;
-    use crate::error::Error;
     use crate::testing::{init, night, noise, open, put};
-
-    /// What every source must do; `known` are some of its chunks.
-    pub(crate) fn contract(source: &dyn ChunkSource, known: &[ChunkId]) {
-        let absent = ChunkId::of(b"no source has this");
-        let asked: Vec<ChunkId> = known.iter().rev().chain([&absent]).chain(known).copied().collect();
-        let mut given = BTreeMap::new();
-        source
-            .chunks(&asked, &mut |position, chunk| {
-                assert!(given.insert(position, chunk.map(|chunk| chunk.id())).is_none(), "{position} twice");
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(given.len(), asked.len(), "every position is handed over");
-        for (position, given) in given {
-            match given {
-                Ok(id) => assert_eq!(id, asked[position]),
-                Err(error) => {
-                    assert!(asked[position] == absent && matches!(error, Error::Damaged { .. }), "{error}");
-                }
-            }
-        }
-        let mut handed = 0;
-        let stopped = source.chunks(known, &mut |_, _| {
-            handed += 1;
-            Err(Error::Interrupted)
-        });
-        assert!(matches!(stopped, Err(Error::Interrupted)) && handed == 1, "an error of `each` ends the batch");
-        assert_eq!(source.chunk(known[0]).unwrap().id(), known[0]);
-        assert!(source.chunk(absent).is_err());
-        assert!(source.node(NodeId::of(b"no source has this")).is_err());
-        source.chunks(&[], &mut |_, _| unreachable!("nothing was asked for")).unwrap();
-    }
 
     #[test]
     fn a_store_keeps_the_contract() {
@@ -88,11 +57,11 @@ pub(crate) mod tests {
         let first = noise(300_000, 1);
         let mut second = first.clone();
         second[150_000] ^= 1;
-        put(&store, night("web01", 1), &first);
+        let before = put(&store, night("web01", 1), &first).entry().root.unwrap();
         let root = put(&store, night("web01", 2), &second).entry().root.unwrap();
         let Node::Leaf(leaf) = store.node(root).unwrap() else { panic!("one segment is one leaf") };
         let known: Vec<ChunkId> = leaf.chunks().map(|(_, id, _)| id).collect();
         assert!(known.len() > 10);
-        contract(&*store, &known);
+        contract(&*store, &known, &[before, root]);
     }
 }

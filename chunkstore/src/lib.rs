@@ -18,6 +18,9 @@
     )
 )]
 
+#[cfg(test)]
+extern crate self as chunkstore;
+
 pub mod boot_order;
 mod buffers;
 

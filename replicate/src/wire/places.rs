@@ -79,9 +79,12 @@ impl Serialize for Places {
 
 impl<'de> Deserialize<'de> for Places {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let decode = |bytes: &[u8; PLACE_BYTES]| match bytes {
-            [0, ..] if bytes.iter().all(|byte| *byte == 0) => Ok(None),
-            bytes => Located::decode(bytes).map(Some).map_err(D::Error::custom),
+        let decode = |bytes: &[u8; PLACE_BYTES]| {
+            if *bytes == [0; PLACE_BYTES] {
+                Ok(None)
+            } else {
+                Located::decode(bytes).map(Some).map_err(D::Error::custom)
+            }
         };
         let places: Vec<[u8; PLACE_BYTES]> = chunked(deserializer, IDS_MAX)?;
         places.iter().map(decode).collect::<Result<_, _>>().map(Self)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chunkstore::Error;
+use chunkstore::limits::STORED_BYTES_MAX;
 use replicate::wire::{
     FRAME_PAYLOAD_BYTES_MAX, ForStream, Frame, FrameReader, FrameWriter, Hello, IDS_MAX, Meter, RecordBatch, Reply,
     Request, Welcome, WireError, claims_from_bytes, claims_to_bytes, read_preamble, records_of,
@@ -78,7 +79,7 @@ fn survives<T: ForStream + PartialEq + Debug>(bytes: &[u8]) -> Verdict {
 }
 
 fn request(bytes: &[u8]) -> Verdict {
-    if let Ok(Request::Claim { ids, .. } | Request::Full { ids } | Request::Get { ids, .. }) =
+    if let Ok(Request::Claim { ids, .. } | Request::Full { ids } | Request::Get { ids, .. } | Request::Places { ids }) =
         Request::from_bytes(bytes)
     {
         assert!(ids.0.len() <= IDS_MAX);
@@ -91,6 +92,10 @@ fn reply(bytes: &[u8]) -> Verdict {
         && let Ok(claims) = claims_from_bytes(&numbers)
     {
         assert_eq!(claims_to_bytes(&claims), numbers);
+    }
+    if let Ok(Reply::Places(places) | Reply::BaseIds { places, .. }) = Reply::from_bytes(bytes) {
+        assert!(places.0.len() <= IDS_MAX);
+        assert!(places.0.iter().flatten().all(|located| located.place.stored_bytes as usize <= STORED_BYTES_MAX));
     }
     survives::<Reply>(bytes)
 }

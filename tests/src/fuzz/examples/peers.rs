@@ -1,11 +1,14 @@
 //! Valid inputs of the targets that read what other sites and their users send.
 
 use chunkstore::catalog::State;
-use chunkstore::id::{ChunkId, RecordId};
+use chunkstore::codec::Codec;
+use chunkstore::id::{ChunkId, PackId, RecordId};
+use chunkstore::index::Place;
+use chunkstore::record::Kind as RecordKind;
 use chunkstore::sink::Claim;
 use replicate::wire::{
-    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, Names, Prefixes, Purpose,
-    RecordBatch, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome, WireError, claims_to_bytes,
+    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, Located, Names, Places, Prefixes,
+    Purpose, RecordBatch, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome, WireError, claims_to_bytes,
     write_preamble,
 };
 use tokio::runtime::Builder;
@@ -90,6 +93,8 @@ fn requests() -> Vec<Example> {
         ("select", Request::Select { names: Names::Selectors(vec![snapshot.clone()]), have: prefixes() }),
         ("hold", Request::Do(Job::Hold { snapshot, reason: "operator".to_owned() })),
         ("leave", Request::Leave),
+        ("places", Request::Places { ids: ids() }),
+        ("base-ids", Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] }),
     ];
     requests.map(|(name, request)| (name, request.to_bytes())).into()
 }
@@ -105,8 +110,17 @@ fn replies() -> Vec<Example> {
         ("published", Reply::Published(published)),
         ("given", Reply::Given { missing: vec![(3, WireError::Interrupted)] }),
         ("entries", Reply::Entries(vec![ENTRY.into(), Vec::new()])),
+        ("located", Reply::Places(places())),
+        ("based", Reply::BaseIds { ids: vec![None, Some([7; 32]), Some([8; 32])], places: places() }),
     ];
     replies.map(|(name, reply)| (name, reply.to_bytes())).into()
+}
+
+fn places() -> Places {
+    let pack = PackId { number: 3, tag: 0xdead_beef };
+    let (kind, codec) = (RecordKind::Chunk, Codec::Delta);
+    let place = Place { pack: 3, ordinal: 0, offset: 4096, stored_bytes: 700, plain_bytes: 70_000, kind, codec };
+    Places(vec![None, Some(Located { pack, place })])
 }
 
 fn records() -> Vec<u8> {
