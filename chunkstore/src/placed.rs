@@ -32,6 +32,8 @@ const UNLIKE_ID: &str = "its bytes do not match its id";
 type Each<'a, T> = dyn FnMut(usize, Result<T>) -> Result<()> + 'a;
 /// Reads records at places.
 type Read<'a, T> = dyn Fn(Vec<(usize, Place)>, &mut Each<'_, T>) -> Result<()> + 'a;
+/// A record's header and payload, if they match their checksums.
+type Parsed<'a> = Result<(Header, &'a [u8])>;
 /// Plain bytes of bases by their ids.
 type Bases = HashMap<RecordId, Vec<u8>>;
 
@@ -159,9 +161,8 @@ impl<'a> Placed<'a> {
     }
 
     fn read_plain(&self, ids: &[RecordId], what: &dyn Fn(usize) -> String, each: &mut Each<'_, Plain>) -> Result<()> {
-        let bases_of = |parsed: &[Result<(Header, &[u8])>]| {
-            self.bases(parsed.iter().flatten().filter_map(|(header, _)| header.base))
-        };
+        let bases_of =
+            |parsed: &[Parsed<'_>]| self.bases(parsed.iter().flatten().filter_map(|(header, _)| header.base));
         let read = |wanted, each: &mut Each<'_, Plain>| self.read_decoded(wanted, &bases_of, each);
         self.read_ids(ids, what, &read, each)
     }
@@ -234,7 +235,7 @@ impl<'a> Placed<'a> {
     fn read_decoded(
         &self,
         wanted: Vec<(usize, Place)>,
-        bases_of: &dyn Fn(&[Result<(Header, &[u8])>]) -> Result<Bases>,
+        bases_of: &dyn Fn(&[Parsed<'_>]) -> Result<Bases>,
         each: &mut Each<'_, Plain>,
     ) -> Result<()> {
         runs::read(self.places, wanted, &mut |run| match run {
@@ -249,12 +250,7 @@ impl<'a> Placed<'a> {
 }
 
 /// Decodes records that were read together.
-fn decode_run(
-    records: &Records<'_>,
-    parsed: Vec<Result<(Header, &[u8])>>,
-    bases: &Bases,
-    each: &mut Each<'_, Plain>,
-) -> Result<()> {
+fn decode_run(records: &Records<'_>, parsed: Vec<Parsed<'_>>, bases: &Bases, each: &mut Each<'_, Plain>) -> Result<()> {
     for ((position, place), record) in records.places.iter().zip(parsed) {
         let plain = record.and_then(|(header, payload)| decode(records.pack, place, &header, payload, bases));
         each(*position, plain)?;
@@ -291,6 +287,3 @@ pub(crate) fn id_of(kind: Kind, bytes: &[u8]) -> RecordId {
         Kind::Entry => EntryId::of(bytes).into(),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -195,14 +195,14 @@ impl<'a> LeafReader<'a> {
     /// The leaf of a segment, with its name.
     pub fn leaf(&self, segment: u64) -> Result<Option<(NodeId, Leaf)>> {
         let Some(id) = self.id_at(0, segment)? else { return Ok(None) };
-        match self.from_ahead(id, segment) {
+        match self.leaf_ahead(id, segment) {
             Some(leaf) => Ok(Some((id, leaf))),
             None => Ok(Some((id, read_leaf(self.source, id)?))),
         }
     }
 
     /// The leaf of a segment, if it was or is now read with others.
-    fn from_ahead(&self, id: NodeId, segment: u64) -> Option<Leaf> {
+    fn leaf_ahead(&self, id: NodeId, segment: u64) -> Option<Leaf> {
         // Held while leaves are read: other threads are about to ask for the same ones.
         let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(leaf) = ahead.get(id) {

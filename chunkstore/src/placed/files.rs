@@ -95,3 +95,6 @@ impl Open {
         self.readers.remove(&id.number);
     }
 }
+
+#[cfg(test)]
+mod tests;

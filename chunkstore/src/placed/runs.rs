@@ -7,8 +7,8 @@ use crate::buffers;
 use crate::error::{Error, Result};
 use crate::index::Place;
 use crate::pack::PackReader;
-use crate::placed::Places;
-use crate::record::{HEADER_BYTES, Header};
+use crate::placed::{Parsed, Places};
+use crate::record::HEADER_BYTES;
 
 /// Records of one pack that lie this close are read with one call.
 const GAP_BYTES_MAX: u64 = 32 << 10;
@@ -32,8 +32,8 @@ pub(super) struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// Each record's header and payload, if they match their checksums.
-    pub(super) fn parse(&self) -> Vec<Result<(Header, &'a [u8])>> {
+    /// The records, in the order of their places.
+    pub(super) fn parse(&self) -> Vec<Parsed<'a>> {
         let start = self.places[0].1.offset;
         let at = |place: &Place| -> Range<usize> {
             let start = (place.offset - start) as usize;

@@ -1,10 +1,13 @@
 //! Reading a store's packs without its index, by what it tells of places.
 
-use std::sync::Mutex;
-
 use super::*;
+use crate::chunk::Chunk;
+use crate::chunk_source::ChunkSource;
 use crate::gc;
-use crate::id::PackId;
+use crate::id::{ChunkId, NodeId, RecordId};
+use crate::index::Place;
+use crate::manifest::Node;
+use crate::placed::{Placed, Places};
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::testing::{init, night, noise, open, put};
@@ -55,7 +58,7 @@ impl Places for Kept<'_> {
 }
 
 fn chunks_of(store: &Store, root: NodeId) -> Vec<ChunkId> {
-    let Ok(Node::Leaf(leaf)) = crate::chunk_source::ChunkSource::node(store, root) else { panic!("a leaf") };
+    let Ok(Node::Leaf(leaf)) = store.node(root) else { panic!("a leaf") };
     leaf.chunks().map(|(_, id, _)| id).collect()
 }
 
