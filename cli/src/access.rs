@@ -11,7 +11,7 @@ use chunkstore::ingest::{self, ChangedRanges, IngestInto, IngestOptions};
 use chunkstore::lease::Lease;
 use chunkstore::name::SnapshotName;
 use chunkstore::progress::Progress;
-use chunkstore::source::{DiskSource, Source};
+use chunkstore::source::{DiskSource, Overlay, Source};
 use chunkstore::store::Store;
 use replicate::client::{Client, ClientSession};
 use replicate::owner::Reconnecting;
@@ -105,6 +105,21 @@ impl Access {
         match self {
             Self::Own(store) => ingest::ingest(store, source, options, progress),
             Self::Served(served) => served.ingest(options, |into, options| into.ingest(source, options, progress)),
+        }
+    }
+
+    /// Ingests the disk of an overlay over the snapshot that the options name as base.
+    pub(crate) fn ingest_overlay(
+        &self,
+        overlay: &Overlay,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> chunkstore::Result<Snapshot> {
+        match self {
+            Self::Own(store) => ingest::ingest_overlay(store, overlay, options, progress),
+            Self::Served(served) => {
+                served.ingest(options, |into, options| into.ingest_overlay(overlay, options, progress))
+            }
         }
     }
 

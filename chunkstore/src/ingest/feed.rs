@@ -20,7 +20,7 @@ pub(super) struct Feed<'a> {
 }
 
 enum Input<'a> {
-    Disk { disk: Box<dyn DiskSource>, cursor: Mutex<Cursor> },
+    Disk { disk: Box<dyn DiskSource + 'a>, cursor: Mutex<Cursor> },
     Changes { disk: &'a dyn DiskSource, cursor: Mutex<ChangeCursor<'a>> },
     Stream { name: String, state: Mutex<StreamState> },
 }
@@ -70,17 +70,19 @@ struct StreamState {
 
 impl<'a> Feed<'a> {
     pub(super) fn new(source: Source, progress: &'a Progress) -> Self {
-        let source = match source {
-            Source::Disk(disk) => {
-                progress.set_total(disk.size_bytes());
-                Input::Disk { disk, cursor: Mutex::default() }
-            }
+        match source {
+            Source::Disk(disk) => Self::of_disk(disk, progress),
             Source::Stream { name, reader } => {
                 progress.set_total(0);
-                Input::Stream { name, state: Mutex::new(StreamState { reader, segment: 0, bytes: 0, ended: false }) }
+                let state = Mutex::new(StreamState { reader, segment: 0, bytes: 0, ended: false });
+                Self::of(Input::Stream { name, state }, progress)
             }
-        };
-        Self { source, progress, stopped: AtomicBool::new(false) }
+        }
+    }
+
+    pub(super) fn of_disk(disk: Box<dyn DiskSource + 'a>, progress: &'a Progress) -> Self {
+        progress.set_total(disk.size_bytes());
+        Self::of(Input::Disk { disk, cursor: Mutex::default() }, progress)
     }
 
     /// Gives out what of a disk may differ from a parent of `parent_bytes`.
@@ -92,7 +94,11 @@ impl<'a> Feed<'a> {
     ) -> Self {
         progress.set_total(disk.size_bytes());
         let cursor = Mutex::new(ChangeCursor::new(disk, changed, parent_bytes));
-        Self { source: Input::Changes { disk, cursor }, progress, stopped: AtomicBool::new(false) }
+        Self::of(Input::Changes { disk, cursor }, progress)
+    }
+
+    fn of(source: Input<'a>, progress: &'a Progress) -> Self {
+        Self { source, progress, stopped: AtomicBool::new(false) }
     }
 
     /// Makes every further call fail, after an error elsewhere.

@@ -7,6 +7,7 @@
 mod changes;
 mod encode;
 mod feed;
+mod overlaid;
 mod sketch;
 mod tally;
 mod tree;
@@ -19,6 +20,7 @@ use std::time::Instant;
 
 pub use self::changes::ChangedRanges;
 use self::feed::Feed;
+use self::overlaid::Overlaid;
 use self::tally::Listed;
 use self::work::Work;
 use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
@@ -26,11 +28,11 @@ use crate::chunk_source::ChunkSource;
 use crate::chunker::{ChunkParams, Cut};
 use crate::error::{Error, Result};
 use crate::id::NodeId;
-use crate::manifest::{Entry, Leaf};
+use crate::manifest::{Entry, Leaf, LeafReader};
 use crate::name::SnapshotName;
 use crate::progress::Progress;
 use crate::sink::Sink;
-use crate::source::{DiskSource, Source};
+use crate::source::{DiskSource, Overlay, Source};
 use crate::store::{Store, WriteSession};
 
 /// Which snapshot the new one is expected to resemble.
@@ -109,6 +111,20 @@ fn in_session(
         // What is whole is kept for the next attempt, if it can be.
         let _ = session.flush();
     })
+}
+
+/// Ingests the disk of an overlay over the snapshot that is its base, by name: [`IngestInto::ingest_overlay`] into a store
+/// of this process.
+///
+/// # Errors
+/// As [`ingest`] and [`IngestInto::ingest_overlay`].
+pub fn ingest_overlay(
+    store: &Arc<Store>,
+    overlay: &Overlay,
+    options: &IngestOptions,
+    progress: &Progress,
+) -> Result<Snapshot> {
+    in_session(store, options, |into| into.ingest_overlay(overlay, options, progress))
 }
 
 /// Begins a session that leases the parent. If that is removed just now, another is the newest.
@@ -195,16 +211,37 @@ impl IngestInto<'_> {
         options: &IngestOptions,
         progress: &Progress,
     ) -> Result<Snapshot> {
-        let Some(parent) = self.parent.as_ref().filter(|_| self.trusts_parent) else {
-            return self.ingest(Source::Disk(disk), options, progress);
+        self.ingest_changes_of(&*disk, changed, options, progress)
+    }
+
+    /// Ingests the disk of an overlay over the parent; of the overlay's file only its own clusters are read.
+    ///
+    /// # Errors
+    /// As [`IngestInto::ingest`]; [`Error::Refused`] if the parent is not the snapshot below the overlay.
+    pub fn ingest_overlay(&self, overlay: &Overlay, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
+        let parent = self.parent.as_ref().map(Snapshot::entry);
+        let Some(parent) = parent.filter(|parent| parent.root == overlay.below().root) else {
+            return Err(Error::refused(format!("{} does not show the base any more", overlay.below().path)));
         };
-        let feed = Feed::of_changes(&*disk, changed, parent.entry().virtual_bytes, progress);
-        match self.ingest_from(&feed, Some(&*disk), options, progress) {
+        let leaves = LeafReader::new(self.source, parent.root, parent.virtual_bytes);
+        self.ingest_changes_of(&Overlaid::new(overlay, self.source, leaves), overlay, options, progress)
+    }
+
+    fn ingest_changes_of(
+        &self,
+        disk: &dyn DiskSource,
+        changed: &dyn ChangedRanges,
+        options: &IngestOptions,
+        progress: &Progress,
+    ) -> Result<Snapshot> {
+        let whole =
+            |into: &IngestInto<'_>| into.ingest_from(&Feed::of_disk(Box::new(disk), progress), None, options, progress);
+        let Some(parent) = self.parent.as_ref().filter(|_| self.trusts_parent) else { return whole(self) };
+        let feed = Feed::of_changes(disk, changed, parent.entry().virtual_bytes, progress);
+        match self.ingest_from(&feed, Some(disk), options, progress) {
             Err(error @ Error::Damaged { .. }) => {
                 tracing::warn!("all of {} is read, not only what changed: {error}", disk.name());
-                drop(feed);
-                let unsure = IngestInto { trusts_parent: false, parent: self.parent.clone(), ..*self };
-                unsure.ingest(Source::Disk(disk), options, progress)
+                whole(&IngestInto { trusts_parent: false, parent: self.parent.clone(), ..*self })
             }
             done => done,
         }
@@ -265,5 +302,7 @@ pub(crate) fn leaf_of(cuts: &[Cut]) -> Leaf {
 
 #[cfg(test)]
 mod change_tests;
+#[cfg(test)]
+mod overlay_tests;
 #[cfg(test)]
 mod tests;

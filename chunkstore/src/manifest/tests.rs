@@ -179,6 +179,7 @@ proptest! {
         let reader = LeafReader::new(&nodes, root, virtual_bytes);
         for at in leaves.keys().flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 256, at + 65_536]) {
             prop_assert_eq!(reader.leaf(at).unwrap().map(|leaf| leaf.0), expected.get(&at).copied());
+            prop_assert_eq!(reader.next_leaf(at).unwrap(), leaves.range(at..).next().map(|(at, _)| *at));
         }
         let reader = LeafReader::new(&nodes, root, virtual_bytes);
         for at in 0..300 {

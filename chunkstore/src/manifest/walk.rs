@@ -8,7 +8,7 @@ use crate::chunk_source::ChunkSource;
 use crate::error::{Error, Result};
 use crate::id::NodeId;
 use crate::limits::{FANOUT, SEGMENT_BYTES};
-use crate::manifest::{Leaf, Node, height_for, slot_segments};
+use crate::manifest::{Inner, Leaf, Node, height_for, slot_segments};
 
 /// A segment that is not all zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,15 +261,42 @@ impl<'a> LeafReader<'a> {
         if segments.start <= own.start && own.end <= segments.end {
             return visit(height, number, id);
         }
-        let node = self.inner_node(id)?;
-        let Node::Inner(inner) = &*node else { return Err(wrong_height(id, 0, height)) };
-        if inner.height() != height {
-            return Err(wrong_height(id, inner.height(), height));
-        }
-        for (slot, child) in inner.children() {
+        for (slot, child) in self.children(id, height)?.children() {
             self.subtrees_of(*child, height - 1, number * FANOUT as u64 + u64::from(*slot), segments, visit)?;
         }
         Ok(())
+    }
+
+    /// The first segment from this one on that is not all zero.
+    pub fn next_leaf(&self, segment: u64) -> Result<Option<u64>> {
+        match self.root {
+            Some(root) => self.next_leaf_of(root, self.height, 0, segment),
+            None => Ok(None),
+        }
+    }
+
+    fn next_leaf_of(&self, id: NodeId, height: u8, number: u64, from: u64) -> Result<Option<u64>> {
+        if (number + 1).saturating_mul(slot_segments(height + 1)) <= from {
+            return Ok(None);
+        }
+        if height == 0 {
+            return Ok(Some(number));
+        }
+        for (slot, child) in self.children(id, height)?.children() {
+            let child_number = number * FANOUT as u64 + u64::from(*slot);
+            if let Some(found) = self.next_leaf_of(*child, height - 1, child_number, from)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The inner node `id`, which must have this height.
+    fn children(&self, id: NodeId, height: u8) -> Result<Inner> {
+        match &*self.inner_node(id)? {
+            Node::Inner(inner) if inner.height() == height => Ok(inner.clone()),
+            node => Err(wrong_height(id, node.height(), height)),
+        }
     }
 
     fn inner_node(&self, id: NodeId) -> Result<Arc<Node>> {

@@ -19,6 +19,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use self::qcow2::{Overlay, SnapshotFile};
 use crate::error::{Error, Result};
 
 /// A disk that can be read at any offset, by several threads at once.
@@ -38,6 +39,28 @@ pub trait DiskSource: Send + Sync {
 
     /// Called once when all was read: fails if the source changed its size meanwhile.
     fn finish(&self) -> Result<()>;
+}
+
+impl<D: DiskSource + ?Sized> DiskSource for &D {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        (**self).next_data(offset)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        (**self).read_exact_at(buf, offset)
+    }
+
+    fn finish(&self) -> Result<()> {
+        (**self).finish()
+    }
 }
 
 /// An opened source.
@@ -117,6 +140,19 @@ pub fn open(path: &str, options: &OpenOptions) -> Result<Source> {
         Format::Raw => Box::new(raw::RawSource::open(path, options.live)?),
         Format::Qcow2 => Box::new(qcow2::Qcow2Source::open(path, options.backing_dir.as_deref(), options.live)?),
     }))
+}
+
+/// Opens a qcow2 image over a file that shows a snapshot in a mount, which is not opened itself and need not be allowed;
+/// `None` if the source is none such.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_overlay(path: &str, options: &OpenOptions) -> Result<Option<Overlay>> {
+    let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device());
+    if !is_file || options.format.unwrap_or_else(|| Format::of_path(path)) != Format::Qcow2 {
+        return Ok(None);
+    }
+    Overlay::open(Path::new(path), options.backing_dir.as_deref(), options.live)
 }
 
 fn open_stdin(format: Format) -> Result<Source> {

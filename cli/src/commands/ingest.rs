@@ -11,7 +11,7 @@ use chunkstore::catalog::label::{self, Label};
 use chunkstore::catalog::{Catalog, Snapshot};
 use chunkstore::ingest::{Base, IngestOptions};
 use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
-use chunkstore::source::{self, Source};
+use chunkstore::source::{self, Overlay, SnapshotFile, Source};
 use clap::{Args, ValueHint};
 use jiff::Timestamp;
 
@@ -35,8 +35,8 @@ Examples:
 
 /// Make a snapshot of a disk, or one each of several disks at a common time
 ///
-/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. All sources
-/// are opened before the first is read. With --json one object is printed for each snapshot, on a line of its own.
+/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. Of a qcow2 file
+/// whose backing file is its base in a mount only its own clusters are read. All sources are opened before the first is read. With --json one object is printed for each snapshot, on a line of its own.
 /// When the command returns, the snapshots are durable; if it is interrupted, the next one goes on from what was stored.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -111,12 +111,12 @@ impl Ingest {
             let jobs = &jobs[done..];
             refuse_duplicates(store.catalog(), jobs)?;
             let base = self.base(store.catalog())?;
-            for (job, source) in jobs.iter().zip(self.open(jobs)?) {
+            for (job, (source, base)) in jobs.iter().zip(self.open(store.catalog(), jobs, &base)?) {
                 let options = IngestOptions {
                     name: job.name.clone(),
                     labels: labels.clone(),
                     group: self.group.clone(),
-                    base: base.clone(),
+                    base,
                     threads: context::threads(self.threads, store.config()),
                     now,
                 };
@@ -171,15 +171,55 @@ impl Ingest {
         })
     }
 
-    fn open(&self, jobs: &[Job<'_>]) -> Result<Vec<Source>> {
+    /// Opens all sources, each with its base.
+    fn open(&self, catalog: &Catalog, jobs: &[Job<'_>], base: &Base) -> Result<Vec<(Opened, Base)>> {
         let format = self.format.map(|format| match format {
             ImageFormat::Raw => source::Format::Raw,
             ImageFormat::Qcow2 => source::Format::Qcow2,
         });
         let options = source::OpenOptions { format, backing_dir: self.backing_dir.clone(), live: self.live };
-        let sources = jobs.iter().map(|job| source::open(job.source, &options));
-        Ok(sources.collect::<chunkstore::Result<_>>()?)
+        jobs.iter().map(|job| open(catalog, job, base, &options)).collect()
     }
+}
+
+/// A source that is opened.
+enum Opened {
+    Source(Source),
+    /// Of which only what lies over a snapshot is read.
+    Overlay(Overlay),
+}
+
+/// Opens a source. If it is an overlay over its base, only the overlay.
+fn open(catalog: &Catalog, job: &Job<'_>, base: &Base, options: &source::OpenOptions) -> Result<(Opened, Base)> {
+    let overlay = if *base == Base::None { None } else { source::open_overlay(job.source, options)? };
+    let Some(overlay) = overlay else { return Ok((Opened::Source(source::open(job.source, options)?), base.clone())) };
+    let below = overlay.below();
+    if let Some(snapshot) = snapshot_below(catalog, below, base) {
+        let is_own = *base == Base::Snapshot(snapshot.clone()) || snapshot.image == job.name.image || below.is_allowed;
+        if is_own {
+            return Ok((Opened::Overlay(overlay), Base::Snapshot(snapshot)));
+        }
+        // Whoever made the overlay chose the file below it, and must not choose another machine's disk.
+        let what = format!("{}: its backing file shows {snapshot}, which is of another image", job.source);
+        return Err(Failure::refused(what).hint(format!("if it belongs there, say so with --base {snapshot}")));
+    }
+    tracing::warn!(
+        "{}: its backing file {} is not the base as this store has it, and is read as a file",
+        job.source,
+        below.path
+    );
+    Ok((Opened::Source(source::open(job.source, options)?), base.clone()))
+}
+
+/// The snapshot of this store that a backing file shows, if it is the base or none was named.
+fn snapshot_below(catalog: &Catalog, below: &SnapshotFile, base: &Base) -> Option<SnapshotName> {
+    let name = match base {
+        Base::None => return None,
+        Base::Newest => below.snapshot.as_ref()?,
+        Base::Snapshot(name) => name,
+    };
+    let snapshot = catalog.read(name).ok()?;
+    (snapshot.entry().root == below.root).then(|| name.clone())
 }
 
 /// Reports the snapshots that an attempt made before it lost its connection, and could not hear so. Returns how many.
@@ -208,9 +248,13 @@ fn refuse_duplicates(catalog: &Catalog, jobs: &[Job<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn ingest_one(context: &Context, store: &Access, source: Source, options: &IngestOptions) -> Result<Snapshot> {
+fn ingest_one(context: &Context, store: &Access, source: Opened, options: &IngestOptions) -> Result<Snapshot> {
     let label = format!("ingest {}", options.name.image);
-    context.watch(&label, Unit::Bytes, |progress| store.ingest(source, options, progress)).map_err(|error| {
+    let ingested = context.watch(&label, Unit::Bytes, |progress| match source {
+        Opened::Source(source) => store.ingest(source, options, progress),
+        Opened::Overlay(overlay) => store.ingest_overlay(&overlay, options, progress),
+    });
+    ingested.map_err(|error| {
         let interrupted = matches!(error, Error::Interrupted);
         let failure = Failure::from(error);
         if interrupted { failure.hint("no snapshot was made; the next ingest uses what was stored") } else { failure }

@@ -30,6 +30,13 @@ pub(super) struct Chain {
     layers: Vec<Layer>,
 }
 
+/// The backing file of an image, unopened.
+pub(super) struct Below {
+    pub(super) path: PathBuf,
+    /// Whether it might be opened.
+    pub(super) is_allowed: bool,
+}
+
 struct Layer {
     /// As the header of the layer above names it; what it names itself is relative to this, as in QEMU.
     path: PathBuf,
@@ -51,6 +58,18 @@ impl Chain {
         // Only now: a hint to convert the image must not be given for one that names files it should not.
         chain.check_supported()?;
         Ok(chain)
+    }
+
+    /// Opens the image alone, and names its backing file if that is a raw file.
+    pub(super) fn open_top(path: &Path, backing_dir: Option<&Path>) -> Result<Option<(Self, Below)>> {
+        let top = Layer::open(path.to_path_buf(), path, Format::Qcow2)?;
+        let Some(backing) = top.header.as_ref().and_then(|header| header.backing.as_ref()) else { return Ok(None) };
+        let (Ok(name), Some("raw")) = (local_name(&top, backing), backing.format.as_deref()) else { return Ok(None) };
+        let below = top.path.parent().unwrap_or(Path::new("")).join(name);
+        let is_allowed = AllowedDirs::new(path, backing_dir)?.resolve(&below, top.file.name()).is_ok();
+        let chain = Self { layers: vec![top] };
+        chain.check_supported()?;
+        Ok(Some((chain, Below { path: below, is_allowed })))
     }
 
     /// The file below the last one so far.

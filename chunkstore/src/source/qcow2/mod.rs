@@ -5,6 +5,7 @@
 
 mod chain;
 mod header;
+mod overlay;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use imago::{FormatAccess, Mapping};
 
 use self::chain::Chain;
 use self::header::Header;
+pub use self::overlay::{Overlay, SnapshotFile};
 use self::storage::LayerFile;
 use super::DiskSource;
 use super::host_file::HostFile;
@@ -51,7 +53,10 @@ impl Qcow2Source {
     /// Opens an image and its backing files, which must lie below its directory or `backing_dir`; `live` allows
     /// that QEMU has it open for writing.
     pub(super) fn open(path: &Path, backing_dir: Option<&Path>, live: bool) -> Result<Self> {
-        let chain = Chain::open(path, backing_dir)?;
+        Self::of(Chain::open(path, backing_dir)?, live)
+    }
+
+    fn of(chain: Chain, live: bool) -> Result<Self> {
         let files: Vec<_> = chain.files().map(Arc::clone).collect();
         if !live {
             files.iter().try_for_each(|file| file.check_not_written())?;
