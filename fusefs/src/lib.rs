@@ -22,6 +22,7 @@ pub mod pool;
 mod readahead_limit;
 mod requests;
 pub mod snapshot_disk;
+pub mod stats;
 pub mod status;
 mod tree;
 pub mod upstream;

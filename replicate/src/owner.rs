@@ -257,6 +257,10 @@ impl ChunkSource for Reconnecting {
         Direct::new(&self.packs, self).nodes(ids, each)
     }
 
+    fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
+        Direct::new(&self.packs, self).chunk_at_hand(id)
+    }
+
     fn expect(&self, ids: &[ChunkId]) {
         // A hint is not worth starting an owner for.
         if self.is_connected() {

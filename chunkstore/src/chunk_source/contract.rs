@@ -16,6 +16,8 @@ pub(crate) fn contract(source: &dyn ChunkSource, known: &[ChunkId], nodes: &[Nod
     });
     assert!(source.chunk(absent).is_err());
     assert_eq!(source.chunk(known[0]).unwrap().id(), known[0]);
+    assert!(source.chunk_at_hand(absent).is_none());
+    assert!(source.chunk_at_hand(known[0]).is_none_or(|chunk| chunk.id() == known[0]));
     stops(&mut |each| source.chunks(known, &mut |_, _| each()));
     source.chunks(&[], &mut |_, _| unreachable!("nothing was asked for")).unwrap();
 

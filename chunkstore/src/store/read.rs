@@ -34,6 +34,10 @@ impl ChunkSource for Store {
     fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
         Placed::new(self).nodes(ids, each)
     }
+
+    fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
+        self.chunk(id).ok()
+    }
 }
 
 impl Places for Store {

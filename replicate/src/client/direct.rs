@@ -85,6 +85,11 @@ impl Packs {
     fn known(&self, ids: &[RecordId]) -> Vec<Option<Located>> {
         ids.iter().map(|id| self.places.get(id)).collect()
     }
+
+    fn note(&self, located: &[Option<Located>]) -> Vec<Option<Place>> {
+        self.files.note(located.iter().flatten().map(|located| located.pack));
+        located.iter().map(|located| located.map(|located| located.place)).collect()
+    }
 }
 
 /// Whoever tells places, and gives what can't be read at them.
@@ -129,11 +134,6 @@ impl<'a> Direct<'a> {
         Ok(located)
     }
 
-    fn note(&self, located: &[Option<Located>]) -> Vec<Option<Place>> {
-        self.packs.files.note(located.iter().flatten().map(|located| located.pack));
-        located.iter().map(|located| located.map(|located| located.place)).collect()
-    }
-
     fn expect_records(&self, mut ids: Vec<RecordId>) {
         ids.retain(|id| !self.packs.places.contains_key(id));
         if !ids.is_empty()
@@ -156,14 +156,14 @@ impl Places for Direct<'_> {
             Err(error) if unknown.len() == ids.len() => return Err(error),
             Err(error) => tracing::debug!("only records whose places are known are read: {error}"),
         }
-        Ok(self.note(&known))
+        Ok(self.packs.note(&known))
     }
 
     fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
         if !self.packs.are_read() {
             return Ok(vec![None; ids.len()]);
         }
-        Ok(self.note(&self.locate(ids)?))
+        Ok(self.packs.note(&self.locate(ids)?))
     }
 
     fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
@@ -178,6 +178,27 @@ impl Places for Direct<'_> {
 
     fn absent(&self, what: &str) -> Error {
         Error::damaged(what, "the store's owner knows no place of it")
+    }
+}
+
+/// Places as they were told; nobody is asked.
+struct Told<'a>(&'a Packs);
+
+impl Places for Told<'_> {
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        Ok(self.0.note(&self.0.known(ids)))
+    }
+
+    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+        Ok(vec![None; ids.len()])
+    }
+
+    fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
+        self.0.files.reader(number)
+    }
+
+    fn absent(&self, what: &str) -> Error {
+        Error::not_found(what)
     }
 }
 
@@ -209,6 +230,18 @@ impl ChunkSource for Direct<'_> {
         Placed::new(self).nodes(ids, &mut |at, node| hand_over(at, node, each, &mut left))?;
         let asked: Vec<NodeId> = left.iter().map(|at| ids[*at]).collect();
         self.owner.fetch_nodes(&asked, &mut |at, node| each(left[at], node))
+    }
+
+    fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
+        if !self.packs.are_read() || !self.packs.places.contains_key(&RecordId::from(id)) {
+            return None;
+        }
+        let mut chunk = None;
+        let read = Placed::new(&Told(self.packs)).chunks(&[id], &mut |_, read| {
+            chunk = read.ok();
+            Ok(())
+        });
+        read.ok().and(chunk)
     }
 
     fn expect(&self, ids: &[ChunkId]) {

@@ -1,0 +1,166 @@
+//! What is being loaded: everything once, whoever asks.
+//!
+//! A [`Load`] stands for one missing chunk or node from the first request until its outcome is known. Exactly one thread
+//! or task takes it and holds the [`Taken`], which tells all who wait, in the end even if its holder panics.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chunkstore::Error;
+use tokio::sync::watch;
+
+use super::cache::{Cache, Cached, Key};
+use crate::upstream::Urgency;
+
+/// How a load ended, for everybody who waited.
+pub(crate) type Outcome = Result<Arc<Cached>, Arc<Error>>;
+
+/// One thing that is missing and was asked for.
+pub(crate) struct Load {
+    key: Key,
+    began_ahead: bool,
+    is_taken: AtomicBool,
+    /// Set until a reader waits for it.
+    is_ahead: AtomicBool,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+/// What a look for something gives.
+pub(crate) enum Found {
+    /// It is in memory.
+    Here(Arc<Cached>),
+    /// It is on its way.
+    Coming(Coming),
+}
+
+/// A load to wait for.
+pub(crate) struct Coming {
+    /// Which.
+    pub(crate) load: Arc<Load>,
+    /// Whether this look began it, or is the first that demands it: it must be queued, or done.
+    pub(crate) is_new: bool,
+}
+
+impl Load {
+    fn new(key: Key, urgency: Urgency) -> Arc<Self> {
+        let began_ahead = urgency < Urgency::Demand;
+        Arc::new(Self {
+            key,
+            began_ahead,
+            is_taken: AtomicBool::new(false),
+            is_ahead: AtomicBool::new(began_ahead),
+            outcome: watch::Sender::new(None),
+        })
+    }
+
+    /// What it is.
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// Whether no reader waited when it began.
+    pub(crate) fn began_ahead(&self) -> bool {
+        self.began_ahead
+    }
+
+    /// Whether no reader waits for it yet.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.is_ahead.load(Ordering::Relaxed)
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
+    /// Waits for its end. A thread need not poll it: any number of tasks may wait.
+    pub(crate) async fn end(&self) -> Outcome {
+        let mut outcome = self.outcome.subscribe();
+        let ended = outcome.wait_for(Option::is_some).await;
+        ended
+            .ok()
+            .and_then(|ended| ended.clone())
+            .expect("the sender lives in the load, and it waited for some outcome")
+    }
+}
+
+/// All loads that have not ended.
+#[derive(Default)]
+pub(crate) struct Loads {
+    loads: Mutex<HashMap<Key, Arc<Load>>>,
+}
+
+impl Loads {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Load>>> {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The load of what is not in `cache`; begins one if there is none.
+    pub(crate) fn find(&self, key: Key, urgency: Urgency, cache: &Cache) -> Found {
+        let mut loads = self.lock();
+        match loads.entry(key) {
+            Entry::Occupied(entry) => {
+                let load = Arc::clone(entry.get());
+                let is_new = urgency == Urgency::Demand && load.is_ahead.swap(false, Ordering::Relaxed);
+                Found::Coming(Coming { load, is_new })
+            }
+            Entry::Vacant(entry) => {
+                // A load leaves this table after its content came into the cache.
+                if let Some(cached) = cache.peek(&key) {
+                    return Found::Here(cached);
+                }
+                let load = Load::new(key, urgency);
+                entry.insert(Arc::clone(&load));
+                Found::Coming(Coming { load, is_new: true })
+            }
+        }
+    }
+
+    /// Takes a load, to do it.
+    pub(crate) fn take(self: &Arc<Self>, load: &Arc<Load>) -> Option<Taken> {
+        let is_first = !load.is_taken.swap(true, Ordering::AcqRel);
+        is_first.then(|| Taken { load: Arc::clone(load), loads: Arc::clone(self), is_done: false })
+    }
+}
+
+/// A load in the hands of who does it.
+pub(crate) struct Taken {
+    load: Arc<Load>,
+    loads: Arc<Loads>,
+    /// Whether it is out of these hands.
+    is_done: bool,
+}
+
+impl Taken {
+    /// What it is.
+    pub(crate) fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// Leaves it to others.
+    pub(crate) fn put_back(mut self) {
+        self.is_done = true;
+        self.load.is_taken.store(false, Ordering::Release);
+    }
+
+    /// Tells the outcome to all who wait. The content must be in the cache by then.
+    pub(crate) fn tell(mut self, outcome: Outcome) {
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.is_done = true;
+        self.loads.lock().remove(&self.load.key);
+        self.load.outcome.send_replace(Some(outcome));
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.end(Err(Arc::new(Error::Interrupted)));
+        }
+    }
+}

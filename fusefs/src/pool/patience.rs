@@ -1,0 +1,47 @@
+//! How long a read waits for what can't be had now: the store's owner restarts, the upstream is away.
+
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout_at};
+
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+
+/// The patience of one read. It holds no thread while it waits, and may first be polled outside the runtime.
+pub(crate) struct Patience {
+    runtime: Handle,
+    until: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    /// Lasts for so long from now on.
+    pub(crate) fn new(runtime: &Handle, timeout: Duration) -> Self {
+        let _entered = runtime.enter();
+        Self { runtime: runtime.clone(), until: Instant::now() + timeout, pause: PAUSE }
+    }
+
+    /// Waits before another try, longer each time. False at once if there is no time for one.
+    pub(crate) async fn pause(&mut self) -> bool {
+        let pause = {
+            let _entered = self.runtime.enter();
+            if Instant::now() + self.pause > self.until {
+                return false;
+            }
+            sleep(self.pause)
+        };
+        pause.await;
+        self.pause = (self.pause * 2).min(PAUSE_LONGEST);
+        true
+    }
+
+    /// The result of `work`, or none if it takes too long.
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let limited = {
+            let _entered = self.runtime.enter();
+            timeout_at(self.until, work)
+        };
+        limited.await.ok()
+    }
+}
