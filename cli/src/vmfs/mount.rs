@@ -10,7 +10,7 @@ use clap::{Args, ValueHint};
 use fusefs::mount::{MountOptions, Mounted};
 use fusefs::mounts::{self, Unmounted};
 use fusefs::names::LocalNames;
-use fusefs::pool::Pool;
+use fusefs::pool::{Pool, PoolOptions};
 use fusefs::view::{Parts, View};
 use jiff::SignedDuration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -101,7 +101,9 @@ impl Mount {
         mounts::refuse_on_view(store, "the store")?;
         let runtime = context.runtime()?.handle().clone();
         let owner = context.owner(store, Purpose::Use)?;
-        let pool = Pool::new(Arc::new(owner), runtime.clone());
+        let options = PoolOptions { cache_bytes_max: self.cache, timeout: self.timeout, ..PoolOptions::default() };
+        let pool = Pool::with_options(Arc::new(owner), runtime.clone(), options);
+        let counted = Arc::clone(&pool);
         Ok(View::new(Parts {
             names: Arc::new(LocalNames::new(store, catalog)),
             clones: Arc::new(super::clone::clones(context, store)?),
@@ -109,9 +111,15 @@ impl Mount {
             runtime,
             store: store.to_path_buf(),
             patience: self.timeout,
-            more_status: Box::new(serde_json::Map::new),
+            more_status: Box::new(move || reading(&counted)),
         }))
     }
+}
+
+/// What the status tells of the data path.
+fn reading(pool: &Pool) -> serde_json::Map<String, serde_json::Value> {
+    let statistics = serde_json::to_value(pool.statistics()).expect("it has only numbers");
+    [("reading".to_owned(), statistics)].into_iter().collect()
 }
 
 /// The first signal unmounts, as soon as nobody uses it any more; the second whoever uses it.
