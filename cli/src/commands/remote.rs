@@ -1,7 +1,7 @@
 //! `vmstore remote`: names for other stores, and how commands reach one.
 
 use std::num::{NonZeroU32, NonZeroU64};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chunkstore::Error;
@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueHint};
 use replicate::address::Address;
 use replicate::auth;
 use replicate::client::{Client, Link};
-use replicate::owner;
+use replicate::owner::{self, Starter};
 use replicate::rate::RateLimit;
 use replicate::remotes::{Remote, Remotes};
 use replicate::tls::Fingerprint;
@@ -87,10 +87,16 @@ pub(crate) struct RemoteArgs {
     allow_plain: bool,
 }
 
+/// A path that means the same when the working directory is another.
+fn absolute(path: &Path) -> chunkstore::Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Error::io("finding", path, error))
+}
+
 /// A store elsewhere, with all that is needed to reach it.
 pub(crate) struct Reachable {
     address: Address,
     options: ConnectOptions,
+    starter: Starter,
     token_file: Option<PathBuf>,
     configured_token_file: Option<PathBuf>,
     /// Most bytes a second.
@@ -108,17 +114,25 @@ impl RemoteArgs {
             Remote::at(remote.parse()?)
         };
         let client_cert = self.cert.clone().zip(self.key.clone()).or(named.cert.zip(named.key));
+        let ca = self.ca.clone().or(named.ca);
         let options = ConnectOptions {
             pin: self.pin.or(named.pin),
-            ca: self.ca.clone().or(named.ca),
-            client_cert,
+            ca: ca.as_deref().map(absolute).transpose()?,
+            client_cert: client_cert
+                .map(|(cert, key)| Ok::<_, Error>((absolute(&cert)?, absolute(&key)?)))
+                .transpose()?,
             allow_plain: self.allow_plain,
             ..ConnectOptions::from_env()
         };
         Ok(Reachable {
-            address: named.address,
+            address: match named.address {
+                Address::Path(path) => Address::Path(absolute(&path)?),
+                Address::Unix(path) => Address::Unix(absolute(&path)?),
+                address => address,
+            },
             options,
-            token_file: self.token_file.clone(),
+            starter: context.starter(Purpose::Use)?,
+            token_file: self.token_file.as_deref().map(absolute).transpose()?,
             configured_token_file: named.token_file,
             limit_rate_bytes_per_s: named.limit_rate_bytes_per_s,
             streams: named.streams,
@@ -130,7 +144,7 @@ impl RemoteArgs {
     /// How a store elsewhere cuts chunks.
     pub(crate) fn chunk_params(&self, context: &Context, remote: &str) -> Result<ChunkParams> {
         let reachable = self.resolve(context, remote)?;
-        let client = context.runtime()?.block_on(reachable.connect(context, None))?;
+        let client = context.runtime()?.block_on(reachable.connect(None))?;
         let [min_bytes, avg_bytes, max_bytes, zero_run_min_bytes] = client.welcome().chunk_params;
         Ok(ChunkParams { min_bytes, avg_bytes, max_bytes, zero_run_min_bytes })
     }
@@ -138,21 +152,29 @@ impl RemoteArgs {
 
 impl Reachable {
     /// Connects. The owner of a store on this machine is started if there is none.
-    pub(crate) async fn connect(&self, context: &Context, limit: Option<Arc<RateLimit>>) -> Result<Client> {
+    pub(crate) async fn connect(&self, limit: Option<Arc<RateLimit>>) -> chunkstore::Result<Client> {
         if let Address::Path(dir) = &self.address {
-            return Ok(owner::connect(dir, Some(&context.starter(Purpose::Use)?)).await?);
+            return owner::connect(dir, Some(&self.starter)).await;
         }
         let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
         let connected = transport::connect(&self.address, &self.options).await?;
         let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None };
         let client = Client::start(connected.stream, &hello, &link).await;
-        Ok(client.map_err(|error| at(&self.address, error))?)
+        client.map_err(|error| at(&self.address, error))
+    }
+
+    /// The directory of the store, if it is on this machine.
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Path(path) => Some(path),
+            _ => None,
+        }
     }
 }
 
 impl Reachable {
     /// The token, where the other side wants one: a socket and ssh tell it who is there.
-    fn token(&self) -> Result<Option<String>> {
+    fn token(&self) -> chunkstore::Result<Option<String>> {
         if !matches!(self.address, Address::Tls(_) | Address::Tcp(_)) {
             return Ok(None);
         }

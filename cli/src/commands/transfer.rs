@@ -155,7 +155,7 @@ impl TransferArgs {
         let transferred = context.runtime()?.block_on(async {
             let mut far = Vec::with_capacity(streams as usize);
             for _ in 0..streams {
-                far.push(remote.connect(context, limit.clone()).await?);
+                far.push(remote.connect(limit.clone()).await?);
             }
             let ends = Ends { near: near.client.clone(), catalog: near.catalog.clone(), far };
             transfer::transfer(&ends, options, progress).await.map_err(Failure::from)

@@ -6,6 +6,7 @@ mod mount;
 mod probe;
 mod status;
 mod umount;
+mod upstream;
 
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;

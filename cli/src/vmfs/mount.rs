@@ -6,17 +6,20 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use chunkstore::chunk_source::ChunkSource;
 use clap::{Args, ValueHint};
 use fusefs::mount::{MountOptions, Mounted};
 use fusefs::mounts::{self, Unmounted};
 use fusefs::names::LocalNames;
 use fusefs::pool::{Pool, PoolOptions};
+use fusefs::upstream::Site;
 use fusefs::view::{Parts, View};
 use jiff::SignedDuration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::background;
+use super::upstream::{self, Local, UpstreamOptions};
 use crate::commands::serve::allow_descriptors;
 use crate::context::{Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
@@ -27,6 +30,7 @@ const AFTER_HELP: &str = "\
 Examples:
   vmfs mount /mnt/vm --store /srv/vmstore
   vmfs mount /mnt/vm --allow-other --cache 4GiB
+  vmfs mount /mnt/vm --store /srv/vmstore --upstream site-a --hydrate web01@latest --record
 
 SIGTERM unmounts it, as soon as nobody uses it; a second one whoever uses it. Logs go to vmfs.log in the store, and with
 --foreground to standard error.";
@@ -59,6 +63,8 @@ pub(crate) struct Mount {
     /// Threads that take requests from the kernel
     #[arg(long, value_name = "N", default_value = "4")]
     threads: NonZeroUsize,
+    #[command(flatten)]
+    upstream: UpstreamOptions,
 }
 
 impl Mount {
@@ -77,7 +83,8 @@ impl Mount {
         let signals = signals.map_err(|error| Failure::io("handling", "signals", error))?;
         let store = context.store_dir()?;
         let store = std::path::absolute(store).map_err(|error| Failure::io("finding", store, error))?;
-        let mounted = Mounted::start(self.view(context, &store)?, &self.options())?;
+        let (view, site) = self.view(context, &store)?;
+        let mounted = Mounted::start(view, &self.options())?;
         end_on_signal(signals, mounted.mount().clone());
         if in_background {
             // From here on nobody waits at the other end of standard error.
@@ -86,7 +93,11 @@ impl Mount {
         }
         let (shown, mountpoint) = (store.display(), mounted.mount().mountpoint.clone());
         tracing::info!("{shown} is mounted at {}", mountpoint.display());
-        mounted.wait()?;
+        let ended = mounted.wait();
+        if let Some(site) = site {
+            site.stop_blocking();
+        }
+        ended?;
         tracing::info!("{} is unmounted", mountpoint.display());
         Ok(Exit::Done)
     }
@@ -96,23 +107,33 @@ impl Mount {
         MountOptions { mountpoint: self.mountpoint.clone(), allow_other, allow_nonempty, threads: threads.get() }
     }
 
-    fn view(&self, context: &Context, store: &Path) -> Result<View> {
+    fn view(&self, context: &Context, store: &Path) -> Result<(View, Option<Arc<Site>>)> {
         let (_, catalog) = context.catalog()?;
         mounts::refuse_on_view(store, "the store")?;
         let runtime = context.runtime()?.handle().clone();
-        let owner = context.owner(store, Purpose::Use)?;
-        let options = PoolOptions { cache_bytes_max: self.cache, timeout: self.timeout, ..PoolOptions::default() };
-        let pool = Pool::with_options(Arc::new(owner), runtime.clone(), options);
-        let counted = Arc::clone(&pool);
-        Ok(View::new(Parts {
-            names: Arc::new(LocalNames::new(store, catalog)),
+        let owner: Arc<dyn ChunkSource> = Arc::new(context.owner(store, Purpose::Use)?);
+        let local = Local { dir: store, catalog: &catalog, source: &owner };
+        let site = self.upstream.start(context, &local, self.timeout)?;
+        let options = PoolOptions {
+            cache_bytes_max: self.cache,
+            timeout: self.timeout,
+            far: site.as_ref().and_then(|site| site.far()),
+            watcher: site.as_ref().and_then(|site| site.watcher()),
+            ..PoolOptions::default()
+        };
+        let pool = Pool::with_options(owner, runtime.clone(), options);
+        let names = site.as_ref().and_then(|site| site.names());
+        let (read, upstream) = (Arc::clone(&pool), site.clone());
+        let view = View::new(Parts {
+            names: names.unwrap_or_else(|| Arc::new(LocalNames::new(store, catalog))),
             clones: Arc::new(super::clone::clones(context, store)?),
             pool,
             runtime,
             store: store.to_path_buf(),
             patience: self.timeout,
-            more_status: Box::new(move || reading(&counted)),
-        }))
+            more_status: Box::new(move || reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).collect()),
+        });
+        Ok((view, site))
     }
 }
 

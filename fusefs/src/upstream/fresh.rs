@@ -98,7 +98,11 @@ mod tests {
         assert_eq!(held, BYTES_MAX / records[0].bytes());
         assert!(fresh.has(records[99].header.id) && !fresh.has(records[0].header.id));
         fresh.remove(records.iter().map(|record| record.header.id));
-        assert_eq!((fresh.lock().bytes, fresh.lock().records.len()), (0, 0));
+        let (bytes, records) = {
+            let state = fresh.lock();
+            (state.bytes, state.records.len())
+        };
+        assert_eq!((bytes, records), (0, 0));
         fresh.add(record(7, 5));
         assert_eq!(fresh.get(record(7, 5).header.id).expect("it is there").payload.len(), 5);
     }

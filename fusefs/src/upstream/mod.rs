@@ -9,6 +9,7 @@
 mod absent;
 mod around;
 mod attend;
+mod decode;
 mod fetch;
 mod fresh;
 mod hydrate;

@@ -1,0 +1,91 @@
+//! `--upstream`, `--hydrate` and `--record`: a store elsewhere behind the mounted one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chunkstore::catalog::Catalog;
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::name::Selector;
+use clap::Args;
+use fusefs::mounts;
+use fusefs::upstream::{Connect, Site, SiteOptions};
+use replicate::owner;
+use serde_json::{Map, Value};
+
+use crate::commands::remote::RemoteArgs;
+use crate::context::{Context, Purpose};
+use crate::failure::Result;
+
+/// What a mount takes about a store elsewhere.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "A store elsewhere")]
+pub(crate) struct UpstreamOptions {
+    /// Show another store's snapshots, too: a remote's name or an address. What is read of them is kept in this store
+    #[arg(long, value_name = "REMOTE")]
+    upstream: Option<String>,
+    /// Bring all of a snapshot of the other store here, in the background; for several, write it several times
+    #[arg(long, value_name = "SNAPSHOT", requires = "upstream")]
+    hydrate: Vec<Selector>,
+    /// Record what is read first of each snapshot, in the first two minutes, so that a later mount fetches it ahead
+    #[arg(long)]
+    record: bool,
+    #[command(flatten)]
+    access: RemoteArgs,
+}
+
+/// The mounted store.
+pub(crate) struct Local<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) source: &'a Arc<dyn ChunkSource>,
+}
+
+impl UpstreamOptions {
+    /// Starts what these options ask for; nothing, if they ask for nothing.
+    pub(crate) fn start(&self, context: &Context, local: &Local<'_>, patience: Duration) -> Result<Option<Arc<Site>>> {
+        if self.upstream.is_none() && !self.record {
+            return Ok(None);
+        }
+        let runtime = context.runtime()?;
+        let options = SiteOptions {
+            runtime: runtime.handle().clone(),
+            dir: local.dir.to_path_buf(),
+            catalog: local.catalog.clone(),
+            local: Arc::clone(local.source),
+            near: near(context, local.dir)?,
+            far: self.upstream.as_deref().map(|remote| self.far(context, remote)).transpose()?,
+            address: self.upstream.clone().unwrap_or_default(),
+            patience,
+            hydrate: self.hydrate.clone(),
+            record: self.record,
+        };
+        Ok(Some(runtime.block_on(Site::start(options))?))
+    }
+
+    fn far(&self, context: &Context, remote: &str) -> Result<Connect> {
+        let reachable = Arc::new(self.access.resolve(context, remote)?);
+        if let Some(dir) = reachable.dir() {
+            mounts::refuse_on_view(dir, "the other store")?;
+        }
+        Ok(Arc::new(move |limit| {
+            let reachable = Arc::clone(&reachable);
+            Box::pin(async move { reachable.connect(limit).await })
+        }))
+    }
+}
+
+/// Connects to the mounted store's owner, which is started if there is none.
+fn near(context: &Context, dir: &Path) -> Result<Connect> {
+    let (dir, starter) = (dir.to_path_buf(), context.starter(Purpose::Use)?);
+    Ok(Arc::new(move |_| {
+        let (dir, starter) = (dir.clone(), starter.clone());
+        Box::pin(async move { owner::connect(&dir, Some(&starter)).await })
+    }))
+}
+
+/// What the status of a mount tells of it.
+pub(crate) fn status(site: Option<&Site>) -> Map<String, Value> {
+    let upstream = site.and_then(Site::status).and_then(|status| serde_json::to_value(status).ok());
+    upstream.into_iter().map(|status| ("upstream".to_owned(), status)).collect()
+}
