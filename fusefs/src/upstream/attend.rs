@@ -22,8 +22,8 @@ use super::Urgency;
 use super::fetch::Fetcher;
 use super::tree;
 
-/// Segments of which the manifest is fetched at once: 256 GiB.
-const SEGMENTS_MAX: u64 = 64 << 10;
+/// Most segments of an image whose whole manifest is fetched: 32 GiB, and at most 20 MB of nodes.
+const SEGMENTS_MAX: u64 = 8 << 10;
 /// Chunks that are looked up and wanted together.
 const BATCH: usize = 1024;
 /// Snapshots that are kept at the far store.

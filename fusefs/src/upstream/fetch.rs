@@ -18,8 +18,9 @@ use chunkstore::record::Kind;
 use chunkstore::{Error, Result};
 use replicate::client::{Arrived, Client};
 use replicate::wire::Fetch;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::absent::Absent;
 use super::around::Around;
@@ -34,6 +35,8 @@ use super::{Far, Fetching, Urgency};
 const REQUESTS: [usize; 2] = [12, 6];
 /// Records of a request, of each lane. Six times 32 chunks fill 100 Mbit/s at 150 ms twice.
 const IDS: [usize; 2] = [16, 32];
+/// How long is waited for the local store to take what was fetched ahead.
+const BEHIND: Duration = Duration::from_millis(5);
 /// A demand counts as recent for so long.
 const RECENT: Duration = Duration::from_millis(300);
 
@@ -61,6 +64,7 @@ pub(super) struct Fetcher {
     pub(super) bases_here: AtomicI32,
     last_demand: Mutex<Option<Instant>>,
     patience: Duration,
+    runtime: Handle,
 }
 
 /// Where a fetcher finds things, and where it puts them.
@@ -72,11 +76,12 @@ pub(super) struct Surroundings {
     pub(super) fresh: Arc<Fresh>,
     pub(super) absent: Arc<Absent>,
     pub(super) patience: Duration,
+    pub(super) runtime: Handle,
 }
 
 impl Fetcher {
     pub(super) fn new(surroundings: Surroundings) -> Arc<Self> {
-        let Surroundings { lanes, near, local, keeper, fresh, absent, patience } = surroundings;
+        let Surroundings { lanes, near, local, keeper, fresh, absent, patience, runtime } = surroundings;
         Arc::new(Self {
             queue: Queue::default(),
             fresh,
@@ -90,6 +95,7 @@ impl Fetcher {
             bases_here: AtomicI32::new(0),
             last_demand: Mutex::default(),
             patience,
+            runtime,
         })
     }
 
@@ -98,6 +104,10 @@ impl Fetcher {
         let turns = Arc::new(Semaphore::new(REQUESTS[lane]));
         loop {
             let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
+            while lane == OTHERS && self.keeper.is_behind() {
+                // What is fetched ahead and not kept may be gone when it is wanted.
+                sleep(BEHIND).await;
+            }
             let batch = self.queue.take(lane, IDS[lane]).await;
             let this = Arc::clone(&self);
             tokio::spawn(async move {
@@ -118,7 +128,7 @@ impl Fetcher {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.lanes[DEMANDS].is_up()
+        self.lanes.iter().any(|link| link.is_up())
     }
 
     /// The connection for what nobody waits for.
@@ -203,7 +213,8 @@ impl Fetcher {
             return;
         }
         let this = Arc::clone(self);
-        tokio::spawn(async move {
+        // Whoever demands may be on a thread that is none of the runtime's.
+        self.runtime.spawn(async move {
             if let Ok(lacking) = this.lacking(ids).await {
                 this.prefetch(&lacking, Urgency::Ahead);
             }
@@ -243,9 +254,9 @@ impl Fetcher {
 }
 
 /// A [`Fetcher`] as whoever reads knows it.
-pub(super) struct Handle(pub(super) Arc<Fetcher>);
+pub(super) struct Reading(pub(super) Arc<Fetcher>);
 
-impl Far for Handle {
+impl Far for Reading {
     fn is_absent(&self, id: ChunkId) -> bool {
         // While upstream is away, what came by other ways must be found.
         self.0.is_up() && self.0.absent.has(id)

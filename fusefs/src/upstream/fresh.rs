@@ -10,7 +10,7 @@ use chunkstore::id::RecordId;
 use chunkstore::record::Record;
 
 /// Most bytes kept.
-const BYTES_MAX: usize = 48 << 20;
+const BYTES_MAX: usize = 40 << 20;
 
 /// The records, by their ids.
 #[derive(Default)]

@@ -76,6 +76,11 @@ impl Keeper {
         (Self { sender, kepts: Arc::default() }, offered)
     }
 
+    /// Whether more waits than should.
+    pub(super) fn is_behind(&self) -> bool {
+        self.kepts.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+    }
+
     pub(super) fn offer(&self, kept: Kept) {
         let bytes = kept.bytes();
         if self.kepts.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX

@@ -25,6 +25,16 @@ impl Layered {
     }
 }
 
+impl Layered {
+    /// A leaf tells which chunks are neighbours.
+    fn saw(&self, node: &Result<Node>) {
+        if let Ok(Node::Leaf(leaf)) = node {
+            let ids: Vec<ChunkId> = leaf.chunks().map(|(_, id, _)| id).collect();
+            self.far.neighbours(&ids);
+        }
+    }
+}
+
 impl ChunkSource for Layered {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
         let (mut asked, mut lacking) = (Vec::new(), Vec::new());
@@ -49,10 +59,32 @@ impl ChunkSource for Layered {
             Err(Error::Damaged { .. }) => wait_for(&self.runtime, self.far.fetch_node(id, Urgency::Demand)),
             node => node,
         };
-        if let Ok(Node::Leaf(leaf)) = &node {
-            let ids: Vec<ChunkId> = leaf.chunks().map(|(_, id, _)| id).collect();
-            self.far.neighbours(&ids);
-        }
+        self.saw(&node);
         node
+    }
+
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        let mut fetching = Vec::new();
+        self.local.nodes(ids, &mut |at, node| {
+            if let Err(Error::Damaged { .. }) = node {
+                fetching.push((at, self.far.fetch_node(ids[at], Urgency::Demand)));
+                return Ok(());
+            }
+            self.saw(&node);
+            each(at, node)
+        })?;
+        fetching.into_iter().try_for_each(|(at, fetching)| {
+            let node = wait_for(&self.runtime, fetching);
+            self.saw(&node);
+            each(at, node)
+        })
+    }
+
+    fn expect(&self, ids: &[ChunkId]) {
+        self.local.expect(ids);
+    }
+
+    fn expect_nodes(&self, ids: &[NodeId]) {
+        self.local.expect_nodes(ids);
     }
 }

@@ -16,10 +16,12 @@ use replicate::wire::{ENTRY_PREFIX_BYTES, Names as Which, Prefixes};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::link::Link;
+use super::link::{Link, is_passing};
 use super::wait_for;
 use crate::names::{LocalNames, Names, Opened};
 
+/// How often the local owner may end while a snapshot is published.
+const ATTEMPTS: usize = 5;
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
 
 /// The far store's snapshots as they were last listed.
@@ -109,6 +111,17 @@ impl Both {
             read => return read,
         }
         let far = self.far.get(name).ok_or_else(|| Error::not_found(format!("snapshot {name}")))?;
+        for _ in 1..ATTEMPTS {
+            match self.publish(&far).await {
+                // The local owner is being replaced.
+                Err(error) if is_passing(&error) => {}
+                published => return published,
+            }
+        }
+        self.publish(&far).await
+    }
+
+    async fn publish(&self, far: &Snapshot) -> Result<Snapshot> {
         self.near.client().await?.publish_partial(far.entry_encoding().to_vec()).await
     }
 }

