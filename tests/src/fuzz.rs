@@ -65,7 +65,7 @@ targets! {
     peers: peer_names, pem, quotas, remotes, tokens;
     qcow2: qcow2_image;
     records: record_header, pack, payload, manifest_node;
-    texts: catalog_file, snapshot_entry, config, damaged_list, names;
+    texts: boot_order, catalog_file, snapshot_entry, config, damaged_list, names;
     wire: frames, messages, wire_records;
 }
 

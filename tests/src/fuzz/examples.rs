@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use chunkstore::boot_order::BootOrder;
 use chunkstore::catalog::{Entry, Snapshot, State};
 use chunkstore::chunker::ChunkParams;
 use chunkstore::codec::{Codec, Encoder};
@@ -168,6 +169,11 @@ pub(super) fn config() -> Vec<Example> {
     edited.defaults.threads = NonZeroU32::new(3);
     edited.defaults.retention = Retention { last: Some(1), daily: Some(14), yearly: Some(0), ..Retention::default() };
     vec![("fresh", fresh.render().into()), ("edited", edited.render().into())]
+}
+
+pub(super) fn boot_order() -> Vec<Example> {
+    let order = BootOrder::new([1 << 30..(1 << 30) + 4096, 0..65536, 1 << 20..(1 << 20) + 1]);
+    vec![("order", order.encode()), ("empty", BootOrder::default().encode())]
 }
 
 pub(super) fn damaged_list() -> Vec<Example> {

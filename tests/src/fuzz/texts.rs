@@ -3,6 +3,7 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
+use chunkstore::boot_order::BootOrder;
 use chunkstore::catalog::{Entry, Snapshot, State, label};
 use chunkstore::config::Config;
 use chunkstore::damaged::{Damaged, FILE};
@@ -78,6 +79,18 @@ pub fn damaged_list(bytes: &[u8]) -> Verdict {
         if let Ok(damaged) = &decoded {
             damaged.save(&storage).expect("memory can always be written");
             assert_eq!(&Damaged::load(&storage).expect("it was just saved"), damaged);
+        }
+        Verdict::of(&decoded)
+    })
+}
+
+/// What a guest read first, as a file or from another site.
+pub fn boot_order(bytes: &[u8]) -> Verdict {
+    as_given_and_resealed(bytes, reseal::last_line, |bytes| {
+        let decoded = BootOrder::decode(bytes);
+        if let Ok(order) = &decoded {
+            assert!(order.ranges().iter().all(|range| range.start < range.end && range.end <= IMAGE_BYTES_MAX));
+            assert_eq!(&BootOrder::decode(&order.encode()).expect("it was just encoded"), order);
         }
         Verdict::of(&decoded)
     })
