@@ -22,7 +22,7 @@ use super::frozen::FrozenDisk;
 use super::layer::{self, Layer};
 use super::publisher::Publisher;
 use super::view::{Base, Bounded, View};
-use super::{hold_reason, store_dir};
+use super::{hold_reason, replaced, store_dir};
 use crate::snapshot_disk::SnapshotDisk;
 
 /// What a commit makes.
@@ -80,7 +80,7 @@ impl Shared {
             Ok(one) => one,
         };
         self.settle(publisher)?;
-        let base = self.record().snapshot.clone();
+        let base = self.hold_base(publisher)?;
         let image = options.image.clone().unwrap_or_else(|| base.image.clone());
         let name = SnapshotName::new(image, options.time);
         if name == base {
@@ -91,6 +91,13 @@ impl Shared {
         let snapshot = publisher.ingest(frozen.disk.clone(), &ingest_options(name, &base, options), progress)?;
         self.rebase(&frozen, &snapshot, publisher)?;
         Ok(Committed { snapshot, base, written_bytes })
+    }
+
+    /// Makes sure that the clone's snapshot is there still, and stays: what was written is ingested as a change of it.
+    fn hold_base(&self, publisher: &dyn Publisher) -> Result<SnapshotName> {
+        let record = self.record().clone();
+        let held = publisher.hold(&record.snapshot, &hold_reason(&record.name))?;
+        if held.entry_id() == record.entry { Ok(record.snapshot) } else { Err(replaced(&record)) }
     }
 
     /// Releases what an earlier commit left held.

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Clones;
-use super::super::testing::{Point, Site, commit_options, noise};
+use super::super::testing::{Point, Site, commit_options, noise, put};
 use super::*;
 
 const SIZE: usize = 40 * 4096 + 17;
@@ -230,6 +230,26 @@ fn the_process_that_has_it_open_commits_it() {
     let deaf = Clones::new(site.dir());
     let _open = deaf.open("c", &site.pool(), &site.names()).unwrap();
     assert!(matches!(ask(3), Err(Error::Busy { .. })), "who can't commit does not listen");
+}
+
+/// Somebody has released, removed and replaced the clone's snapshot all the same.
+#[test]
+fn it_is_not_committed_onto_another_snapshot_of_the_same_name() {
+    let (site, mut model) = (Site::with_clone(&image()), image());
+    let disk = site.open();
+    scribble(&site, &disk, &mut model, 1);
+    site.publisher.release(&site.base, "clone:c").unwrap();
+    site.commit(&disk, 1).unwrap();
+    assert!(content(&site, &disk) == model);
+
+    let base = site.clones.info("c").unwrap().snapshot;
+    scribble(&site, &disk, &mut model, 2);
+    site.publisher.release(&base, "clone:c").unwrap();
+    site.store().catalog().remove(&base).unwrap();
+    assert!(matches!(site.commit(&disk, 2), Err(Error::NotFound { .. })));
+    put(site.store(), &base, &noise(SIZE, 7));
+    assert!(matches!(site.commit(&disk, 2), Err(Error::Refused { what }) if what.contains("another snapshot")));
+    assert!(content(&site, &disk) == model, "it can be read as long as it is open");
 }
 
 #[test]
