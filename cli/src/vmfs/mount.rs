@@ -131,7 +131,9 @@ impl Mount {
             runtime,
             store: store.to_path_buf(),
             patience: self.timeout,
-            more_status: Box::new(move || reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).collect()),
+            more_status: Box::new(move || {
+                reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).collect()
+            }),
         });
         Ok((view, site))
     }
