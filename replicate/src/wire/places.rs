@@ -114,7 +114,7 @@ mod tests {
         // Where, and what no place has there: more bytes than a record, a kind, a codec, a beginning of a place.
         for (at, byte) in [(second + STORED_BYTES + 3, 1), (second + PLAIN_BYTES + 3, 1), (second + KIND, 9)]
             .into_iter()
-            .chain([(second + CODEC, 9), (first + KIND, 1)])
+            .chain([(second + CODEC, 9), (first + NUMBER, 1)])
         {
             let mut hostile = bytes.clone();
             hostile[at] = byte;
