@@ -82,7 +82,7 @@ fn an_overlay_is_ingested_without_the_file_below_it() {
             let mut args = vec!["ingest", &vm, "--image", image, "--time", &time];
             args.extend(base.iter().flat_map(|base| ["--base", base]));
             let report = vmstore.json(&args);
-            assert_eq!(report["ingest"]["parent"].as_str(), Some("web01@20261120T020000Z"), "{report}");
+            assert_eq!(report["parent"].as_str(), Some("web01@20261120T020000Z"), "{report}");
             vmstore.assert_holds(image, &place.path("expected.raw"));
         }
     }
