@@ -1,5 +1,6 @@
 //! The new records of one segment: what to encode against what.
 
+use super::group::NewChunk;
 use super::sketch::{self, Full};
 use super::tree::NewNode;
 use crate::chunker::Cut;
@@ -13,25 +14,29 @@ use crate::sink::{Base, Claim, Like, Sink};
 /// Bases that are asked for together: so many are in memory at a time.
 pub(super) const GROUP_BASES: usize = 64;
 
-/// What a segment has to be put, if the store lacks it.
+/// What is to be put, if the store lacks it.
 #[derive(Clone, Copy)]
 pub(super) enum Item<'a> {
-    Chunk(&'a Cut),
+    /// With the parent's leaf of its segment.
+    Chunk {
+        chunk: &'a NewChunk<'a>,
+        parent: Option<&'a Leaf>,
+    },
     Leaf(&'a NewNode),
 }
 
 impl Item<'_> {
     pub(super) fn id(&self) -> RecordId {
         match self {
-            Self::Chunk(cut) => cut.id.into(),
+            Self::Chunk { chunk, .. } => chunk.cut.id.into(),
             Self::Leaf(leaf) => leaf.id.into(),
         }
     }
 
     /// What the parent has in its place.
-    fn like(&self, parent: Option<&Leaf>) -> Option<RecordId> {
-        match self {
-            Self::Chunk(cut) => overlapping(parent?, cut),
+    fn like(&self) -> Option<RecordId> {
+        match *self {
+            Self::Chunk { chunk, parent } => overlapping(parent?, &chunk.cut),
             Self::Leaf(leaf) => leaf.parent.map(RecordId::from),
         }
     }
@@ -55,30 +60,23 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Encodes items of a segment, against what the parent has in their places or else what resembles them.
-pub(super) fn records(
-    sink: &dyn Sink,
-    encoder: &mut Encoder,
-    segment: &[u8],
-    parent: Option<&Leaf>,
-    tasks: &[Task<'_>],
-) -> Result<Vec<Record>> {
+/// Encodes items, against what the parent has in their places or else what resembles them.
+pub(super) fn records(sink: &dyn Sink, encoder: &mut Encoder, tasks: &[Task<'_>]) -> Result<Vec<Record>> {
     let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
     for group in tasks.chunks(GROUP_BASES) {
-        for (task, base) in group.iter().zip(bases(sink, parent, group)?) {
-            let cut = match task.item {
-                Item::Chunk(cut) => cut,
+        for (task, base) in group.iter().zip(bases(sink, group)?) {
+            let NewChunk { cut, plain } = match task.item {
+                Item::Chunk { chunk, .. } => chunk,
                 Item::Leaf(leaf) => {
                     records.push(record(encoder, Kind::Node, leaf.id.into(), &leaf.encoding, base.as_ref()));
                     continue;
                 }
             };
-            let plain = &segment[cut.range.clone()];
             let record = record(encoder, Kind::Chunk, cut.id.into(), plain, base.as_ref());
             if record.header.base.is_some() || task.whole {
                 records.push(record);
             } else {
-                full.push(Full { plain, record: record.with_sketch(sketch::sketch(segment, &cut.range)) });
+                full.push(Full { plain, record: record.with_sketch(sketch::sketch(plain, cut.range.start)) });
             }
         }
     }
@@ -87,9 +85,9 @@ pub(super) fn records(
 }
 
 /// The bases of items by what the parent has where they are.
-fn bases(sink: &dyn Sink, parent: Option<&Leaf>, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
+fn bases(sink: &dyn Sink, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
     let in_place: Vec<Option<RecordId>> =
-        tasks.iter().map(|task| if task.whole { None } else { task.item.like(parent) }).collect();
+        tasks.iter().map(|task| if task.whole { None } else { task.item.like() }).collect();
     let like: Vec<Like> = in_place.iter().flatten().map(|id| Like::Record(*id)).collect();
     if like.is_empty() {
         return Ok(tasks.iter().map(|_| None).collect());

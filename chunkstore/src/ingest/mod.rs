@@ -7,6 +7,7 @@
 mod changes;
 mod encode;
 mod feed;
+mod group;
 mod overlaid;
 mod sketch;
 mod tally;

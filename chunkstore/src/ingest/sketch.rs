@@ -5,8 +5,6 @@
 //! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents", 1997);
 //! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
 
-use std::ops::Range;
-
 use super::encode::GROUP_BASES;
 use crate::codec::{Codec, Encoder};
 use crate::error::Result;
@@ -17,10 +15,10 @@ use crate::sink::{Base, Like, Sink};
 /// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
 const MIX: u32 = 0x9e37_79b1;
 
-/// The sketch of a chunk that lies at `range` of a segment; 0 if it has none.
-pub(super) fn sketch(segment: &[u8], range: &Range<usize>) -> u32 {
-    let first = range.start.next_multiple_of(ZERO_BLOCK_BYTES).min(range.end);
-    let blocks = segment[first..range.end].chunks_exact(ZERO_BLOCK_BYTES);
+/// The sketch of a chunk that begins at `offset` of a segment; 0 if it has none.
+pub(super) fn sketch(plain: &[u8], offset: usize) -> u32 {
+    let first = (offset.next_multiple_of(ZERO_BLOCK_BYTES) - offset).min(plain.len());
+    let blocks = plain[first..].chunks_exact(ZERO_BLOCK_BYTES);
     // Zeros are in chunks of all kinds.
     let hashes = blocks.filter(|block| !crate::chunker::is_zero(block)).map(crc32c::crc32c);
     hashes.map(|crc| crc.wrapping_mul(MIX)).min().unwrap_or(0)
@@ -66,10 +64,10 @@ mod tests {
         let mut here = vec![0; 8192];
         here.extend_from_slice(&file);
         let there = [noise(40_960, 2), file].concat();
-        let of = |segment: &[u8], start: usize| sketch(segment, &(start..start + 90_000));
+        let of = |segment: &[u8], start: usize| sketch(&segment[start..start + 90_000], start);
         assert_eq!(of(&here, 8192 + 5), of(&there, 40_960 + 5));
         assert_ne!(of(&noise(100_000, 3), 5), of(&there, 40_960 + 5));
-        assert_eq!(sketch(&here, &(0..8192)), 0, "zeros have none");
-        assert_eq!(sketch(&here, &(8193..12_000)), 0, "no whole block");
+        assert_eq!(sketch(&here[..8192], 0), 0, "zeros have none");
+        assert_eq!(sketch(&here[8193..12_000], 8193), 0, "no whole block");
     }
 }

@@ -1,16 +1,20 @@
-//! What the threads of an ingest do: a segment at a time, from its bytes to its leaf.
+//! What the threads of an ingest do: from a segment's bytes to its leaf, one at a time or some together.
 
+use std::collections::HashSet;
+use std::mem;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::changes::PartlyRead;
 use super::encode::{self, Item, Task};
 use super::feed::{Content, Feed, Ticket};
+use super::group::{CutSegment, Group, NewChunk};
 use super::tally::Tally;
 use super::tree::{NewNode, Tree};
 use super::wait::Wait;
 use super::{IngestInto, leaf_of};
 use crate::catalog::Snapshot;
-use crate::chunker::{self, Cut, Hint};
+use crate::chunker::{self, Hint};
 use crate::codec::Encoder;
 use crate::error::Result;
 use crate::id::{NodeId, RecordId};
@@ -38,13 +42,6 @@ pub(super) struct Work<'a, 'f> {
 struct Worker {
     encoder: Encoder,
     tally: Tally,
-}
-
-/// A segment as it is stored.
-struct Segment<'a> {
-    /// What was read of it.
-    bytes: &'a [u8],
-    parent: Option<&'a Leaf>,
 }
 
 impl<'a, 'f> Work<'a, 'f> {
@@ -77,12 +74,24 @@ impl<'a, 'f> Work<'a, 'f> {
 
     fn work_until_end(&self) -> Result<Tally> {
         let mut worker = Worker { encoder: self.encoder(), tally: Tally::default() };
-        let mut buffer = Vec::new();
+        let (mut buffer, mut group) = (Vec::new(), Group::default());
         while let Some(ticket) = self.feed.next(&mut buffer)? {
             self.progress.check()?;
-            let leaf = self.segments(&ticket, &mut buffer, &mut worker)?;
-            self.arrive(ticket.order, ticket.segments, leaf, &mut worker.encoder)?;
+            let is_whole = matches!(ticket.content, Content::Whole);
+            let segment = self.cut(ticket, &mut buffer, &mut worker)?;
+            if is_whole {
+                // It is enough for itself, and the buffer is needed for the next.
+                let mut all = mem::take(&mut group);
+                all.push(segment);
+                self.store(all, &mut worker)?;
+                continue;
+            }
+            group.push(segment.into_owned());
+            if group.is_full() {
+                self.store(mem::take(&mut group), &mut worker)?;
+            }
         }
+        self.store(group, &mut worker)?;
         Ok(worker.tally)
     }
 
@@ -90,29 +99,35 @@ impl<'a, 'f> Work<'a, 'f> {
         Encoder::new(self.into.zstd_level)
     }
 
-    /// Stores what was given out and returns its leaf; `None` if it is all zeros.
-    fn segments(&self, ticket: &Ticket, buffer: &mut Vec<u8>, worker: &mut Worker) -> Result<Option<NodeId>> {
-        let number = ticket.segments.start;
-        let parent = match &ticket.content {
-            Content::Zeros => return self.replace_by_zeros(ticket, worker).map(|()| None),
-            Content::Whole | Content::Changed(_) => self.parent_leaf(number)?,
-        };
-        let leaf = parent.as_ref().map(|(_, leaf)| leaf);
-        if let (Some(_), Some(leaf)) = (self.changes, leaf) {
-            worker.tally.count_replaced(leaf);
+    /// Cuts what was given out.
+    fn cut<'b>(&self, ticket: Ticket, buffer: &'b mut Vec<u8>, worker: &mut Worker) -> Result<CutSegment<'b>> {
+        let Ticket { order, segments, content } = ticket;
+        if let Content::Zeros = content {
+            self.replace_by_zeros(&segments, worker)?;
+            return Ok(CutSegment { order, segments, parent: None, leaf: None, chunks: Vec::new() });
+        }
+        let (parent_id, parent) = self.parent_leaf(segments.start)?.unzip();
+        if let (Some(_), Some(parent)) = (self.changes, &parent) {
+            worker.tally.count_replaced(parent);
         }
         let params = &self.into.params;
-        let cuts = match (&ticket.content, self.changes) {
+        let cuts = match (&content, self.changes) {
             (Content::Changed(ranges), Some(disk)) => {
-                chunker::recut(&mut PartlyRead::new(disk, number, buffer), params, leaf, ranges)?
+                let mut bytes = PartlyRead::new(disk, segments.start, buffer);
+                chunker::recut(&mut bytes, params, parent.as_ref(), ranges)?
             }
-            _ => chunker::cut(buffer, params, Hint::new(leaf)),
+            _ => chunker::cut(buffer, params, Hint::new(parent.as_ref())),
         };
-        self.segment(&Segment { bytes: buffer, parent: leaf }, parent.as_ref().map(|(id, _)| *id), &cuts, worker)
+        worker.tally.count(&cuts);
+        let leaf = (!cuts.is_empty()).then(|| NewNode::new(&Node::Leaf(leaf_of(&cuts)), parent_id));
+        // The parent's own chunks are there.
+        let new = cuts.iter().filter(|cut| !(cut.reused && self.into.trusts_parent));
+        let chunks = new.map(|cut| NewChunk::new(cut, buffer)).collect();
+        Ok(CutSegment { order, segments, parent, leaf, chunks })
     }
 
-    fn replace_by_zeros(&self, ticket: &Ticket, worker: &mut Worker) -> Result<()> {
-        for segment in ticket.segments.clone() {
+    fn replace_by_zeros(&self, segments: &Range<u64>, worker: &mut Worker) -> Result<()> {
+        for segment in segments.clone() {
             if let Some((_, leaf)) = self.parent_leaf(segment)? {
                 worker.tally.count_replaced(&leaf);
             }
@@ -120,35 +135,34 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(())
     }
 
-    /// Stores one segment and returns its leaf; `None` if it is all zeros.
-    fn segment(
-        &self,
-        segment: &Segment<'_>,
-        parent: Option<NodeId>,
-        cuts: &[Cut],
-        worker: &mut Worker,
-    ) -> Result<Option<NodeId>> {
-        if cuts.is_empty() {
-            return Ok(None);
-        }
-        worker.tally.count(cuts);
-        let leaf = NewNode::new(&Node::Leaf(leaf_of(cuts)), parent);
-        let id = leaf.id;
-        // The parent's own chunks are there.
-        let chunks = cuts.iter().filter(|cut| !(cut.reused && self.into.trusts_parent)).map(Item::Chunk);
-        let mut asked: Vec<Item<'_>> = chunks.chain((!self.parent_has(&leaf)).then_some(Item::Leaf(&leaf))).collect();
-        self.put_new(segment, &mut asked, worker)?;
-        let leaf_is_elsewhere = asked.pop_if(|last| matches!(last, Item::Leaf(_))).is_some();
+    /// Stores segments and hands their leaves to the tree.
+    fn store(&self, group: Group<'_>, worker: &mut Worker) -> Result<()> {
+        let mut asked: Vec<Item<'_>> = group.segments.iter().flat_map(|segment| self.items(segment)).collect();
+        self.put_new(&mut asked, worker)?;
+        let is_leaf = |item: &Item<'_>| matches!(item, Item::Leaf(_));
+        let leaves_elsewhere: HashSet<RecordId> = asked.iter().filter(|item| is_leaf(item)).map(Item::id).collect();
+        asked.retain(|item| !is_leaf(item));
         let mut wait = Wait::new(self.progress);
         while !asked.is_empty() {
             // Others have taken them on. They will be there soon, or be this session's after all.
             wait.a_moment()?;
-            self.put_new(segment, &mut asked, worker)?;
+            self.put_new(&mut asked, worker)?;
         }
-        if leaf_is_elsewhere {
-            lock(&self.awaited).push(leaf);
+        for CutSegment { order, segments, leaf, .. } in group.segments {
+            let id = leaf.as_ref().map(|leaf| leaf.id);
+            let is_elsewhere = |leaf: &NewNode| leaves_elsewhere.contains(&leaf.id.into());
+            lock(&self.awaited).extend(leaf.filter(is_elsewhere));
+            self.arrive(order, segments, id, &mut worker.encoder)?;
         }
-        Ok(Some(id))
+        Ok(())
+    }
+
+    /// What of a segment is to be put, if the store lacks it.
+    fn items<'b>(&self, segment: &'b CutSegment<'_>) -> impl Iterator<Item = Item<'b>> {
+        let parent = segment.parent.as_ref();
+        let chunks = segment.chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
+        let leaf = segment.leaf.as_ref().filter(|leaf| !self.parent_has(leaf));
+        chunks.chain(leaf.map(Item::Leaf))
     }
 
     /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
@@ -166,7 +180,7 @@ impl<'a, 'f> Work<'a, 'f> {
 
     /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on is
     /// left in `asked`.
-    fn put_new(&self, segment: &Segment<'_>, asked: &mut Vec<Item<'_>>, worker: &mut Worker) -> Result<()> {
+    fn put_new(&self, asked: &mut Vec<Item<'_>>, worker: &mut Worker) -> Result<()> {
         if asked.is_empty() {
             return Ok(());
         }
@@ -174,7 +188,7 @@ impl<'a, 'f> Work<'a, 'f> {
         let claims = self.into.sink.claim(&ids)?;
         let claimed = || asked.iter().copied().zip(claims.iter().copied());
         let tasks: Vec<Task<'_>> = claimed().filter_map(|(item, claim)| Task::of(item, claim)).collect();
-        let records = encode::records(self.into.sink, &mut worker.encoder, segment.bytes, segment.parent, &tasks)?;
+        let records = encode::records(self.into.sink, &mut worker.encoder, &tasks)?;
         worker.tally.count_new(&records);
         *asked = claimed().filter(|(_, claim)| *claim == Claim::Elsewhere).map(|(item, _)| item).collect();
         self.put(records)
