@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use chunkstore::chunk_source::ChunkSource;
+use chunkstore::store::Store;
 use clap::{Args, ValueHint};
 use fusefs::mount::{MountOptions, Mounted};
 use fusefs::mounts::{self, Unmounted};
@@ -108,7 +109,9 @@ impl Mount {
     }
 
     fn view(&self, context: &Context, store: &Path) -> Result<(View, Option<Arc<Site>>)> {
-        let (_, catalog) = context.catalog()?;
+        context.catalog()?;
+        // By its whole path: a mount in the background has another working directory.
+        let (_, catalog) = Store::open_catalog(store)?;
         mounts::refuse_on_view(store, "the store")?;
         let runtime = context.runtime()?.handle().clone();
         let owner: Arc<dyn ChunkSource> = Arc::new(context.owner(store, Purpose::Use)?);

@@ -95,10 +95,20 @@ impl Pool {
         match (self.source.node(id), &self.options.far) {
             (Err(Error::Damaged { .. }), Some(far)) => {
                 let fetching = far.fetch_node(id, urgency(&taken));
-                self.when_fetched(taken, fetching, Self::node_came);
+                self.when_fetched(taken, fetching, Self::far_node_came);
             }
             (node, _) => self.node_came(taken, node),
         }
+    }
+
+    /// The local source is told what to expect, which may take a thread for a while.
+    fn far_node_came(&self, taken: Taken, node: Result<Node>) {
+        let this = self.this.clone();
+        self.runtime.spawn_blocking(move || {
+            if let Some(pool) = this.upgrade() {
+                pool.node_came(taken, node);
+            }
+        });
     }
 
     fn node_came(&self, taken: Taken, node: Result<Node>) {
