@@ -30,6 +30,8 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
+use crate::pool::{Pool, PoolOptions};
+use crate::snapshot_disk::SnapshotDisk;
 
 /// Bytes that do not compress, the same for the same seed.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -293,6 +295,49 @@ async fn far_snapshots_appear_are_read_bit_for_bit_and_kept() {
     // A pull does, and brings nothing.
     world.pull(Wanted::All).await;
     assert!(!world.near.read(&second).state.partial && !world.near.read(&first).state.partial);
+}
+
+/// A store that must ask others, which a thread that drives tasks can't wait for.
+struct Asking(Arc<Store>, Handle);
+
+impl ChunkSource for Asking {
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        self.1.block_on(async {});
+        self.0.chunks(ids, each)
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        self.1.block_on(async {});
+        self.0.node(id)
+    }
+
+    fn expect(&self, _: &[ChunkId]) {
+        self.1.block_on(async {});
+    }
+
+    fn expect_nodes(&self, _: &[NodeId]) {
+        self.1.block_on(async {});
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_of_a_mount_read_through() {
+    let world = World::new();
+    let local = Arc::new(Asking(Arc::clone(&world.near.store), Handle::current())) as Arc<dyn ChunkSource>;
+    let options = SiteOptions { local: Arc::clone(&local), record: true, ..world.options() };
+    let site = Site::start(options).await.unwrap();
+    let options = PoolOptions { far: site.far(), watcher: site.watcher(), ..PoolOptions::default() };
+    let pool = Pool::with_options(local, Handle::current(), options);
+    let opened = world.open(&site, &world.nights[0].name()).await;
+    let disk = SnapshotDisk::new(&pool, &opened.snapshot);
+    let mut image = vec![0; disk.size_bytes() as usize];
+    for (at, part) in image.chunks_mut(100_000).enumerate() {
+        disk.read(part, at as u64 * 100_000).await.unwrap();
+    }
+    assert!(image == nights()[0]);
+    site.stop().await;
+    assert_eq!(world.near.dir.path().join("boot").read_dir().unwrap().count(), 1, "what was read is recorded");
+    assert_eq!(world.near.verify().absent_records, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
