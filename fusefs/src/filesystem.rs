@@ -151,8 +151,7 @@ impl Filesystem for View {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.handles.remove(fh.0);
-        reply.ok();
+        self.0.close(fh.0, reply);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {

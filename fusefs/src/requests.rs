@@ -89,6 +89,21 @@ impl Shared {
         }
     }
 
+    /// Takes a handle back. Which blocks a clone has is partly known in memory only, until a sync; whoever opens it anew
+    /// must see them, so what was written is synced before the disk is let go. Until then, an open gets the same disk.
+    pub(crate) fn close(self: &Arc<Self>, handle: u64, reply: ReplyEmpty) {
+        let Ok((open, clone)) = self.clone_disk(handle) else {
+            self.handles.remove(handle);
+            return reply.ok();
+        };
+        let (shared, range) = (Arc::clone(self), 0..clone.size_bytes());
+        self.work(&open, Task { verb: SYNC, range }, async move { clone.sync().await }, move |_| {
+            // A failure was logged; nobody waits for what this replies.
+            shared.handles.remove(handle);
+            reply.ok();
+        });
+    }
+
     /// Punches a hole into a clone, or makes a range of it zeros.
     pub(crate) fn allocate(self: &Arc<Self>, handle: u64, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
         let (open, clone) = match self.clone_disk(handle) {
