@@ -26,6 +26,11 @@ impl Mount {
         Self::of(&[device.as_os_str()])
     }
 
+    /// The file system of an image, which is only read.
+    pub fn image(file: &Path) -> Self {
+        Self::of(&["-o".as_ref(), "loop,ro,noload".as_ref(), file.as_os_str()])
+    }
+
     fn of(what: &[&OsStr]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         tool("mount", &[what, &[dir.path().as_os_str()]].concat());

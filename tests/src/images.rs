@@ -1,9 +1,13 @@
-//! Images made from a seed: parts that compress well, badly and not at all, zeros, and holes.
+//! Images made from a seed: parts that compress well, badly and not at all, zeros, and holes. And where real ones are.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use crate::devices::tool;
 
 /// The unit in which an image changes its character.
 const PART_BYTES: u64 = 1 << 20;
@@ -105,6 +109,18 @@ fn repetitive(rng: &mut Rng, bytes: usize) -> Vec<u8> {
     }
     part.truncate(bytes);
     part
+}
+
+/// Where the real images of a kind are, made by `tests/make-images` unless they are there.
+pub fn real(kind: &str) -> PathBuf {
+    let dir = env::var_os("VMSTORE_IMAGES").map_or_else(|| cache().join("vmstore/images"), PathBuf::from);
+    tool(concat!(env!("CARGO_MANIFEST_DIR"), "/make-images"), &[OsStr::new(kind), dir.as_os_str()]);
+    dir
+}
+
+fn cache() -> PathBuf {
+    let home = || PathBuf::from(env::var_os("HOME").expect("VMSTORE_IMAGES or HOME says where the images are"));
+    env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from)
 }
 
 /// Fails unless both files (or devices, as far as `expected` goes) have the same bytes.

@@ -5,12 +5,16 @@
 
 pub mod devices;
 pub mod fuzz;
+pub mod guest;
 pub mod images;
+mod mounted;
+mod mounting;
 pub mod netns;
 mod process;
 mod running;
 mod site;
 pub mod wan;
+pub mod writers;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,6 +24,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use mounted::{Mounted, Vmfs, is_mounted};
 pub use process::{Ended, measured, stderr};
 pub use running::{Listening, Running, Serving, eventually, holder, listens};
 pub use site::{Site, command_line, kill};
@@ -48,6 +53,11 @@ impl Vmstore {
     /// For a store in `store`, which need not exist, and which every command opens itself.
     pub fn new(store: impl Into<PathBuf>) -> Self {
         Self { program: program(), store: store.into(), opening: Opening::Standalone }
+    }
+
+    /// For a store in `store` and a program that is not the build's own.
+    pub fn with(program: impl Into<PathBuf>, store: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), store: store.into(), opening: Opening::Standalone }
     }
 
     /// The same store, but commands ask its owner, which the first of them starts and which soon leaves when idle.

@@ -29,6 +29,11 @@ impl Site {
         Self::default()
     }
 
+    /// An empty one in `dir`, for more than a temporary directory may have room for.
+    pub fn below(dir: impl AsRef<Path>) -> Self {
+        Self { dir: TempDir::new_in(dir).unwrap() }
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tests::Vmstore;
 use tests::devices::tool;
-use tests::images::{Rng, assert_same};
+use tests::images::{self, Rng, assert_same};
 
 const NIGHT1: &str = "20261118T020000Z";
 const NIGHT2: &str = "20261119T020000Z";
@@ -24,16 +24,7 @@ const NIGHT3: &str = "20261120T020000Z";
 const UNCHANGED_BYTES_MAX: u64 = 8 << 10;
 const WINDOW_BYTES: u64 = 1 << 20;
 
-static IMAGES: LazyLock<PathBuf> = LazyLock::new(|| {
-    let dir = env::var_os("VMSTORE_IMAGES").map_or_else(|| cache().join("vmstore/images"), PathBuf::from);
-    tool(concat!(env!("CARGO_MANIFEST_DIR"), "/make-images"), &[OsStr::new("small"), dir.as_os_str()]);
-    dir
-});
-
-fn cache() -> PathBuf {
-    let home = || PathBuf::from(env::var_os("HOME").expect("VMSTORE_IMAGES or HOME says where the images are"));
-    env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from)
-}
+static IMAGES: LazyLock<PathBuf> = LazyLock::new(|| images::real("small"));
 
 /// The image after the first or the second day.
 fn day(number: u32) -> PathBuf {
