@@ -12,14 +12,14 @@ CARGO ?= cargo
 .PHONY: help setup images demo test check fuzz bench
 
 help:
-	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image'
+	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
 	@echo '             IMAGE=path   use your own image (it is only read)'
 	@echo '             SIZE=full    use the 8 GiB image with a LAMP stack'
 	@echo '             KEEP=1       keep the store and the restored images'
 	@echo 'make test    install what is needed and run all tests'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
-	@echo 'make bench   compare with zstd, restic, borg, rsync and qemu-img; BENCH="--runs 1 --only NAME" passes options'
+	@echo 'make bench   compare with zstd, restic, borg, rsync and QEMU; BENCH="--runs 1 --only NAME" passes options'
 
 setup:
 	@tests/setup

@@ -235,7 +235,7 @@ pub(crate) fn restore(bench: &mut Bench) -> Result<Vec<Row>> {
     ])
 }
 
-fn make_qcow2(bench: &Bench, image: &Path) -> Result<PathBuf> {
+pub(crate) fn make_qcow2(bench: &Bench, image: &Path) -> Result<PathBuf> {
     let qcow2 = bench.path("disk.qcow2");
     let options = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd"];
     run_quietly(Command::new("qemu-img").args(options).args([image, &qcow2]))?;

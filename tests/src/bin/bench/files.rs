@@ -142,7 +142,7 @@ pub(crate) fn edit(path: &Path, count: usize, seed: u64) -> Result<()> {
 }
 
 /// Where the `n`th block of a file's data is.
-fn nth_block(ranges: &[Range<u64>], mut n: u64, block: u64) -> u64 {
+pub(crate) fn nth_block(ranges: &[Range<u64>], mut n: u64, block: u64) -> u64 {
     for range in ranges {
         let count = (range.end - range.start) / block;
         if n < count {

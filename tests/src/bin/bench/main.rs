@@ -10,6 +10,7 @@ mod nights;
 mod run;
 mod scale;
 mod table;
+mod view;
 mod wire;
 
 use std::fs;
@@ -65,6 +66,8 @@ enum Part {
     Index,
     /// Replication between sites, beside rsync and restic
     Wire,
+    /// The mount, beside QEMU's export of a compressed qcow2, and guests that boot from it
+    View,
 }
 
 fn main() -> Result<()> {
@@ -109,6 +112,9 @@ fn measure(bench: &mut Bench, options: &Options) -> Result<Vec<Row>> {
     }
     if wanted(Part::Wire) {
         rows.extend(wire::wire(bench)?);
+    }
+    if wanted(Part::View) {
+        rows.extend(view::view(bench)?);
     }
     rows.extend(peak_memory(bench));
     Ok(rows)

@@ -65,6 +65,11 @@ impl Bench {
         Self { runs, images, work, peak_bytes: BTreeMap::new(), network: None, vmstore }
     }
 
+    /// The program that is measured.
+    pub(crate) fn vmstore_program(&self) -> &Path {
+        &self.vmstore
+    }
+
     /// A path in the work directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.work.join(name)
