@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::mounted::Mounted;
+use tests::Mounted;
 use tests::wan::{Link, Proxy};
 use tests::{Serving, Site, Vmstore, eventually, images};
 
