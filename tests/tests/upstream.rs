@@ -147,7 +147,7 @@ fn a_hydrated_snapshot_needs_the_other_store_no_more() {
 #[test]
 fn what_was_read_first_is_fetched_before_it_is_asked_for() {
     let world = World::new();
-    let [first, second] = world.names();
+    let [first, second] = world.names().map(str::to_owned);
     let mounted = world.mount(&["--record"]);
     let boot = |mounted: &Mounted, name: &str| {
         use std::os::unix::fs::FileExt;
@@ -157,7 +157,7 @@ fn what_was_read_first_is_fetched_before_it_is_asked_for() {
         }
         file
     };
-    drop(boot(&mounted, first));
+    drop(boot(&mounted, &first));
     mounted.unmount();
     let orders = |store: &Vmstore| store.files("boot", ".order").len();
     assert_eq!((orders(&world.near), orders(&world.far)), (1, 1));
@@ -166,10 +166,10 @@ fn what_was_read_first_is_fetched_before_it_is_asked_for() {
     near.run(["init", "--no-reserve"]);
     let world = World { near, ..world };
     let mounted = world.mount(&[]);
-    let file = fs::File::open(mounted.snapshot(world.names()[1])).unwrap();
+    let file = fs::File::open(mounted.snapshot(&second)).unwrap();
     let fetched = || mounted.status()["upstream"]["fetched_records"].as_u64().unwrap();
     // About 64 KiB a chunk.
     eventually("what a boot needs", || fetched() >= 12 && mounted.status()["upstream"]["waiting_records"] == 0);
-    drop((file, second));
+    drop(file);
     mounted.unmount();
 }
