@@ -5,6 +5,7 @@
 //! anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::thread;
 
@@ -52,7 +53,7 @@ pub struct Committed {
 /// What a commit has frozen.
 struct Frozen {
     disk: FrozenDisk,
-    layers: Vec<u32>,
+    layers: Vec<Arc<Layer>>,
 }
 
 impl CloneDisk {
@@ -90,7 +91,22 @@ impl Shared {
         let written_bytes = frozen.disk.changed_bytes()?;
         let snapshot = publisher.ingest(frozen.disk.clone(), &ingest_options(name, &base, options), progress)?;
         self.rebase(&frozen, &snapshot, publisher)?;
+        if self.frees_room.load(Ordering::SeqCst) {
+            let numbers = frozen.layers.iter().map(|layer| layer.number()).collect();
+            layer::remove_later(&self.dir, numbers, frozen.layers);
+        }
         Ok(Committed { snapshot, base, written_bytes })
+    }
+
+    /// Frees what earlier commits let go of, from now on also what coming ones do.
+    pub(super) fn remove_let_go(&self) -> Result<()> {
+        self.frees_room.store(true, Ordering::SeqCst);
+        let first = self.record().numbers()[0];
+        let numbers = layer::let_go(&self.dir, first)?;
+        if !numbers.is_empty() {
+            layer::remove_later(&self.dir, numbers, Vec::new());
+        }
+        Ok(())
     }
 
     /// Makes sure that the clone's snapshot is there still, and stays: what was written is ingested as a change of it.
@@ -142,7 +158,7 @@ impl Shared {
             layer::remove(&self.dir, number);
         }
         changed?;
-        let layers = below.layers.iter().map(|bounded| bounded.layer.number()).collect();
+        let layers = below.layers.iter().map(|bounded| Arc::clone(&bounded.layer)).collect();
         let shown = format!("clone {}", self.record().name);
         Ok(Frozen { disk: FrozenDisk::new(&shown, below, size_bytes, self.pool.runtime()), layers })
     }
@@ -155,10 +171,10 @@ impl Shared {
         publisher.hold(&snapshot.name(), &hold_reason(&name))?;
         let disk = Arc::new(SnapshotDisk::new(&self.pool, snapshot));
         let lease = lease.map(Arc::new);
+        let is_frozen = |number| frozen.layers.iter().any(|layer| layer.number() == number);
         self.change(
             |record| {
                 let old = record.snapshot.to_string();
-                let is_frozen = |number| frozen.layers.contains(&number);
                 // What the disk was shortened to meanwhile.
                 let last = record.layers.iter().rfind(|layer| is_frozen(layer.number));
                 let bytes_max = last.map_or(Some(record.base_bytes_max), |layer| layer.bytes_max);
@@ -168,14 +184,13 @@ impl Shared {
                 record.releases = vec![old];
             },
             |view: &mut View| {
-                view.layers.retain(|bounded| !frozen.layers.contains(&bounded.layer.number()));
+                view.layers.retain(|bounded| !is_frozen(bounded.layer.number()));
                 view.base = Base { disk, bytes_max: 0, _lease: lease };
             },
         )?;
         if let Err(error) = self.settle(publisher) {
             tracing::warn!("clone {name}: releasing its old snapshot: {error}; the next commit does it");
         }
-        frozen.layers.iter().for_each(|number| layer::remove(&self.dir, *number));
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use chunkstore::limits::IMAGE_BYTES_MAX;
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     syncs: Syncs,
     /// Held by the one commit that may run.
     pub(super) committing: Mutex<()>,
+    /// Whether commits free the layers that they let go of. It takes time, which who only commits does not spend.
+    pub(super) frees_room: AtomicBool,
     _lock: CloneLock,
 }
 
@@ -173,6 +175,7 @@ impl Shared {
             gate: Gate::default(),
             syncs: Syncs::default(),
             committing: Mutex::default(),
+            frees_room: AtomicBool::new(false),
             _lock: lock,
         }
     }
@@ -268,6 +271,18 @@ impl Shared {
         let shared = Arc::clone(self);
         let done = self.pool.runtime().spawn_blocking(move || work(&shared)).await;
         done.unwrap_or_else(|_| Err(Error::Interrupted))
+    }
+}
+
+/// What was written is there when the clone is next opened, also if nobody asked for a sync.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(error) = self.sync() {
+            tracing::error!(
+                "closing the clone in {}: what was written since the last sync is lost: {error}",
+                self.dir.display()
+            );
+        }
     }
 }
 

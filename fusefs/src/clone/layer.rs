@@ -8,9 +8,13 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use chunkstore::{Error, Result};
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
 
 use super::BLOCK_BYTES;
 use super::file::LayerFile;
@@ -19,6 +23,8 @@ use super::record::sync_dir;
 
 const DATA_SUFFIX: &str = ".data";
 const MAP_SUFFIX: &str = ".map";
+/// How often is looked whether a layer is still read.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// One layer of a clone.
 pub(super) struct Layer {
@@ -201,7 +207,11 @@ pub(super) fn blocks_of(range: &Range<u64>) -> Range<u64> {
 
 /// The files of a layer: data and map.
 fn paths(dir: &Path, number: u32) -> [PathBuf; 2] {
-    [DATA_SUFFIX, MAP_SUFFIX].map(|suffix| dir.join(format!("{number}{suffix}")))
+    file_names(number).map(|name| dir.join(name))
+}
+
+fn file_names(number: u32) -> [String; 2] {
+    [DATA_SUFFIX, MAP_SUFFIX].map(|suffix| format!("{number}{suffix}"))
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -224,19 +234,37 @@ pub(super) fn remove(dir: &Path, number: u32) {
     }
 }
 
-/// Removes the files of layers that are none of the clone's any more.
-pub(super) fn remove_others(dir: &Path, numbers: &[u32]) -> Result<()> {
+/// The layers below `first` that have files: commits have let go of them. Their numbers are not used again.
+pub(super) fn let_go(dir: &Path, first: u32) -> Result<Vec<u32>> {
     let failed = |error| Error::io("listing", dir, error);
+    let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
         let number = name.strip_suffix(DATA_SUFFIX).or_else(|| name.strip_suffix(MAP_SUFFIX));
-        if let Some(number) = number.and_then(|number| number.parse::<u32>().ok())
-            && !numbers.contains(&number)
-        {
-            remove(dir, number);
-        }
+        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()).filter(|number| *number < first));
     }
-    Ok(())
+    Ok(numbers)
+}
+
+/// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take seconds
+/// to free, more where each piece is discarded from the device. `layers` are those that may still be read.
+pub(super) fn remove_later(dir: &Path, numbers: Vec<u32>, layers: Vec<Arc<Layer>>) {
+    // By descriptor: another clone may have the directory's name by then.
+    let Ok(open) = File::open(dir) else { return };
+    thread::spawn(move || {
+        for name in numbers.iter().flat_map(|number| file_names(*number)) {
+            match unlinkat(&open, &name, AtFlags::empty()) {
+                Err(error) if error != Errno::NOENT => {
+                    tracing::warn!("removing {name}: {error}; it is removed when the clone is next opened");
+                }
+                _ => {}
+            }
+        }
+        // Whoever closes a file last frees it: not one who reads or writes.
+        while layers.iter().any(|layer| Arc::strong_count(layer) > 1) {
+            thread::sleep(LOOK_EVERY);
+        }
+    });
 }
 
 /// Bytes that the data of a layer takes on the disk, without opening it; none if a commit has removed it just now.

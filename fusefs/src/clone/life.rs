@@ -98,7 +98,7 @@ impl Clones {
         record.size_bytes = snapshot.entry().virtual_bytes;
         record.base_bytes_max = record.size_bytes;
         record.store(&dir).map_err(|failed| failed.error)?;
-        layer::remove_others(&dir, &[number])?;
+        layer::let_go(&dir, number)?.into_iter().for_each(|number| layer::remove(&dir, number));
         self.info(name.as_ref())
     }
 

@@ -136,11 +136,17 @@ impl Clones {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if another process has it open, or this one; [`Error::Damaged`].
     pub fn open(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
+        let disk = self.open_for_commit(name, pool, names)?;
+        disk.shared.remove_let_go()?;
+        Ok(disk)
+    }
+
+    /// Opens a clone, and leaves it to who opens it next to free what commits let go of.
+    fn open_for_commit(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
         let dir = self.dir_of(&self.known_name(name)?);
         let lock = CloneLock::acquire(&dir)?;
         let record = Record::read(&dir)?;
         let view = open_view(&dir, &record, pool, names)?;
-        layer::remove_others(&dir, &record.numbers())?;
         // What a shortening that was cut short has left, and what was written beyond a size that was not synced.
         view.top().cut(record.size_bytes)?;
         view.top().sync()?;
@@ -161,7 +167,7 @@ impl Clones {
         options: &CommitOptions,
         progress: &Progress,
     ) -> Result<Committed> {
-        match self.open(name, pool, names) {
+        match self.open_for_commit(name, pool, names) {
             Ok(disk) => disk.commit(self.publisher()?, options, progress),
             Err(busy @ Error::Busy { .. }) => {
                 let asked = socket::ask(&self.dir_of(&self.known_name(name)?), options, progress)?;

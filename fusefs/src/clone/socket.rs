@@ -17,6 +17,7 @@ use chunkstore::{Error, Result};
 use replicate::wire::WireError;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -117,40 +118,49 @@ fn is_allowed(stream: &UnixStream) -> bool {
 
 async fn serve(stream: UnixStream, shared: Weak<Shared>, publisher: Arc<dyn Publisher>) {
     let (reading, mut writing) = stream.into_split();
-    let mut reading = tokio::io::BufReader::new(reading.take(LINE_BYTES_MAX));
+    // Whoever went away needs no answer.
+    let _ = match read_question(reading).await {
+        Some(Ok(Question::Commit(options))) => commit(&mut writing, shared, publisher, options).await,
+        Some(Err(error)) => tell(&mut writing, &Answer::Failed(WireError::from(&error))).await,
+        None => Ok(()),
+    };
+}
+
+/// What is asked; none if nothing comes.
+async fn read_question(stream: OwnedReadHalf) -> Option<Result<Question>> {
+    let mut reading = tokio::io::BufReader::new(stream.take(LINE_BYTES_MAX));
     let mut line = String::new();
-    let question = match timeout(ASK_TIME_MAX, reading.read_line(&mut line)).await {
-        Ok(Ok(_)) => serde_json::from_str(&line),
-        _ => return,
-    };
-    let options = match question {
-        Ok(Question::Commit(options)) => options,
-        Err(error) => {
-            let error = Error::invalid(format!("not understood: {error}"));
-            let _ = writing.write_all(&encode(&Answer::Failed(WireError::from(&error)))).await;
-            return;
-        }
-    };
-    let Some(shared) = shared.upgrade() else { return };
+    timeout(ASK_TIME_MAX, reading.read_line(&mut line)).await.ok()?.ok()?;
+    Some(serde_json::from_str(&line).map_err(|error| Error::invalid(format!("not understood: {error}"))))
+}
+
+async fn commit(
+    writing: &mut OwnedWriteHalf,
+    shared: Weak<Shared>,
+    publisher: Arc<dyn Publisher>,
+    options: CommitOptions,
+) -> io::Result<()> {
+    let Some(shared) = shared.upgrade() else { return Ok(()) };
     let progress = Arc::new(Progress::default());
     let _stop = StopOnDrop(Arc::clone(&progress));
     let watched = Arc::clone(&progress);
     let mut working = tokio::task::spawn_blocking(move || shared.commit(&*publisher, &options, &watched));
     loop {
-        let answer = tokio::select! {
+        tokio::select! {
             done = &mut working => {
-                let done = done.unwrap_or_else(|_| Err(Error::refused("the commit failed; the log of the process that has the clone open tells why")));
-                let _ = writing.write_all(&encode(&Answer::of(done))).await;
-                return;
+                let failed = |_| Err(Error::refused("the commit failed; the log of the process that has the clone open tells why"));
+                return tell(writing, &Answer::of(done.unwrap_or_else(failed))).await;
             }
             () = sleep(TELL_EVERY) => {
-                Answer::Progress { done_bytes: progress.done_bytes(), total_bytes: progress.total_bytes() }
+                let (done_bytes, total_bytes) = (progress.done_bytes(), progress.total_bytes());
+                tell(writing, &Answer::Progress { done_bytes, total_bytes }).await?;
             }
-        };
-        if writing.write_all(&encode(&answer)).await.is_err() {
-            return;
         }
     }
+}
+
+async fn tell(writing: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    writing.write_all(&encode(answer)).await
 }
 
 /// Asks a commit to stop that nobody waits for.

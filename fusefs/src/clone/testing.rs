@@ -264,6 +264,13 @@ pub(super) fn put(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) {
     ingest(store, Source::Disk(Box::new(MemDisk(image.to_vec()))), &options, &Progress::default()).unwrap();
 }
 
+impl Clones {
+    /// The layers of a clone.
+    pub(super) fn numbers(&self, name: &str) -> Vec<u32> {
+        super::record::Record::read(&self.dir.join(name)).unwrap().numbers()
+    }
+}
+
 /// A store with one snapshot, and its clones.
 pub(super) struct Site {
     pub(super) clones: Clones,

@@ -30,6 +30,19 @@ fn content(site: &Site, disk: &CloneDisk) -> Vec<u8> {
     bytes
 }
 
+/// Fails unless soon there are these files of layers, and no others.
+fn assert_layers(site: &Site, numbers: &[u32]) {
+    let expected: Vec<_> =
+        numbers.iter().flat_map(|number| [format!("{number}.data"), format!("{number}.map")]).collect();
+    for _ in 0..1000 {
+        if files(site) == expected {
+            return;
+        }
+        thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{:?} instead of {expected:?}", files(site));
+}
+
 fn files(site: &Site) -> Vec<String> {
     let entries = fs::read_dir(site.clone_dir()).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -46,7 +59,7 @@ fn a_commit_takes_the_place_of_what_was_written() {
     let first = site.commit(&disk, 1).unwrap();
     assert!(first.written_bytes > 0 && first.base == site.base);
     assert!(site.content(&first.snapshot) == model && content(&site, &disk) == model);
-    assert_eq!(files(&site), ["2.data", "2.map"]);
+    assert_layers(&site, &[2]);
     assert_eq!(site.held(), [first.snapshot.name().to_string()]);
     assert_eq!(first.snapshot.state.ingest.as_ref().unwrap().parent, Some(site.base.to_string()));
     site.store().catalog().remove(&site.base).unwrap();
@@ -125,7 +138,9 @@ fn cut_short_at_every_step_it_loses_nothing_and_can_be_repeated() {
         let committed = site.commit(&disk, 2).unwrap();
         assert!(site.content(&committed.snapshot) == model, "{point:?} {reopens}");
         assert_eq!(site.held(), [committed.snapshot.name().to_string()], "{point:?} {reopens}");
-        assert_eq!(files(&site).len(), 2, "{point:?} {reopens}: {:?}", files(&site));
+        let left = site.clones.numbers("c");
+        assert_eq!(left.len(), 1, "{point:?} {reopens}");
+        assert_layers(&site, &left);
         drop(disk);
         assert!(content(&site, &site.open()) == model);
         site.clones.discard("c").unwrap();
@@ -227,6 +242,13 @@ fn the_process_that_has_it_open_commits_it() {
     drop(disk);
     // Nobody has it open now.
     assert_eq!(ask(2).unwrap().written_bytes, 0);
+    let disk = site.open();
+    scribble(&site, &disk, &mut model, 2);
+    drop(disk);
+    assert!(site.content(&ask(4).unwrap().snapshot) == model);
+    assert_eq!(files(&site).len(), 4, "who only commits does not spend time to free");
+    drop(site.open());
+    assert_layers(&site, &site.clones.numbers("c"));
     let deaf = Clones::new(site.dir());
     let _open = deaf.open("c", &site.pool(), &site.names()).unwrap();
     assert!(matches!(ask(3), Err(Error::Busy { .. })), "who can't commit does not listen");

@@ -106,6 +106,8 @@ fn apply(layer: &Layer, step: &Step) -> Option<(Range<usize>, u8)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn after_a_power_cut_what_was_synced_is_right_and_the_rest_old_or_new(
         steps in prop::collection::vec(step(), 1..40),
