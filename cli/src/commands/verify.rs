@@ -73,7 +73,7 @@ fn summary(report: &VerifyReport) -> String {
     let partial = match report.partial_snapshots {
         0 => String::new(),
         count => format!(
-            "{}, for which at least {} was not fetched yet; that is no damage\n",
+            "{}: {} not fetched yet, as far as is known, which is no damage\n",
             counted(count, "partial snapshot"),
             counted(report.absent_records, "record"),
         ),
