@@ -1,6 +1,5 @@
 //! What `stat` and `getxattr` say of a node.
 
-use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use chunkstore::catalog::Snapshot;
@@ -9,7 +8,6 @@ use chunkstore::{Error, Result};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::inodes::{Inode, Node, SnapshotFile};
-use crate::now_or_later::poll_once;
 use crate::tree::{Tree, target};
 
 /// What does not change is asked for again after this.
@@ -101,19 +99,14 @@ impl Tree {
     }
 
     fn clone_shape(&self, inode: &Inode, name: &str) -> Result<Shape> {
-        let disk = inode.disk.lock().unwrap_or_else(PoisonError::into_inner);
-        let (bytes, data_bytes) = match disk.upgrade() {
-            Some(open) => {
-                let bytes = open.disk.size_bytes();
-                (bytes, poll_once(open.disk.data_bytes()).and_then(Result::ok).unwrap_or(bytes))
-            }
-            None => self.clone_bytes(name).map(|bytes| (bytes, bytes))?,
-        };
-        Ok(Shape {
-            perm: 0o644,
-            entry_ttl: Duration::ZERO,
-            ..file(bytes, data_bytes, SystemTime::now(), Duration::ZERO)
-        })
+        let info = self.clones.info(name)?;
+        let open = inode.lock_disk().upgrade();
+        let bytes = open.map_or(info.size_bytes, |open| open.disk.size_bytes());
+        // Exactly would need the whole manifest. What was written may lie where the snapshot has data, too.
+        let below = self.names.read(&info.snapshot).ok().and_then(|snapshot| snapshot.state.ingest);
+        let data_bytes = below.map_or(bytes, |report| (report.data_bytes + info.written_bytes).min(bytes));
+        let shape = file(bytes, data_bytes, info.modified, Duration::ZERO);
+        Ok(Shape { perm: 0o644, entry_ttl: Duration::ZERO, ..shape })
     }
 
     /// The names and values of a snapshot's extended attributes; none of any other node.
@@ -122,7 +115,7 @@ impl Tree {
     /// If the snapshot is gone and not open.
     pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Vec<(String, String)>> {
         let Node::Snapshot(file) = &*inode.node else { return Ok(Vec::new()) };
-        let open = inode.disk.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let open = inode.lock_disk().upgrade();
         if let Some(opened) = open.as_ref().and_then(|open| open.opened.as_ref()) {
             return Ok(xattrs_of(&opened.snapshot));
         }

@@ -137,7 +137,7 @@ impl Filesystem for View {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // There is nothing to do at a close: the kernel need not ask again.
+        // A clone is synced when the last handle is released: the kernel need not ask at every close.
         reply.error(Errno::ENOSYS);
     }
 
@@ -151,7 +151,7 @@ impl Filesystem for View {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.close(fh.0, reply);
+        self.0.close(fh.0, move || reply.ok());
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -92,7 +92,7 @@ pub(crate) struct Inode {
     pub(crate) number: u64,
     pub(crate) node: Arc<Node>,
     /// Its disk while somebody has it open. Locked while it is opened and while it may be closed.
-    pub(crate) disk: Mutex<Weak<OpenDisk>>,
+    disk: Mutex<Weak<OpenDisk>>,
 }
 
 impl Inode {

@@ -105,8 +105,9 @@ fn check(options: &MountOptions, store: &Path) -> Result<PathBuf> {
 /// Refuses a place where a view is mounted; takes away one whose process was killed.
 fn clear_dead(mountpoint: &Path) -> Result<()> {
     let Some(mount) = mounts::at(mountpoint)?.filter(|mount| mount.kind == TYPE) else { return Ok(()) };
-    match fs::metadata(mountpoint) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+    // Attributes could come from the kernel's memory.
+    match rustix::fs::statvfs(mountpoint) {
+        Err(rustix::io::Errno::NOTCONN) => {
             tracing::warn!("unmounting {}, whose vmfs was killed", mountpoint.display());
             mount.force()
         }

@@ -1,20 +1,11 @@
 //! Answers that are there at once are given at once; others wait on the runtime and hold no thread of the kernel's.
 
 use std::future::Future;
-use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
-
-/// What a future gives without waiting.
-pub(crate) fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
-    }
-}
 
 /// Does `work` and calls `reply` with what came of it: here if that is known at once, otherwise on the runtime, and
 /// after `limit` with an error.
@@ -58,8 +49,6 @@ mod tests {
             tell.send((result.unwrap(), thread::current().id())).unwrap();
         });
         assert_eq!(told.recv().unwrap(), (7, thread::current().id()));
-        assert_eq!(poll_once(async { 3 }), Some(3));
-        assert_eq!(poll_once(std::future::pending::<u8>()), None);
     }
 
     #[test]

@@ -91,16 +91,16 @@ impl Shared {
 
     /// Takes a handle back. Which blocks a clone has is partly known in memory only, until a sync; whoever opens it anew
     /// must see them, so what was written is synced before the disk is let go. Until then, an open gets the same disk.
-    pub(crate) fn close(self: &Arc<Self>, handle: u64, reply: ReplyEmpty) {
+    pub(crate) fn close(self: &Arc<Self>, handle: u64, then: impl FnOnce() + Send + 'static) {
         let Ok((open, clone)) = self.clone_disk(handle) else {
             self.handles.remove(handle);
-            return reply.ok();
+            return then();
         };
         let (shared, range) = (Arc::clone(self), 0..clone.size_bytes());
         self.work(&open, Task { verb: SYNC, range }, async move { clone.sync().await }, move |_| {
-            // A failure was logged; nobody waits for what this replies.
+            // A failure was logged; nobody waits to be told of it.
             shared.handles.remove(handle);
-            reply.ok();
+            then();
         });
     }
 
@@ -144,11 +144,10 @@ impl Shared {
         let work = async move { clone.set_size(bytes).await };
         self.work(&open, Task { verb: "resizing", range: 0..bytes }, work, move |resized| {
             let attributes = resized.and_then(|()| shared.attributes(number));
-            shared.handles.remove(handle);
-            match attributes {
+            shared.close(handle, move || match attributes {
                 Ok(attributes) => reply.attr(&attributes.attr_ttl, &attributes.attr),
                 Err(errno) => reply.error(errno),
-            }
+            });
         });
     }
 

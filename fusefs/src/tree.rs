@@ -169,14 +169,6 @@ impl Tree {
         let disk = self.clones.open(name, &self.pool, &*self.names)?;
         Ok(OpenDisk { name: format!("clone {name}"), disk: Disk::Clone(Arc::new(disk)), opened: None })
     }
-
-    /// Size of a clone that is not open here, whoever else has it open.
-    ///
-    /// # Errors
-    /// As [`Clones::info`].
-    pub(crate) fn clone_bytes(&self, name: &str) -> Result<u64> {
-        Ok(self.clones.info(name)?.size_bytes)
-    }
 }
 
 /// Where an image's `latest.raw` leads.

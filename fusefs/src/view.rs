@@ -93,7 +93,7 @@ impl View {
         self.0.status()
     }
 
-    /// Makes what was written to clones durable: those that are still open when the mount is gone.
+    /// Makes what was written to clones durable: to those that are still open, or being closed, when the mount is gone.
     ///
     /// # Errors
     /// If one can't be synced; all are tried.

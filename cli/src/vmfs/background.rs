@@ -6,7 +6,6 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use chunkstore::Error;
 use replicate::owner;
@@ -17,8 +16,8 @@ use crate::failure::{Exit, Failure, Result, exit_of};
 
 /// What tells the process that it is the one in the background.
 pub(crate) const FLAG: &str = "in-background";
-/// One that closes its pipe because it ended has ended by then.
-const ENDS_WITHIN: Duration = Duration::from_millis(100);
+/// Its last line if it works.
+const READY: &str = "ready";
 
 /// What kept it from working.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,25 +40,24 @@ pub(crate) fn start() -> Result<()> {
     let mut said = String::new();
     let mut pipe = child.stderr.take().expect("it was piped");
     pipe.read_to_string(&mut said).map_err(|error| Failure::io("reading", "the pipe of vmfs", error))?;
-    if let Some(told) = said.lines().last().and_then(|line| serde_json::from_str::<Told>(line).ok()) {
+    let last = said.lines().last().unwrap_or_default();
+    if last == READY {
+        return Ok(());
+    }
+    if let Ok(told) = serde_json::from_str::<Told>(last) {
         let failure = Failure::from(Error::from(told.error));
         return Err(match told.hint {
             Some(hint) => failure.hint(hint),
             None => failure,
         });
     }
-    let until = Instant::now() + ENDS_WITHIN;
-    while Instant::now() < until {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            let what = format!("vmfs ended at once ({status}): {}", said.trim());
-            return if status.success() { Ok(()) } else { Err(Error::unreachable(what).into()) };
-        }
-        if said.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    let status = child.wait().map_err(failed)?;
+    Err(Error::unreachable(format!("vmfs ended before it had mounted ({status}): {}", said.trim())).into())
+}
+
+/// What a process in the background says when it works, before it makes its log its standard error.
+pub(crate) fn tell_ready() {
+    eprintln!("{READY}");
 }
 
 /// What a process in the background says if it can't work.

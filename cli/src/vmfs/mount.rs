@@ -88,6 +88,7 @@ impl Mount {
         let mounted = Mounted::start(view, &self.options())?;
         end_on_signal(signals, mounted.mount().clone());
         if in_background {
+            background::tell_ready();
             // From here on nobody waits at the other end of standard error.
             LogFile::take_over(&store, log_file::VMFS)?;
             std::env::set_current_dir("/").map_err(|error| Failure::io("entering", "/", error))?;

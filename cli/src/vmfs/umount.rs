@@ -73,7 +73,8 @@ fn busy(mountpoint: &Path) -> Failure {
 fn users(mountpoint: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let users: BTreeSet<_> = pids.filter(|pid| uses(*pid, mountpoint)).collect();
+    // What this process holds it was given by whoever started it.
+    let users: BTreeSet<_> = pids.filter(|pid| *pid != std::process::id() && uses(*pid, mountpoint)).collect();
     users.into_iter().take(NAMED_MAX).map(named).collect()
 }
 

@@ -26,6 +26,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use chunkstore::name::{ImageName, SnapshotName};
 use chunkstore::progress::Progress;
@@ -71,6 +72,8 @@ pub struct CloneInfo {
     pub written_bytes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// When it was last written.
+    pub modified: SystemTime,
     /// The number of the process that has it open; 0 if that can't be read.
     pub open_by: Option<u32>,
 }
@@ -127,6 +130,7 @@ impl Clones {
             size_bytes: record.size_bytes,
             written_bytes,
             created: record.created,
+            modified: modified(&dir),
         })
     }
 
@@ -226,4 +230,10 @@ fn store_dir(dir: &Path) -> &Path {
 fn checked_name(name: &str) -> Result<ImageName> {
     let rule = "letters, digits, '.', '_' or '-' are allowed, the first a letter or digit, at most 128";
     name.parse().map_err(|_| Error::invalid(format!("not a clone's name: {name:?}: {rule}")))
+}
+
+/// When anything of a clone was last written.
+fn modified(dir: &Path) -> SystemTime {
+    let times = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok());
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
