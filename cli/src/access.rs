@@ -126,7 +126,7 @@ impl Access {
     /// Ingests a disk of which it is known where it differs from the snapshot that the options name as base.
     pub(crate) fn ingest_changes(
         &self,
-        disk: Box<dyn DiskSource>,
+        disk: &dyn DiskSource,
         changed: &dyn ChangedRanges,
         options: &IngestOptions,
         progress: &Progress,

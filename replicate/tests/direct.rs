@@ -107,7 +107,9 @@ fn places_that_were_expected_are_not_asked_for_again() {
     let ids = chunks_of(&client, snapshot.entry().root.unwrap());
     client.expect(&ids);
     let asked = client.round_trips();
-    ids.iter().for_each(|id| assert_eq!(client.chunk(*id).unwrap().id(), *id));
+    for id in &ids {
+        assert_eq!(client.chunk(*id).unwrap().id(), *id);
+    }
     assert_eq!(client.round_trips(), asked);
 }
 
@@ -171,7 +173,7 @@ fn who_may_not_open_packs_gets_everything_from_the_owner() {
     let (snapshot, image) = nights(&owned.site, 3);
     let forbidden = tempfile::tempdir().unwrap();
     fs::create_dir(forbidden.path().join("packs")).unwrap();
-    fs::set_permissions(forbidden.path().join("packs"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(forbidden.path().join("packs"), PermissionsExt::from_mode(0o000)).unwrap();
     let empty = tempfile::tempdir().unwrap();
     // How it reads packs, and whether it asks for places in the end.
     let links = [(Link::default(), false), (owned.link(forbidden.path()), false), (owned.link(empty.path()), true)];
@@ -278,7 +280,7 @@ async fn lie(stream: DuplexStream, truth: Arc<Truth>, lie: Lie, asked: Arc<Mutex
     read_preamble(&mut read, &meter).await.unwrap();
     let mut reader = FrameReader::new(read, Arc::clone(&meter));
     let mut writer = FrameWriter::new(write, meter);
-    let patience = std::time::Duration::from_secs(60);
+    let patience = std::time::Duration::from_mins(1);
     while let Ok(Some(frame)) = reader.read(patience).await {
         let (kind, payload) = match Request::from_bytes(&frame.payload) {
             _ if frame.request == 0 => (Kind::Reply, Welcome::default().to_bytes()),

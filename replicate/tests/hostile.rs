@@ -226,7 +226,7 @@ async fn peers_that_drip_are_let_go_and_hold_nobody_up() {
     let mut sender = site.stream(local());
     drips.spawn(async move {
         sender
-            .write_all(&[hello(), frame(Kind::Records as u8, 1, &[0; 100_000])[..40].to_vec()].concat())
+            .write_all(&[hello(), frame(Kind::Records as u8, 1, &vec![0; 100_000])[..40].to_vec()].concat())
             .await
             .unwrap();
         while sender.write_all(&[0]).await.is_ok() {

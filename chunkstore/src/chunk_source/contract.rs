@@ -33,11 +33,13 @@ pub(crate) fn contract(source: &dyn ChunkSource, known: &[ChunkId], nodes: &[Nod
     source.nodes(&[], &mut |_, _| unreachable!("nothing was asked for")).unwrap();
 }
 
+type Handed<'a, I> = dyn FnMut(usize, Result<I>) -> Result<()> + 'a;
+
 /// Each position is handed over once, with what was asked for; what is absent is damage, and ends nothing.
 fn every_position<I: Copy + PartialEq + std::fmt::Debug>(
     asked: &[I],
     absent: I,
-    fetch: &mut dyn FnMut(&mut dyn FnMut(usize, Result<I>) -> Result<()>) -> Result<()>,
+    fetch: &mut dyn FnMut(&mut Handed<'_, I>) -> Result<()>,
 ) {
     let mut given = BTreeMap::new();
     fetch(&mut |position, id| {
@@ -54,8 +56,10 @@ fn every_position<I: Copy + PartialEq + std::fmt::Debug>(
     }
 }
 
+type Stopping<'a> = dyn FnMut() -> Result<()> + 'a;
+
 /// An error of the caller ends the batch.
-fn stops(fetch: &mut dyn FnMut(&mut dyn FnMut() -> Result<()>) -> Result<()>) {
+fn stops(fetch: &mut dyn FnMut(&mut Stopping<'_>) -> Result<()>) {
     let mut handed = 0;
     let stopped = fetch(&mut || {
         handed += 1;

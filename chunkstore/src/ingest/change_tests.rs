@@ -52,9 +52,9 @@ impl DiskSource for Counting {
 fn put_changes(store: &Arc<Store>, name: SnapshotName, bytes: &[u8], changed: Vec<Range<u64>>) -> (Snapshot, u64) {
     let read_bytes = Arc::default();
     let disk = MemDisk { bytes: bytes.to_vec(), tells_holes: true };
-    let disk = Box::new(Counting { disk, read_bytes: Arc::clone(&read_bytes) });
+    let disk = Counting { disk, read_bytes: Arc::clone(&read_bytes) };
     let options = options(name, Base::Snapshot(night("web01", 1)));
-    let snapshot = ingest_changes(store, disk, &Ranges(changed), &options, &Progress::default()).unwrap();
+    let snapshot = ingest_changes(store, &disk, &Ranges(changed), &options, &Progress::default()).unwrap();
     (snapshot, read_bytes.load(Ordering::Relaxed))
 }
 
@@ -213,8 +213,8 @@ fn the_base_must_be_named() {
     init(dir.path(), 8192);
     let store = open(dir.path());
     put(&store, night("web01", 1), &[1; 5000]);
-    let disk = Box::new(MemDisk { bytes: vec![1; 5000], tells_holes: true });
+    let disk = MemDisk { bytes: vec![1; 5000], tells_holes: true };
     let options = options(night("web01", 2), Base::Newest);
-    let refused = ingest_changes(&store, disk, &Ranges(vec![]), &options, &Progress::default());
+    let refused = ingest_changes(&store, &disk, &Ranges(vec![]), &options, &Progress::default());
     assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
 }

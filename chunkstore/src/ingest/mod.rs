@@ -80,7 +80,7 @@ pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progr
 /// As [`ingest`]; [`Error::Invalid`] if the options do not name the base.
 pub fn ingest_changes(
     store: &Arc<Store>,
-    disk: Box<dyn DiskSource>,
+    disk: &dyn DiskSource,
     changed: &dyn ChangedRanges,
     options: &IngestOptions,
     progress: &Progress,
@@ -207,29 +207,6 @@ impl IngestInto<'_> {
     /// As [`IngestInto::ingest`].
     pub fn ingest_changes(
         &self,
-        disk: Box<dyn DiskSource>,
-        changed: &dyn ChangedRanges,
-        options: &IngestOptions,
-        progress: &Progress,
-    ) -> Result<Snapshot> {
-        self.ingest_changes_of(&*disk, changed, options, progress)
-    }
-
-    /// Ingests the disk of an overlay over the parent; of the overlay's file only its own clusters are read.
-    ///
-    /// # Errors
-    /// As [`IngestInto::ingest`]; [`Error::Refused`] if the parent is not the snapshot below the overlay.
-    pub fn ingest_overlay(&self, overlay: &Overlay, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
-        let parent = self.parent.as_ref().map(Snapshot::entry);
-        let Some(parent) = parent.filter(|parent| parent.root == overlay.below().root) else {
-            return Err(Error::refused(format!("{} does not show the base any more", overlay.below().path)));
-        };
-        let leaves = LeafReader::new(self.source, parent.root, parent.virtual_bytes);
-        self.ingest_changes_of(&Overlaid::new(overlay, self.source, leaves), overlay, options, progress)
-    }
-
-    fn ingest_changes_of(
-        &self,
         disk: &dyn DiskSource,
         changed: &dyn ChangedRanges,
         options: &IngestOptions,
@@ -246,6 +223,19 @@ impl IngestInto<'_> {
             }
             done => done,
         }
+    }
+
+    /// Ingests the disk of an overlay over the parent; of the overlay's file only its own clusters are read.
+    ///
+    /// # Errors
+    /// As [`IngestInto::ingest`]; [`Error::Refused`] if the parent is not the snapshot below the overlay.
+    pub fn ingest_overlay(&self, overlay: &Overlay, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
+        let parent = self.parent.as_ref().map(Snapshot::entry);
+        let Some(parent) = parent.filter(|parent| parent.root == overlay.below().root) else {
+            return Err(Error::refused(format!("{} does not show the base any more", overlay.below().path)));
+        };
+        let leaves = LeafReader::new(self.source, parent.root, parent.virtual_bytes);
+        self.ingest_changes(&Overlaid::new(overlay, self.source, leaves), overlay, options, progress)
     }
 
     /// Ingests what a feed gives; where it gives changes only, with the disk.

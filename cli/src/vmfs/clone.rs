@@ -284,6 +284,6 @@ impl Publisher for StorePublisher {
     }
 
     fn ingest(&self, disk: FrozenDisk, options: &IngestOptions, progress: &Progress) -> chunkstore::Result<Snapshot> {
-        self.access.ingest_changes(Box::new(disk.clone()), &disk, options, progress)
+        self.access.ingest_changes(&disk, &disk, options, progress)
     }
 }

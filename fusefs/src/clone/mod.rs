@@ -234,6 +234,7 @@ fn checked_name(name: &str) -> Result<ImageName> {
 
 /// When anything of a clone was last written.
 fn modified(dir: &Path) -> SystemTime {
-    let times = fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok());
+    let times =
+        fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok());
     times.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }

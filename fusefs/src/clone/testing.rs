@@ -226,7 +226,7 @@ impl Publisher for StorePublisher {
         if let Some(during) = &mut *self.during.lock().unwrap() {
             during();
         }
-        let snapshot = ingest_changes(&self.store, Box::new(disk.clone()), &disk, options, progress)?;
+        let snapshot = ingest_changes(&self.store, &disk, &disk, options, progress)?;
         self.pass(Point::AfterIngest)?;
         Ok(snapshot)
     }

@@ -92,7 +92,9 @@ fn listings_are_right_while_snapshots_come_and_go() {
             for _ in 0..8 {
                 let come: Vec<_> =
                     (0..3).map(|n| viewed.ingest(&source, "web01", &format!("2026110{}T030000Z", n + 1))).collect();
-                come.iter().for_each(|name| drop(viewed.vmstore.run(["remove", name])));
+                for name in &come {
+                    viewed.vmstore.run(["remove", name]);
+                }
             }
             done.store(true, Ordering::Relaxed);
         });

@@ -176,7 +176,9 @@ fn clones_come_and_go() {
     let (viewed, path, expected) = with_clone(1);
     open(&path).write_all_at(&[1; 8192], 0).unwrap();
     let vmfs = viewed.mounted.vmfs();
-    tests::eventually("the end of its use", || vmfs.command(["clone", "discard", "vm"]).output().unwrap().status.success());
+    tests::eventually("the end of its use", || {
+        vmfs.command(["clone", "discard", "vm"]).output().unwrap().status.success()
+    });
     assert_eq!(errno(path.metadata()), libc::ENOENT);
     assert_eq!(list(path.parent().unwrap()), [""; 0]);
     vmfs.run(["clone", "create", "vm", "web01"]);
