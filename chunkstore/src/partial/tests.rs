@@ -194,6 +194,18 @@ fn publishing_a_partial_one_again_changes_nothing_and_another_of_its_name_is_ref
 }
 
 #[test]
+fn of_many_who_publish_the_same_partial_one_at_once_none_fails() {
+    let sites = Sites::new();
+    let published: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| sites.publish_partial())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(published.iter().all(|snapshot| *snapshot == published[0] && snapshot.state.partial));
+    assert!(sites.near.catalog().tombstones().unwrap().is_empty());
+    assert!(sites.verify().is_sound());
+}
+
+#[test]
 fn a_partial_parent_is_not_trusted_and_the_next_night_is_whole() {
     let sites = Sites::new();
     sites.publish_partial();

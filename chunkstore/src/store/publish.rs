@@ -66,13 +66,26 @@ impl WriteSession {
     ///
     /// # Errors
     /// [`Error::Refused`] if there is another snapshot of this name; if the session failed.
-    pub fn publish_partial(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
+    pub fn publish_partial(&self, snapshot: Snapshot) -> Result<Snapshot> {
         self.author.protection.check()?;
-        let catalog = self.store().catalog();
-        match catalog.read(&snapshot.name()) {
-            Ok(there) if there.entry_id() == snapshot.entry_id() => return Ok(there),
-            _ => {}
+        match self.there_already(&snapshot) {
+            Some(there) => Ok(there),
+            // Another session may be faster.
+            None => {
+                self.publish_unchecked(snapshot.clone()).or_else(|error| self.there_already(&snapshot).ok_or(error))
+            }
         }
+    }
+
+    /// This very snapshot, if it is here, durably.
+    fn there_already(&self, snapshot: &Snapshot) -> Option<Snapshot> {
+        let catalog = self.store().catalog();
+        let there = catalog.read(&snapshot.name()).ok()?;
+        (there.entry_id() == snapshot.entry_id() && catalog.sync().is_ok()).then_some(there)
+    }
+
+    fn publish_unchecked(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
+        let catalog = self.store().catalog();
         // An image of zeros needs nothing.
         snapshot.state.partial = snapshot.entry().root.is_some();
         let _announced = catalog.announce(&snapshot)?;
