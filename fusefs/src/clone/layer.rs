@@ -132,7 +132,9 @@ impl Layer {
         let punched = self.data.punch(range);
         self.is_changed.store(true, Ordering::SeqCst);
         punched.map_err(self.failed("freeing room in"))?;
-        shadowed.iter().for_each(|blocks| self.map.set(blocks));
+        for blocks in shadowed {
+            self.map.set(blocks);
+        }
         Ok(())
     }
 

@@ -176,29 +176,33 @@ fn read_sectors(
     let mut buf = vec![0; bytes];
     file.read(&mut buf, start)?;
     for (number, sector) in (start / SECTOR_BYTES as u64..).zip(buf.as_chunks::<SECTOR_BYTES>().0) {
-        let bits = decode(number, sector).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("the checksum of sector {number} does not match"))
-        })?;
+        let bits = decode(number, sector)?;
         sectors.extend(bits.map(|bits| (number, bits)));
     }
     Ok(())
 }
 
 /// A sector's bytes in the file: its bits, and a checksum of its number and them.
-pub(super) fn encode(number: u64, bits: &Bits) -> Sector {
+fn encode(number: u64, bits: &Bits) -> Sector {
     let mut sector = [0; SECTOR_BYTES];
     sector[..BITMAP_BYTES].copy_from_slice(bits);
     sector[BITMAP_BYTES..].copy_from_slice(&checksum(number, bits).to_le_bytes());
     sector
 }
 
-/// The bits of a sector; none if nothing was written there. None at all if it is damaged.
-pub(super) fn decode(number: u64, sector: &Sector) -> Option<Option<Box<Bits>>> {
+/// The bits of a sector; none if nothing was written there.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] if it is damaged.
+fn decode(number: u64, sector: &Sector) -> io::Result<Option<Box<Bits>>> {
     if sector.iter().all(|byte| *byte == 0) {
-        return Some(None);
+        return Ok(None);
     }
     let (bits, found) = sector.split_first_chunk::<BITMAP_BYTES>().expect("a sector is longer than its bits");
-    (found == checksum(number, bits).to_le_bytes()).then(|| Some(Box::new(*bits)))
+    if found == checksum(number, bits).to_le_bytes() {
+        return Ok(Some(Box::new(*bits)));
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, format!("the checksum of sector {number} does not match")))
 }
 
 fn checksum(number: u64, bits: &Bits) -> u32 {

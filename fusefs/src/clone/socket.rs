@@ -33,6 +33,7 @@ const LINE_BYTES_MAX: u64 = 1 << 20;
 const ASK_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often is told how far it is.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+const FAILED: &str = "the commit failed; the log of the process that has the clone open tells why";
 
 /// What is asked for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -148,7 +149,7 @@ async fn commit(
     loop {
         tokio::select! {
             done = &mut working => {
-                let failed = |_| Err(Error::refused("the commit failed; the log of the process that has the clone open tells why"));
+                let failed = |_| Err(Error::refused(FAILED));
                 return tell(writing, &Answer::of(done.unwrap_or_else(failed))).await;
             }
             () = sleep(TELL_EVERY) => {

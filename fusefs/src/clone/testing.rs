@@ -187,7 +187,6 @@ pub(super) struct StorePublisher {
     store: Arc<Store>,
     fails_at: Mutex<Point>,
     /// Called while an ingest is about to read.
-    #[expect(clippy::type_complexity, reason = "a test's hook")]
     pub(super) during: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
