@@ -3,7 +3,17 @@
 //! Reads answer as futures, because what is read may lie at a far site: a FUSE thread polls once, and hands what can't
 //! be answered at once to the runtime. Nothing reaches a reader that was not verified.
 
-#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by a panic"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::case_sensitive_file_extension_comparisons,
+        clippy::large_stack_arrays,
+        clippy::needless_for_each,
+        clippy::single_range_in_vec_init,
+        clippy::unwrap_used,
+        reason = "a test fails by a panic, and tables of cases are written as plainly as they can be"
+    )
+)]
 
 mod attributes;
 pub mod clone;

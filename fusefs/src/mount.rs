@@ -106,16 +106,12 @@ fn check(options: &MountOptions, store: &Path) -> Result<PathBuf> {
 fn clear_dead(mountpoint: &Path) -> Result<()> {
     let Some(mount) = mounts::at(mountpoint)?.filter(|mount| mount.kind == TYPE) else { return Ok(()) };
     // Attributes could come from the kernel's memory.
-    match rustix::fs::statvfs(mountpoint) {
-        Err(rustix::io::Errno::NOTCONN) => {
-            tracing::warn!("unmounting {}, whose vmfs was killed", mountpoint.display());
-            mount.force()
-        }
-        _ => {
-            let (mountpoint, store) = (mountpoint.display(), mount.source.display());
-            Err(Error::refused(format!("at {mountpoint}, vmfs has mounted {store} already")))
-        }
+    if rustix::fs::statvfs(mountpoint).err() == Some(rustix::io::Errno::NOTCONN) {
+        tracing::warn!("unmounting {}, whose vmfs was killed", mountpoint.display());
+        return mount.force();
     }
+    let (mountpoint, store) = (mountpoint.display(), mount.source.display());
+    Err(Error::refused(format!("at {mountpoint}, vmfs has mounted {store} already")))
 }
 
 fn is_empty(dir: &Path) -> Result<bool> {

@@ -50,10 +50,9 @@ impl Mount {
             return Ok(Unmounted::Gone);
         }
         match rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW) {
-            Ok(()) => Ok(Unmounted::Gone),
+            // Or somebody else was faster.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(Unmounted::Gone),
             Err(rustix::io::Errno::BUSY) => Ok(Unmounted::Busy),
-            // Somebody else was faster.
-            Err(rustix::io::Errno::INVAL) => Ok(Unmounted::Gone),
             Err(rustix::io::Errno::PERM) => fusermount::unmount(&self.mountpoint, false),
             Err(error) => Err(Error::io("unmounting", &self.mountpoint, error.into())),
         }

@@ -75,7 +75,7 @@ impl Sites {
     }
 
     fn publish_partial(&self) -> Snapshot {
-        self.session().publish_partial(self.received()).unwrap()
+        self.session().publish_partial(&self.received()).unwrap()
     }
 
     /// Brings these records.
@@ -163,7 +163,7 @@ fn what_a_whole_snapshot_lacks_stops_gc_also_beside_a_partial_one_of_the_same_ro
     let mut other = sites.snapshot.entry().clone();
     // Before the whole one in the catalog.
     other.image = "a".parse().unwrap();
-    let other = sites.session().publish_partial(Snapshot::create(other, State::default()).unwrap()).unwrap();
+    let other = sites.session().publish_partial(&Snapshot::create(other, State::default()).unwrap()).unwrap();
     assert!(other.state.partial);
     sites.collect();
     let leaf = sites.has(&records[1]).unwrap();
@@ -185,11 +185,11 @@ fn publishing_a_partial_one_again_changes_nothing_and_another_of_its_name_is_ref
     let mut other = sites.snapshot.entry().clone();
     other.virtual_bytes += 4096;
     let other = Snapshot::create(other, State::default()).unwrap();
-    assert!(matches!(sites.session().publish_partial(other.clone()), Err(Error::Refused { .. })));
+    assert!(matches!(sites.session().publish_partial(&other), Err(Error::Refused { .. })));
     assert!(matches!(sites.session().publish_snapshot(other, None), Err(Error::Refused { .. })));
     let mut zeros = sites.snapshot.entry().clone();
     (zeros.image, zeros.root) = ("zeros".parse().unwrap(), None);
-    let zeros = sites.session().publish_partial(Snapshot::create(zeros, State::default()).unwrap()).unwrap();
+    let zeros = sites.session().publish_partial(&Snapshot::create(zeros, State::default()).unwrap()).unwrap();
     assert!(!zeros.state.partial, "of zeros nothing is missing");
 }
 

@@ -66,14 +66,12 @@ impl WriteSession {
     ///
     /// # Errors
     /// [`Error::Refused`] if there is another snapshot of this name; if the session failed.
-    pub fn publish_partial(&self, snapshot: Snapshot) -> Result<Snapshot> {
+    pub fn publish_partial(&self, snapshot: &Snapshot) -> Result<Snapshot> {
         self.author.protection.check()?;
-        match self.there_already(&snapshot) {
+        match self.there_already(snapshot) {
             Some(there) => Ok(there),
             // Another session may be faster.
-            None => {
-                self.publish_unchecked(snapshot.clone()).or_else(|error| self.there_already(&snapshot).ok_or(error))
-            }
+            None => self.publish_unchecked(snapshot.clone()).or_else(|error| self.there_already(snapshot).ok_or(error)),
         }
     }
 

@@ -76,13 +76,13 @@ impl<'a> Decoding<'a> {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
                 let whole = Arc::new(whole);
                 self.fetcher.fresh.add(Arc::clone(&whole));
-                self.fetcher.queue.answer(id, Ok(got));
+                self.fetcher.queue.answer(id, &Ok(got));
                 self.fetcher.keeper.offer(Kept { whole, delta });
             }
             Err(error) => {
                 counters.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::error!("upstream gave something else than it was asked for: {error}");
-                self.fetcher.queue.answer(id, Err(told(&error)));
+                self.fetcher.queue.answer(id, &Err(told(&error)));
             }
         }
         true

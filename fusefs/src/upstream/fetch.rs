@@ -153,7 +153,7 @@ impl Fetcher {
                 tracing::debug!("upstream: {error}; {} records are asked for again", batch.len());
                 self.queue.put_back(&batch);
             }
-            Err(error) => batch.iter().for_each(|(id, _)| self.queue.answer(*id, Err(told(&error)))),
+            Err(error) => batch.iter().for_each(|(id, _)| self.queue.answer(*id, &Err(told(&error)))),
         }
         if lane == DEMANDS {
             self.note_demand();
@@ -194,7 +194,7 @@ impl Fetcher {
         for arrived in arriving {
             match arrived {
                 Arrived::Base(record) => decoding.add_base(&record),
-                Arrived::Wanted(at, Err(error)) => self.queue.answer(wanted[at].0, Err(told(&error))),
+                Arrived::Wanted(at, Err(error)) => self.queue.answer(wanted[at].0, &Err(told(&error))),
                 Arrived::Wanted(at, Ok(record)) => {
                     if !decoding.take(wanted[at], record, fetch) {
                         lacking.push(wanted[at]);

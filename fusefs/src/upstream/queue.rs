@@ -124,11 +124,11 @@ impl Queue {
     }
 
     /// Answers all who wait for a record.
-    pub(super) fn answer(&self, id: RecordId, answer: Result<Got>) {
+    pub(super) fn answer(&self, id: RecordId, answer: &Result<Got>) {
         let Some(entry) = self.lock().wanted.remove(&id) else { return };
         for waiter in entry.waiters {
             // Who has given up waiting does not want it.
-            let _ = waiter.send(copy(&answer));
+            let _ = waiter.send(copy(answer));
         }
     }
 
@@ -195,8 +195,8 @@ mod tests {
         ChunkId::of(&n.to_le_bytes()).into()
     }
 
-    fn chunk() -> Result<Got> {
-        Ok(Got::Chunk(Chunk::hash(b"x".to_vec())))
+    fn chunk() -> Got {
+        Got::Chunk(Chunk::hash(b"x".to_vec()))
     }
 
     fn taken(queue: &Queue, lane: usize, most: usize) -> Vec<RecordId> {
@@ -224,12 +224,12 @@ mod tests {
         taken(&queue, DEMANDS, 1);
         waiting.push(queue.want(id(1), Kind::Chunk, Urgency::Demand));
         assert!(taken(&queue, DEMANDS, 1).is_empty(), "it is on its way");
-        queue.answer(id(1), chunk());
+        queue.answer(id(1), &Ok(chunk()));
         for mut answer in waiting {
             assert!(matches!(answer.try_recv(), Ok(Ok(Got::Chunk(_)))));
         }
         let mut failed = queue.want(id(1), Kind::Chunk, Urgency::Demand);
-        queue.answer(id(1), Err(Error::damaged("x", "y")));
+        queue.answer(id(1), &Err(Error::damaged("x", "y")));
         assert!(matches!(failed.try_recv(), Ok(Err(Error::Damaged { .. }))));
         assert_eq!(queue.len(), 0);
     }

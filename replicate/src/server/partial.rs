@@ -18,7 +18,7 @@ impl Connection {
             Request::PublishPartial { entry } => {
                 let published = self.server.work(move |store| {
                     let snapshot = Snapshot::from_entry(EntryId::of(&entry), entry, State::default())?;
-                    store.session(None)?.publish_partial(snapshot)
+                    store.session(None)?.publish_partial(&snapshot)
                 });
                 Ok(Reply::Published(published.await?.encode()))
             }
