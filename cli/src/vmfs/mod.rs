@@ -2,6 +2,7 @@
 
 mod background;
 mod clone;
+mod memory;
 mod mount;
 mod probe;
 mod status;

@@ -19,8 +19,8 @@ use jiff::SignedDuration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::background;
 use super::upstream::{self, Local, UpstreamOptions};
+use super::{background, memory};
 use crate::commands::serve::allow_descriptors;
 use crate::context::{Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
@@ -80,6 +80,7 @@ impl Mount {
 
     fn serve(&self, context: &Context, in_background: bool) -> Result<Exit> {
         allow_descriptors();
+        memory::bound_heaps();
         let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
         let signals = signals.map_err(|error| Failure::io("handling", "signals", error))?;
         let store = context.store_dir()?;

@@ -1,0 +1,26 @@
+//! How a mount's memory is kept near what its cache holds.
+//!
+//! By default the C library keeps a heap for each thread. Chunks are decoded on one and let go on another, so each heap
+//! keeps holes that the others can't use: with a cache of 256 MiB and eight readers the process took 454 MB. With two
+//! heaps it is 376 MB, and 352 MB if large blocks, too, always come from them.
+
+/// Two heaps serve as many decoders as matter: they decode far longer than they allocate.
+#[cfg(target_env = "gnu")]
+const HEAPS_MAX: i32 = 2;
+/// The largest chunk that a store may have.
+#[cfg(target_env = "gnu")]
+const HEAP_BLOCK_BYTES_MAX: i32 = 1 << 20;
+
+/// Bounds the heaps. To be called before threads are started.
+pub(super) fn bound_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: these only set numbers of the allocator, under its own lock.
+    let is_set = unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX) == 1
+            && libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES_MAX) == 1
+    };
+    #[cfg(target_env = "gnu")]
+    if !is_set {
+        tracing::debug!("the allocator's heaps could not be bounded");
+    }
+}
