@@ -87,7 +87,7 @@ impl Written {
             let direct = lane.number % 2 == 1;
             let synced = Arc::new(AtomicU64::new(0));
             let told = Arc::clone(&synced);
-            (told, thread::spawn(move || Writer::open(disk, direct).follow(plan, &stop, &synced)))
+            (told, thread::spawn(move || write(disk, direct, plan, &stop, &synced)))
         };
         let threads = self.lanes.iter().map(start).collect();
         Writers { stop, threads }
@@ -152,6 +152,14 @@ impl Writers {
     }
 }
 
+/// A thread's work. Whoever serves the disk may be killed before it is open.
+fn write(disk: PathBuf, direct: bool, plan: Plan, stop: &AtomicBool, synced: &AtomicU64) -> Ended {
+    match Writer::open(disk, direct) {
+        Ok(writer) => writer.follow(plan, stop, synced),
+        Err(error) => Ended { begun: 0, synced: 0, error: Some(format!("opening: {error}")) },
+    }
+}
+
 /// A thread's file.
 struct Writer {
     file: File,
@@ -161,11 +169,10 @@ struct Writer {
 }
 
 impl Writer {
-    fn open(disk: PathBuf, direct: bool) -> Self {
+    fn open(disk: PathBuf, direct: bool) -> io::Result<Self> {
         let flags = if direct { libc::O_DIRECT } else { 0 };
-        let file = File::options().read(true).write(true).custom_flags(flags).open(&disk);
-        let file = file.unwrap_or_else(|error| panic!("{}: {error}", disk.display()));
-        Self { file, disk, buffer: vec![0; plan::WRITE_BYTES_MAX as usize + ALIGNMENT] }
+        let file = File::options().read(true).write(true).custom_flags(flags).open(&disk)?;
+        Ok(Self { file, disk, buffer: vec![0; plan::WRITE_BYTES_MAX as usize + ALIGNMENT] })
     }
 
     fn follow(mut self, plan: Plan, stop: &AtomicBool, synced: &AtomicU64) -> Ended {
