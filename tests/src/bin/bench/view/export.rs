@@ -22,7 +22,9 @@ impl Export {
     pub(super) fn start(qcow2: &Path, bytes: u64, file: PathBuf) -> Result<Self> {
         File::create(&file)?;
         let (qcow2, at) = (qcow2.display(), file.display());
-        let mut command = Command::new("qemu-storage-daemon");
+        // However this program ends, it ends too.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-storage-daemon"]);
         command.args(["--blockdev", &format!("driver=file,node-name=file,filename={qcow2},read-only=on")]);
         command.args(["--blockdev", "driver=qcow2,node-name=disk,file=file,read-only=on"]);
         command.args(["--export", &format!("type=fuse,id=export,node-name=disk,mountpoint={at}")]);
