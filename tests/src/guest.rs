@@ -23,6 +23,8 @@ use crate::Running;
 const PATIENCE: Duration = Duration::from_mins(5);
 /// Begins every line that is a script's and not the kernel's.
 const MARK: &str = "vmstore: ";
+/// What a kernel says that has given up; early on, QEMU does not end then.
+const PANIC: &str = "Kernel panic";
 /// What `user space reached` is followed by: the seconds since the kernel began.
 const REACHED: &str = "user space reached";
 const SERVICES_UP: &str = "services up";
@@ -98,6 +100,9 @@ impl Guest {
             let Ok(line) = self.console.recv_timeout(PATIENCE) else { self.fail(words) };
             self.said.push(line);
             let line = self.said.last().expect("it was just pushed");
+            if line.contains(PANIC) {
+                self.fail(words);
+            }
             // What else writes to the console may not have ended its line.
             let told = line.split_once(MARK).and_then(|(_, told)| told.strip_prefix(words));
             if let Some(rest) = told {
