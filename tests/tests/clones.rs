@@ -286,5 +286,6 @@ fn on_a_full_disk_the_guest_is_told_and_what_was_synced_stays() {
     assert!(fs::read(again.clone_file("test")).unwrap() == expected);
     again.unmount();
     // The owner, which has the store open, leaves before the file system can.
-    tests::eventually("the owner's end", || !site.vmstore.store().join("owner.sock").exists());
+    let owner = tests::holder(site.vmstore.store()).unwrap();
+    tests::eventually("the owner's end", || !Path::new(&format!("/proc/{owner}")).exists());
 }
