@@ -36,6 +36,9 @@ Examples:
 SIGTERM unmounts it, as soon as nobody uses it; a second one whoever uses it. Logs go to vmfs.log in the store, and with
 --foreground to standard error.";
 
+/// What the status calls what the data path tells.
+pub(crate) const READING: &str = "reading";
+
 /// How often a mount that is in use is tried again after SIGTERM.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -147,7 +150,7 @@ impl Mount {
 /// What the status tells of the data path.
 fn reading(pool: &Pool) -> serde_json::Map<String, serde_json::Value> {
     let statistics = serde_json::to_value(pool.statistics()).expect("it has only numbers");
-    [("reading".to_owned(), statistics)].into_iter().collect()
+    [(READING.to_owned(), statistics)].into_iter().collect()
 }
 
 /// The first signal unmounts, as soon as nobody uses it any more; the second whoever uses it.

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 use fusefs::mounts::{self, Mount};
+use fusefs::stats::{Latency, Statistics};
 use fusefs::status::Status;
 use serde::Serialize;
 
+use super::mount::READING;
 use super::probe::{Probed, probe};
 use super::umount::find;
 use crate::context::Context;
@@ -66,21 +68,44 @@ fn view(mount: Mount) -> MountView {
 }
 
 fn text(view: &MountView) -> String {
-    let mut lines = vec![("store", view.store.display().to_string())];
-    lines.push((
-        "state",
-        view.detail.as_ref().map_or(view.state.to_owned(), |detail| format!("{}: {detail}", view.state)),
-    ));
+    let state = view.detail.as_ref().map_or(view.state.to_owned(), |detail| format!("{}: {detail}", view.state));
+    let mut lines = vec![("store", view.store.display().to_string()), ("state", state)];
     if let Some(status) = &view.status {
-        lines
-            .push(("process", format!("{}, version {}, for {}", status.pid, status.version, seconds(status.uptime_s))));
-        lines.push(("open", counted(status.open_files, "file")));
-        let requests = &status.requests;
-        lines.push(("read", format!("{} in {}", bytes(requests.read_bytes), counted(requests.reads, "request"))));
-        lines
-            .push(("written", format!("{} in {}", bytes(requests.written_bytes), counted(requests.writes, "request"))));
-        lines.push(("failed", counted(requests.failures, "request")));
-        lines.extend(status.more.iter().map(|(name, value)| (name.as_str(), value.to_string())));
+        lines.extend(served(status));
+        for (name, value) in &status.more {
+            match serde_json::from_value(value.clone()) {
+                Ok(statistics) if name == READING => lines.extend(reading(&statistics)),
+                _ => lines.push((name, value.to_string())),
+            }
+        }
     }
     format!("{}\n{}", view.mountpoint.display(), fields(&lines))
+}
+
+/// What the view tells.
+fn served(status: &Status) -> [(&'static str, String); 5] {
+    let Status { pid, version, requests, .. } = status;
+    let in_requests = |count, of| format!("{} in {}", bytes(of), counted(count, "request"));
+    [
+        ("process", format!("{pid}, version {version}, for {}", seconds(status.uptime_s))),
+        ("open", counted(status.open_files, "file")),
+        ("read", in_requests(requests.reads, requests.read_bytes)),
+        ("written", in_requests(requests.writes, requests.written_bytes)),
+        ("failed", counted(requests.failures, "request")),
+    ]
+}
+
+/// What the data path tells.
+fn reading(of: &Statistics) -> [(&'static str, String); 4] {
+    let looked_up = (of.cache_hits + of.cache_misses).max(1);
+    let hit_percent = 100.0 * of.cache_hits as f64 / looked_up as f64;
+    let Latency { p50_us, p90_us, p99_us, max_us } = of.latency;
+    let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
+    let [p50, p90, p99, max] = [p50_us, p90_us, p99_us, max_us].map(ms);
+    [
+        ("cache", format!("{} of {}, {hit_percent:.0} % hits", bytes(of.cache_bytes), bytes(of.cache_bytes_max))),
+        ("fetched", format!("{} here, {} from the upstream", bytes(of.local_bytes), bytes(of.upstream_bytes))),
+        ("latency", format!("half within {p50}, 90 % {p90}, 99 % {p99}, all {max}")),
+        ("waiting", counted(of.waiting_reads, "read")),
+    ]
 }

@@ -228,3 +228,21 @@ fn help_and_pages() {
         vmfs.expect_exit(2, words);
     }
 }
+
+#[test]
+fn the_status_is_for_people_and_for_programs() {
+    let viewed = Viewed::of(2, 1);
+    let (path, source) = viewed.first();
+    let file = File::open(&path).unwrap();
+    images::assert_same(&path, &source);
+    let vmfs = viewed.mounted.vmfs();
+    let text = vmfs.run(["status", viewed.mounted.arg()]);
+    for line in ["mounted", "1 file", "2.0 MiB in", "cache", "256.0 MiB", "latency", "0 requests"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    let json = vmfs.json(["status", viewed.mounted.arg()]);
+    assert_eq!((&json["state"], &json["open_files"]), (&"mounted".into(), &1.into()));
+    assert_eq!(json["mountpoint"], viewed.mounted.arg());
+    assert!(json["reading"]["reads"].as_u64().unwrap() > 0 && json["uptime_s"].as_f64().unwrap() > 0.0, "{json}");
+    drop(file);
+}
