@@ -191,13 +191,13 @@ async fn damage_at_the_sender_stops_that_snapshot_only() {
     let (from, to) = (Site::new(1), Site::new(2));
     from.ingest(night("a", 0), &noise(300_000, 1));
     from.ingest(night("b", 0), &noise(300_000, 2));
-    // The packs of both are the sender's only ones; a byte of the first one's data is flipped.
-    let packs = from.path().join("packs");
-    let mut files: Vec<_> = std::fs::read_dir(&packs).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let mut pack = std::fs::read(&files[0]).unwrap();
+    // A byte of the first one's data is flipped, in the first pack that is large enough for it.
+    let packs = std::fs::read_dir(from.path().join("packs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut packs: Vec<_> = packs.filter(|path| path.metadata().unwrap().len() > 200_000).collect();
+    packs.sort();
+    let mut pack = std::fs::read(&packs[0]).unwrap();
     pack[5000] ^= 1;
-    std::fs::write(&files[0], pack).unwrap();
+    std::fs::write(&packs[0], pack).unwrap();
     let report = try_transfer(&from, to.client().await, &push_all()).await.unwrap();
     assert_eq!(report.snapshots_failed.len(), 1, "{report:?}");
     assert_eq!(to.snapshots(), [night("b", 0)]);
