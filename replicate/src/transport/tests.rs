@@ -1,7 +1,7 @@
 //! Both ends together.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -144,8 +144,11 @@ impl FakeSsh {
     }
 
     fn script(&self, name: &str, body: &str) {
-        fs::write(self.0.path().join(name), format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(self.0.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by another process: one that another test starts just then would inherit the open file, and what is
+        // open for writing can't be run.
+        let mut write = std::process::Command::new("sh");
+        write.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\""]);
+        assert!(write.arg(self.0.path().join(name)).arg(body).status().unwrap().success());
     }
 
     fn options(&self) -> ConnectOptions {
