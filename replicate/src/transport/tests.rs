@@ -1,7 +1,7 @@
 //! Both ends together.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
