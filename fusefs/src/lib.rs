@@ -16,6 +16,7 @@
 )]
 
 mod attributes;
+mod buffers;
 pub mod clone;
 mod counters;
 pub mod disk;

@@ -46,9 +46,8 @@ impl Shared {
         }
         self.counters.read(end - offset);
         let disk = open.disk.clone();
-        let bytes = (range.end - range.start) as usize;
+        let mut buf = self.buffers.take((range.end - range.start) as usize);
         let work = async move {
-            let mut buf = vec![0; bytes];
             disk.read(&mut buf, offset).await?;
             Ok(buf)
         };

@@ -13,6 +13,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::Semaphore;
 
 use crate::attributes::Attributes;
+use crate::buffers::Buffers;
 use crate::clone::{CloneDisk, Clones};
 use crate::counters::Counters;
 use crate::disk::Disk;
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
     pub(crate) counters: Counters,
+    pub(crate) buffers: Arc<Buffers>,
     /// Of the snapshots whose data is counted, one at a time.
     counting: Arc<Semaphore>,
     runtime: Runtime,
@@ -83,9 +85,9 @@ impl View {
     pub fn new(parts: Parts) -> Self {
         let Parts { names, clones, pool, runtime, store, patience, more_status } = parts;
         let tree = Tree { names, clones, pool, store, started: SystemTime::now() };
-        let (inodes, handles, counters) = <(Inodes, Handles, Counters)>::default();
+        let (inodes, handles, counters, buffers) = <(Inodes, Handles, Counters, Arc<Buffers>)>::default();
         let counting = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Shared { tree, inodes, handles, counters, counting, runtime, patience, more_status }))
+        Self(Arc::new(Shared { tree, inodes, handles, counters, buffers, counting, runtime, patience, more_status }))
     }
 
     /// What the status file says.
