@@ -33,6 +33,9 @@ const IDLE_EXIT: Duration = Duration::from_mins(1);
 /// An owner that was asked to end has ended by then.
 const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long the end of a command waits for threads that still work.
+const THREADS_END_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a command does to the store's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
@@ -258,6 +261,15 @@ impl Context {
 /// The program `vmstore`: this one, or the one beside `vmfs`.
 fn owner_program() -> std::io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("vmstore"))
+}
+
+impl Drop for Context {
+    /// A thread that reads for a transfer may wait for an answer that nobody is left to bring: not for ever.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(THREADS_END_WITHIN);
+        }
+    }
 }
 
 /// Random bytes.
