@@ -1,3 +1,5 @@
+//! Boot orders: what their files look like, what is refused, and how they come and go with snapshots.
+
 use super::*;
 use crate::gc;
 use crate::progress::Progress;

@@ -1,3 +1,5 @@
+//! Partial snapshots: published, collected beside, verified, completed.
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The judge of disks after kills: it must notice what is lost.
+
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
