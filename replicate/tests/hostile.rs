@@ -11,11 +11,11 @@ use chunkstore::Error;
 use chunkstore::catalog::Snapshot;
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, RecordId};
+use chunkstore::id::{ChunkId, NodeId, RecordId};
 use chunkstore::manifest::{self, Node};
 use chunkstore::record::{Kind as RecordKind, Record};
 use common::{Site, local, night, noise, push_all, read_back, run};
-use replicate::client::ClientSession;
+use replicate::client::{Client, ClientSession, Link};
 use replicate::wire::{ForStream, Frame, Hello, Ids, Kind, Prefixes, Purpose, Request, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -298,6 +298,29 @@ async fn a_server_that_lies_to_a_client_is_noticed() {
         let failed = client.records(&[root], replicate::wire::Fetch::Stored, &mut |_| Ok(())).await;
         assert!(matches!(failed, Err(Error::Unreachable { .. })), "{answer}: {failed:?}");
     }
+}
+
+#[test]
+fn who_waits_for_an_answer_when_the_runtime_ends_waits_no_more() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = runtime.block_on(async {
+        let (here, mut there) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            there.write_all(PREAMBLE).await.unwrap();
+            let welcome = replicate::wire::Welcome::default().to_bytes();
+            there.write_all(&frame(Kind::Reply as u8, 0, &welcome)).await.unwrap();
+            // It hears everything and answers nothing.
+            let _ = there.read_to_end(&mut Vec::new()).await;
+        });
+        Client::start(Box::new(here), &Hello::default(), &Link::default()).await.unwrap()
+    });
+    let (told, answer) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || told.send(client.node(NodeId::of(b"x")).map(drop)));
+    std::thread::sleep(Duration::from_millis(200));
+    runtime.shutdown_background();
+    let answer = answer.recv_timeout(Duration::from_mins(1)).expect("the wait ends with the runtime");
+    assert!(matches!(answer, Err(Error::Unreachable { .. })), "{answer:?}");
+    waiting.join().unwrap().unwrap();
 }
 
 #[test]

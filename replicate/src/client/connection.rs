@@ -257,14 +257,27 @@ impl Shared {
     }
 }
 
+/// Ends a connection that nobody reads any more, also if the task that did was dropped with its runtime: who waits on
+/// another thread would wait for ever.
+struct Reading(std::sync::Weak<Shared>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.end(&Error::Unreachable { what: "the connection was given up".into() });
+        }
+    }
+}
+
 async fn read_all(
     mut reader: FrameReader<ReadHalf<Stream>>,
     limit: Option<Arc<RateLimit>>,
     shared: std::sync::Weak<Shared>,
 ) {
+    let reading = Reading(shared);
     loop {
         let read = reader.read(PATIENCE).await;
-        let Some(shared) = shared.upgrade() else { return };
+        let Some(shared) = reading.0.upgrade() else { return };
         let delivered = match read {
             Ok(Some(frame)) => {
                 if let Some(limit) = &limit {
