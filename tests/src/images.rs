@@ -26,7 +26,7 @@ impl Rng {
 
     /// From the clock, unless `VMSTORE_TEST_SEED` names the seed of a run to repeat. The seed is printed.
     pub fn from_clock() -> Self {
-        let seed = std::env::var("VMSTORE_TEST_SEED").map_or_else(|_| clock(), |text| text.parse().unwrap());
+        let seed = seed_of_run();
         println!("seed: VMSTORE_TEST_SEED={seed}");
         Self(seed)
     }
@@ -58,6 +58,11 @@ impl Rng {
         noise.truncate(bytes);
         noise
     }
+}
+
+/// The seed of this run: from the clock, or that of a run to repeat.
+pub(crate) fn seed_of_run() -> u64 {
+    std::env::var("VMSTORE_TEST_SEED").map_or_else(|_| clock(), |text| text.parse().unwrap())
 }
 
 fn clock() -> u64 {

@@ -13,6 +13,7 @@ pub mod netns;
 mod process;
 mod running;
 mod site;
+pub mod torture;
 pub mod wan;
 pub mod writers;
 
