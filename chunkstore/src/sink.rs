@@ -3,6 +3,9 @@
 //! A session of a store in this process is one ([`WriteSession`](crate::store::WriteSession)), a session over a
 //! connection another. Whoever ingests can't tell them apart.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
 use crate::id::RecordId;
@@ -36,8 +39,21 @@ pub enum Like {
 pub struct Base {
     /// Its name.
     pub id: RecordId,
-    /// Its plain bytes, verified.
-    pub bytes: Vec<u8>,
+    /// Its plain bytes, verified. Several records may have the same base.
+    pub bytes: Arc<Vec<u8>>,
+}
+
+impl Base {
+    /// The bases with these ids, in their order, from the plain bytes of those that could be read.
+    pub fn from_plain(
+        ids: impl IntoIterator<Item = Option<RecordId>>,
+        plain: HashMap<RecordId, Vec<u8>>,
+    ) -> Vec<Option<Self>> {
+        let shared: HashMap<RecordId, Arc<Vec<u8>>> =
+            plain.into_iter().map(|(id, bytes)| (id, Arc::new(bytes))).collect();
+        let base = |id: RecordId| shared.get(&id).map(|bytes| Self { id, bytes: Arc::clone(bytes) });
+        ids.into_iter().map(|id| id.and_then(base)).collect()
+    }
 }
 
 /// Takes content on its way into a store. Used by several threads at once.

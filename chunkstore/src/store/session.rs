@@ -150,20 +150,8 @@ impl WriteSession {
     pub fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
         let wanted = self.base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
-        let mut bytes = self.store().bases(ids.into_iter())?;
-        let mut bases: Vec<Option<Base>> = Vec::with_capacity(like.len());
-        let mut given = HashMap::new();
-        for (at, id) in wanted.into_iter().enumerate() {
-            let base = id.and_then(|id| match bytes.remove(&id) {
-                Some(bytes) => {
-                    given.insert(id, at);
-                    Some(Base { id, bytes })
-                }
-                None => given.get(&id).and_then(|at: &usize| bases[*at].clone()),
-            });
-            bases.push(base);
-        }
-        Ok(bases)
+        let plain = self.store().bases(ids.into_iter())?;
+        Ok(Base::from_plain(wanted, plain))
     }
 
     /// Appends records to the packs of their classes, taking them for what they say. What is there already is dropped.

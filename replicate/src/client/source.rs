@@ -183,7 +183,7 @@ impl ClientSession {
         if found.iter().any(|id| !bases.contains_key(id)) {
             return Ok(None);
         }
-        Ok(Some(ids.into_iter().map(|id| id.and_then(|id| base_of(&bases, id))).collect()))
+        Ok(Some(Base::from_plain(record_ids(ids), bases)))
     }
 
     async fn fetch_bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
@@ -204,7 +204,7 @@ impl ClientSession {
             let Reply::Bases(ids) = Reply::from_bytes(&frame.payload).map_err(broken)? else {
                 return Err(unexpected(&Reply::Done));
             };
-            return Ok(ids.into_iter().map(|id| id.and_then(|id| base_of(&bases, id))).collect());
+            return Ok(Base::from_plain(record_ids(ids), bases));
         }
     }
 }
@@ -218,7 +218,6 @@ fn resemblances(like: &[Like]) -> Vec<Resemblance> {
         .collect()
 }
 
-fn base_of(bases: &Bases, id: [u8; 32]) -> Option<Base> {
-    let id = RecordId::from_bytes(id);
-    bases.get(&id).map(|bytes| Base { id, bytes: bytes.clone() })
+fn record_ids(ids: Vec<Option<[u8; 32]>>) -> impl Iterator<Item = Option<RecordId>> {
+    ids.into_iter().map(|id| id.map(RecordId::from_bytes))
 }
