@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use chunkstore::Error;
 use common::{Cut, Site, local, night, noise, pull_all, push_all, run, small_params, try_transfer};
-use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
+use replicate::transfer::{Direction, Ends, TransferOptions, TransferReport, Wanted, transfer, transfer_on};
 
 /// Three nights of an image: pages change, the image grows, pages change again.
 fn nights() -> Vec<Vec<u8>> {
@@ -120,6 +120,7 @@ async fn images_of_zeros_of_all_sizes_and_ones_that_shrink_travel() {
 async fn a_cut_at_any_byte_is_resumed() {
     let from = with_nights(1);
     let (to, mut sent_in_all, mut cuts) = (Site::new(2), 0, 0);
+    let mut report = TransferReport::default();
     let mut bytes = 100;
     loop {
         let far = Cut::after(to.stream(local()), bytes);
@@ -128,14 +129,15 @@ async fn a_cut_at_any_byte_is_resumed() {
         let done = match client {
             Ok(client) => {
                 let meter = client.clone();
-                let done = try_transfer(&from, client, &push_all()).await;
+                let ends = Ends { near: from.client().await, catalog: from.store.catalog().clone(), far: vec![client] };
+                let done = transfer_on(&ends, &push_all(), &Arc::default(), &mut report).await;
                 sent_in_all += meter.meter().sent_bytes();
                 done
             }
             Err(error) => Err(error),
         };
         match done {
-            Ok(_) => break,
+            Ok(()) => break,
             Err(error) => assert!(matches!(error, Error::Unreachable { .. }), "{error}"),
         }
         cuts += 1;
@@ -144,6 +146,9 @@ async fn a_cut_at_any_byte_is_resumed() {
     assert!(cuts > 10, "{cuts}");
     assert_has_nights(&to);
     let once = run(&from, &Site::new(3), &push_all()).await;
+    assert_eq!((report.wire_bytes_sent, report.snapshots_present), (sent_in_all, 0), "all attempts are told of");
+    assert_eq!(report.snapshots_sent, once.snapshots_sent);
+    assert!(report.record_bytes >= once.record_bytes && report.saved_bytes <= once.saved_bytes);
     // What a cut connection had brought was kept, but for what was on its way.
     assert!(sent_in_all < 3 * once.wire_bytes_sent, "{sent_in_all} bytes instead of {}", once.wire_bytes_sent);
 }

@@ -126,17 +126,18 @@ impl TransferArgs {
         options: &TransferOptions,
         progress: &Arc<Progress>,
     ) -> Result<TransferReport> {
+        let mut report = TransferReport::default();
         let mut pause = FIRST_PAUSE;
         let mut left = self.retries;
         loop {
-            match self.attempt(context, options, progress) {
+            match self.attempt(context, options, progress, &mut report) {
                 Err(failure) if matches!(failure.error(), Error::Unreachable { .. }) && left > 0 => {
                     tracing::warn!("{}; trying again in {} s", failure.error(), pause.as_secs());
                     wait(pause, progress)?;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     left -= 1;
                 }
-                result => return result,
+                result => return result.map(|()| report),
             }
         }
     }
@@ -146,7 +147,8 @@ impl TransferArgs {
         context: &Context,
         options: &TransferOptions,
         progress: &Arc<Progress>,
-    ) -> Result<TransferReport> {
+        report: &mut TransferReport,
+    ) -> Result<()> {
         let near = context.near()?;
         let remote = self.access.resolve(context, &self.remote)?;
         let limit = self.limit_rate.or(remote.limit_rate_bytes_per_s);
@@ -158,7 +160,7 @@ impl TransferArgs {
                 far.push(remote.connect(limit.clone()).await?);
             }
             let ends = Ends { near: near.client.clone(), catalog: near.catalog.clone(), far };
-            transfer::transfer(&ends, options, progress).await.map_err(Failure::from)
+            transfer::transfer_on(&ends, options, progress, report).await.map_err(Failure::from)
         });
         transferred.map_err(|failure| if self.dry_run { failure } else { with_hint(failure) })
     }

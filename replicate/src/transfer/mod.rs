@@ -73,16 +73,47 @@ impl Ends {
 /// [`Error::Refused`] if the stores cut chunks differently; [`Error::NotFound`] if there is no such snapshot;
 /// [`Error::Unreachable`] if a connection was lost: what the receiver has stored need not travel again.
 pub async fn transfer(ends: &Ends, options: &TransferOptions, progress: &Arc<Progress>) -> Result<TransferReport> {
+    let mut report = TransferReport::default();
+    transfer_on(ends, options, progress, &mut report).await?;
+    Ok(report)
+}
+
+/// As [`transfer`], after attempts whose connections were lost. What this one did is added to the report of those, also
+/// if it fails.
+///
+/// # Errors
+/// As [`transfer`].
+pub async fn transfer_on(
+    ends: &Ends,
+    options: &TransferOptions,
+    progress: &Arc<Progress>,
+    report: &mut TransferReport,
+) -> Result<()> {
     let started = Instant::now();
-    check_params(ends.near.welcome(), ends.far[0].welcome())?;
     let tally = Arc::new(Tally::default());
+    let done = attempt(ends, options, Shared { tally: &tally, seen: &Arc::default(), progress }, report).await;
+    report.add_tally(&tally);
+    report.add_meters(&ends.far);
+    report.elapsed_s += started.elapsed().as_secs_f64();
+    done
+}
+
+async fn attempt(
+    ends: &Ends,
+    options: &TransferOptions,
+    shared: Shared<'_>,
+    report: &mut TransferReport,
+) -> Result<()> {
+    check_params(ends.near.welcome(), ends.far[0].welcome())?;
     let mut plan = Plan::make(ends, options).await?;
-    let mut report = TransferReport { dry_run: options.dry_run, snapshots_present: plan.present, ..Default::default() };
-    let seen = Arc::new(send::Seen::default());
+    report.dry_run = options.dry_run;
+    // An attempt before this one may have brought some.
+    report.snapshots_present = plan.present.saturating_sub(report.snapshots_sent.len() as u64);
+    report.snapshots_failed.clear();
     for number in 0..plan.items.len() {
-        progress.check()?;
+        shared.progress.check()?;
         let item = plan.items[number].clone();
-        match one(ends, options, &item, &Shared { tally: &tally, seen: &seen, progress }).await {
+        match one(ends, options, &item, &shared).await {
             Ok(()) => report.snapshots_sent.push(item.name.to_string()),
             // Damage to one must not keep the others from being safe elsewhere.
             Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => {
@@ -97,10 +128,7 @@ pub async fn transfer(ends: &Ends, options: &TransferOptions, progress: &Arc<Pro
             plan.add_common(&item);
         }
     }
-    report.add_tally(&tally);
-    report.add_meters(&ends.far);
-    report.elapsed_s = started.elapsed().as_secs_f64();
-    Ok(report)
+    Ok(())
 }
 
 /// What the transfers of several snapshots share.

@@ -17,8 +17,8 @@ pub(super) struct Tally {
     pub(super) plain_bytes_sent: AtomicU64,
 }
 
-/// What a transfer did. Bytes are those of the connections to the other site, all of them, before encryption; the
-/// hand-shake is told apart.
+/// What a transfer did, in all its attempts. Bytes are those of the connections to the other site, all of them, before
+/// encryption; the hand-shake is told apart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TransferReport {
     /// Whether nothing was changed.
@@ -43,7 +43,7 @@ pub struct TransferReport {
     pub negotiation_bytes: u64,
     /// How often the link's latency was waited for, but for the hand-shakes.
     pub round_trips: u64,
-    /// Chunks that differ from the snapshot before.
+    /// Chunks that differ from the snapshot before; in the last attempt.
     pub chunks_considered: u64,
     /// Chunks that travelled.
     pub chunks_sent: u64,
@@ -51,21 +51,26 @@ pub struct TransferReport {
     pub deltas_sent: u64,
     /// Plain bytes of the chunks that differ and did not have to travel.
     pub saved_bytes: u64,
-    /// Wall time.
+    /// Wall time, without the pauses between attempts.
     pub elapsed_s: f64,
+    /// Plain bytes of the chunks that travelled.
+    #[serde(skip)]
+    plain_bytes_sent: u64,
 }
 
 impl TransferReport {
     pub(super) fn add_tally(&mut self, tally: &Tally) {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        self.record_bytes = get(&tally.record_bytes);
+        self.record_bytes += get(&tally.record_bytes);
         self.chunks_considered = get(&tally.chunks_considered);
-        self.chunks_sent = get(&tally.chunks_sent);
-        self.deltas_sent = get(&tally.deltas_sent);
-        self.saved_bytes = get(&tally.plain_bytes_considered).saturating_sub(get(&tally.plain_bytes_sent));
+        self.chunks_sent += get(&tally.chunks_sent);
+        self.deltas_sent += get(&tally.deltas_sent);
+        self.plain_bytes_sent += get(&tally.plain_bytes_sent);
+        self.saved_bytes = get(&tally.plain_bytes_considered).saturating_sub(self.plain_bytes_sent);
     }
 
     pub(super) fn add_meters(&mut self, far: &[Client]) {
+        let mut round_trips = 0;
         for client in far {
             let meter = client.meter();
             self.wire_bytes_sent += meter.sent_bytes();
@@ -74,7 +79,8 @@ impl TransferReport {
             self.negotiation_bytes +=
                 meter.sent_bytes() + meter.received_bytes() - client.handshake_bytes() - meter.record_bytes();
             self.tls_bytes_sent += client.tls_bytes_sent();
-            self.round_trips = self.round_trips.max(client.round_trips());
+            round_trips = round_trips.max(client.round_trips());
         }
+        self.round_trips += round_trips;
     }
 }
