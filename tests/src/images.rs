@@ -128,6 +128,21 @@ fn cache() -> PathBuf {
     env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from)
 }
 
+/// The BLAKE3 hash of a file's bytes.
+pub fn digest(path: &Path) -> blake3::Hash {
+    try_digest(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The same of a file that may fail to be read.
+///
+/// # Errors
+/// That of opening or reading it.
+pub fn try_digest(path: &Path) -> std::io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize())
+}
+
 /// Fails unless both files (or devices, as far as `expected` goes) have the same bytes.
 pub fn assert_same(path: &Path, expected: &Path) {
     let (left, right) = (File::open(path).unwrap(), File::open(expected).unwrap());

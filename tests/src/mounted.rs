@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -77,13 +77,30 @@ impl Mounted {
 
     /// The same with further arguments.
     pub fn with<A: AsRef<OsStr>>(vmstore: &Vmstore, mountpoint: impl Into<PathBuf>, args: &[A]) -> Self {
+        Self::try_with(vmstore, mountpoint, args)
+            .unwrap_or_else(|output| panic!("vmfs mount ended with {}: {}", output.status, stderr(&output)))
+    }
+
+    /// The same where `vmfs mount` may fail.
+    ///
+    /// # Errors
+    /// How it ended and what it said.
+    pub fn try_with<A: AsRef<OsStr>>(
+        vmstore: &Vmstore,
+        mountpoint: impl Into<PathBuf>,
+        args: &[A],
+    ) -> Result<Self, Output> {
         let (vmfs, mountpoint) = (Vmfs::beside(vmstore), mountpoint.into());
         fs::create_dir_all(&mountpoint).unwrap();
         let args = args.iter().map(AsRef::as_ref);
-        vmfs.run([OsStr::new("mount"), mountpoint.as_os_str()].into_iter().chain(args));
+        let mut mount = vmfs.command([OsStr::new("mount"), mountpoint.as_os_str()].into_iter().chain(args));
+        let output = mount.output().unwrap();
+        if !output.status.success() {
+            return Err(output);
+        }
         let mut mounted = Self { vmfs, mountpoint, pid: 0 };
         mounted.pid = mounted.status()["pid"].as_u64().unwrap().try_into().unwrap();
-        mounted
+        Ok(mounted)
     }
 
     /// The program.

@@ -84,38 +84,6 @@ fn with_owner_killed(vmstore: &Vmstore, command: &mut Command, after: Duration) 
 }
 
 #[test]
-fn an_owner_killed_during_ingests_loses_nothing_that_was_acknowledged() {
-    let (site, vmstore, mut nights) = site();
-    let mut rng = Rng::from_clock();
-    let image = site.make("new.raw", 48, 7);
-    let args = |time: &str| ["ingest", image.to_str().unwrap(), "--image", "new", "--time", time].map(str::to_owned);
-    let mut whole = duration(&mut vmstore.command(args("20261101T000000Z")));
-    let mut hits = 0;
-    for _ in 0..KILLS {
-        vmstore.run(["remove", "new"]);
-        vmstore.run(["gc"]);
-        let time = "20261102T000000Z";
-        let output = with_owner_killed(&vmstore, &mut vmstore.command(args(time)), whole.mul_f64(rng.fraction()));
-        let name = format!("new@{time}");
-        let published = vmstore.snapshots().contains(&name);
-        match &output {
-            Some(output) => hits += u32::from(published || !output.status.success()),
-            None => whole = whole.mul_f64(0.9),
-        }
-        assert!(published || output.is_some_and(|output| !output.status.success()), "an acknowledged ingest is lost");
-        if !published {
-            vmstore.run(args(time));
-        }
-        vmstore.run(["verify"]);
-        vmstore.assert_holds("new", &image);
-    }
-    assert!(hits >= HITS_MIN, "only {hits} kills hit");
-    nights.insert("new@20261102T000000Z".into(), image);
-    vmstore.collect_all();
-    vmstore.assert_has_all(&nights);
-}
-
-#[test]
 fn a_stream_is_ingested_whole_or_not_at_all() {
     let (site, vmstore, nights) = site();
     let image = site.make("stream.raw", 64, 9);

@@ -1,0 +1,99 @@
+//! What was acknowledged, and what therefore must be there or must not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use blake3::Hash;
+
+/// What is known of a snapshot that was ingested and not removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Its ingest ended well.
+    There,
+    /// Its ingest or its removal did not end, or not well: it is there, or it is not.
+    Unknown,
+}
+
+/// The snapshots of both sites.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// Of the bytes of each snapshot that was ever begun.
+    digests: BTreeMap<String, Hash>,
+    near: BTreeMap<String, Fate>,
+    /// What must be at the far site.
+    far: BTreeSet<String>,
+}
+
+impl Ledger {
+    /// An ingest of such bytes begins.
+    pub(crate) fn begin(&mut self, name: &str, digest: Hash) {
+        self.digests.insert(name.to_owned(), digest);
+        self.near.insert(name.to_owned(), Fate::Unknown);
+    }
+
+    /// An ingest ended well.
+    pub(crate) fn ingested(&mut self, name: &str) {
+        self.near.insert(name.to_owned(), Fate::There);
+    }
+
+    /// The oldest snapshots but for so many: their removal begins.
+    pub(crate) fn begin_removal(&mut self, keep: usize) -> Vec<String> {
+        let mut there = self.there();
+        there.truncate(there.len().saturating_sub(keep));
+        for name in &there {
+            self.near.insert(name.clone(), Fate::Unknown);
+        }
+        there
+    }
+
+    /// A removal ended well.
+    pub(crate) fn removed(&mut self, names: &[String]) {
+        self.near.retain(|name, _| !names.contains(name));
+    }
+
+    /// What is known to be at the near site, by age.
+    pub(crate) fn there(&self) -> Vec<String> {
+        let there = self.near.iter().filter(|(_, fate)| **fate == Fate::There);
+        let mut there: Vec<_> = there.map(|(name, _)| name.clone()).collect();
+        there.sort_by_key(|name| name.split('@').nth(1).map(str::to_owned));
+        there
+    }
+
+    /// Whether a snapshot is known to be at the near site.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.near.get(name) == Some(&Fate::There)
+    }
+
+    /// A push ended well that began when these were there.
+    pub(crate) fn pushed(&mut self, there: &[String]) {
+        let arrived: Vec<_> = there.iter().filter(|name| self.has(name)).cloned().collect();
+        self.far.extend(arrived);
+    }
+
+    /// Of which bytes a snapshot is.
+    pub(crate) fn digest(&self, name: &str) -> Hash {
+        *self.digests.get(name).unwrap_or_else(|| panic!("{name} is there, and nobody ingested it"))
+    }
+
+    /// Fails unless the sites list what they must, and nothing that they must not. What was unknown is known now.
+    pub(crate) fn settle(&mut self, near: &[String], far: &[String]) {
+        for name in self.there() {
+            assert!(near.contains(&name), "{name} was acknowledged and is lost");
+        }
+        for name in near {
+            assert!(self.near.contains_key(name), "{name} was removed and is there");
+        }
+        self.near = near.iter().map(|name| (name.clone(), Fate::There)).collect();
+        for name in &self.far {
+            assert!(far.contains(name), "{name} was pushed and is lost");
+        }
+        self.far = far.iter().cloned().collect();
+    }
+
+    /// What the far site has and the near one no longer: to be removed there.
+    pub(crate) fn take_outdated(&mut self) -> Vec<String> {
+        let outdated = |name: &&String| !self.near.contains_key(*name);
+        let names: Vec<_> = self.far.iter().filter(outdated).cloned().collect();
+        self.far.retain(|name| !names.contains(name));
+        names
+    }
+}
