@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help setup images demo test check fuzz bench
+.PHONY: help setup images demo test check fuzz torture soak bench
 
 help:
 	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
@@ -19,6 +19,9 @@ help:
 	@echo 'make test    install what is needed and run all tests'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
+	@echo 'make torture every attack on the store in its long form; TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these,'
+	@echo '             then fuzz as above; FUZZ_SECONDS=0 leaves that out'
+	@echo 'make soak    a simulated year of three sites under readers and writers; SOAK="--seconds 1800" passes options'
 	@echo 'make bench   compare with zstd, restic, borg, rsync and QEMU; BENCH="--runs 1 --only NAME" passes options'
 
 setup:
@@ -41,6 +44,13 @@ check:
 
 fuzz: setup
 	@tests/fuzz $(TARGETS)
+
+torture: setup
+	@tests/torture $(ATTACKS)
+
+soak: setup
+	$(CARGO) build --release --locked --package cli --package tests --bin vmstore --bin vmfs --bin soak
+	"$(CARGO_TARGET_DIR)/release/soak" $(SOAK)
 
 bench:
 	@tests/setup bench

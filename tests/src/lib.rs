@@ -157,11 +157,12 @@ pub fn expect_exit_of(output: &Output, code: i32, what: &str) -> String {
     said
 }
 
-/// The program that the same build made: tests lie in `deps/` beside it.
+/// The program that the same build made: it lies beside this one, or tests in `deps/` beside it.
 fn program() -> PathBuf {
     let this = std::env::current_exe().unwrap();
-    let directory = this.ancestors().find(|dir| dir.ends_with("deps")).and_then(Path::parent);
-    let program = directory.unwrap_or_else(|| panic!("{} is not in deps/", this.display())).join("vmstore");
+    let deps = this.ancestors().find(|dir| dir.ends_with("deps"));
+    let directory = deps.unwrap_or(&this).parent().expect("a program lies in a directory");
+    let program = directory.join("vmstore");
     assert!(
         program.is_file(),
         "{} is missing: `cargo test --workspace` builds it, or `cargo build --release --package cli`",

@@ -33,6 +33,16 @@ impl Torture {
         self.duration.is_some()
     }
 
+    /// The seed that repeats this run.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// How long the long form lasts.
+    pub fn seconds(&self) -> Option<u64> {
+        self.duration.map(|duration| duration.as_secs())
+    }
+
     /// Whether to try another case: in the short form until `short` were tried, in the long form until its time is over,
     /// too.
     pub fn goes_on(&self, tried: u64, short: u64) -> bool {
