@@ -7,6 +7,7 @@ pub mod devices;
 pub mod fuzz;
 pub mod guest;
 pub mod images;
+pub mod memory_limit;
 mod mounted;
 mod mounting;
 pub mod netns;
