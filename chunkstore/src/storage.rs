@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub mod memory;
+pub mod power_cut;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod whole;

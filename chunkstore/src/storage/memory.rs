@@ -85,6 +85,20 @@ impl MemStorage {
         Self { disk: Arc::new(Mutex::new(Disk { dirs, ..Disk::default() })) }
     }
 
+    /// A hash of all directories, names and bytes that are seen.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let disk = lock(&self.disk);
+        let mut hasher = blake3::Hasher::new();
+        for (path, dir) in &disk.dirs {
+            hasher.update(format!("{path}\0{}\0", dir.seen.len()).as_bytes());
+            for (name, file) in &dir.seen {
+                let content = lock(file);
+                hasher.update(format!("{name}\0{}\0", content.bytes.len()).as_bytes()).update(&content.bytes);
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+
     /// Replaces a file's bytes in place, durably and uncounted: for tests of damage.
     ///
     /// # Errors
