@@ -142,12 +142,15 @@ impl Store {
         }
         let damaged = Damaged::load(&*storage)?;
         let inventory = Inventory::read(&*storage)?;
-        wipe_index(dir)?;
-        let index = open_index(dir, &config)?;
-        let mut there = HashMap::new();
-        let reindexed = add_packs(&index, &*storage, &damaged, inventory.sealed.values(), &mut there)?;
-        index.flush()?;
-        Ok(reindexed)
+        // Aside, so that the old one serves on if there is no room for another.
+        let aside = dir.join(format!("{}.new", index::DIR));
+        wipe(&aside)?;
+        let built =
+            build_index(&aside, &*storage, &config, &damaged, &inventory).inspect_err(|_| drop(wipe(&aside)))?;
+        let path = index_path(dir);
+        wipe(&path)?;
+        fs::rename(&aside, &path).map_err(|error| Error::io("renaming", &aside, error))?;
+        Ok(built)
     }
 }
 
@@ -201,14 +204,27 @@ fn index_path(dir: &Path) -> PathBuf {
     dir.join(index::DIR)
 }
 
-fn open_index(dir: &Path, config: &Config) -> Result<Index> {
-    Index::open(&index_path(dir), config.format.store_id_bytes(), config.defaults.index_cache_bytes as usize)
+fn open_index(path: &Path, config: &Config) -> Result<Index> {
+    Index::open(path, config.format.store_id_bytes(), config.defaults.index_cache_bytes as usize)
 }
 
-fn wipe_index(dir: &Path) -> Result<()> {
-    let path = index_path(dir);
-    match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", &path, error)),
+/// Builds an index of all packs where there is none.
+fn build_index(
+    path: &Path,
+    storage: &dyn Storage,
+    config: &Config,
+    damaged: &Damaged,
+    inventory: &Inventory,
+) -> Result<Reindexed> {
+    let index = open_index(path, config)?;
+    let reindexed = add_packs(&index, storage, damaged, inventory.sealed.values(), &mut HashMap::new())?;
+    index.flush()?;
+    Ok(reindexed)
+}
+
+fn wipe(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", path, error)),
         _ => Ok(()),
     }
 }
@@ -221,7 +237,7 @@ fn reconcile(
     damaged: &Damaged,
     inventory: &Inventory,
 ) -> Result<Reconciled> {
-    let usable = open_index(dir, config).and_then(|index| Ok((index.packs()?, index)));
+    let usable = open_index(&index_path(dir), config).and_then(|index| Ok((index.packs()?, index)));
     let (known, index) = match usable {
         Ok((known, index)) if is_of_these_packs(&known, inventory) => (known, index),
         Ok((_, index)) => {
@@ -256,8 +272,9 @@ fn is_of_these_packs(known: &HashMap<u32, PackRow>, inventory: &Inventory) -> bo
 
 fn rebuilt_empty(dir: &Path, config: &Config, why: &str) -> Result<(HashMap<u32, PackRow>, Index)> {
     tracing::warn!("rebuilding the index from the packs: {why}");
-    wipe_index(dir)?;
-    Ok((HashMap::new(), open_index(dir, config)?))
+    let path = index_path(dir);
+    wipe(&path)?;
+    Ok((HashMap::new(), open_index(&path, config)?))
 }
 
 /// Adds packs to the index; a damaged one with the whole records that can be found in it.
