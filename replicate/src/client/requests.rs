@@ -14,6 +14,9 @@ use crate::wire::{
     Bits, Fetch, ForStream, Ids, Job, Kind, Located, Names, Places, Prefixes, Reply, Request, records_of,
 };
 
+/// Longest report of a job.
+const REPORT_BYTES_MAX: usize = 256 << 20;
+
 /// What another store has and this one lacks.
 #[derive(Debug, Default)]
 pub struct Selected {
@@ -146,6 +149,7 @@ impl Client {
     /// As the job.
     pub async fn run(&self, job: Job, progress: &Progress) -> Result<Vec<u8>> {
         let mut answer = self.send(Kind::Request, Request::Do(job).to_bytes()).await?;
+        let mut report = Vec::new();
         loop {
             let frame = tokio::select! {
                 frame = answer.frame() => frame?,
@@ -156,10 +160,16 @@ impl Client {
                 progress.follow(done, total);
                 continue;
             }
-            return match Reply::from_bytes(&frame.payload).map_err(broken)? {
-                Reply::Report(report) => Ok(report),
-                reply => Err(unexpected(&reply)),
-            };
+            match Reply::from_bytes(&frame.payload).map_err(broken)? {
+                Reply::Report(part) => report.extend(part),
+                reply => return Err(unexpected(&reply)),
+            }
+            if frame.kind == Kind::Reply {
+                return Ok(report);
+            }
+            if report.len() > REPORT_BYTES_MAX {
+                return Err(broken("a report without end"));
+            }
         }
     }
 

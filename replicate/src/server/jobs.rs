@@ -16,6 +16,8 @@ use crate::wire::{ForStream, Job, Kind, Reply};
 
 /// How often a client is told how far its job is.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+/// Bytes of a report that are sent together.
+const REPORT_PART_BYTES: usize = 1 << 20;
 
 impl Connection {
     /// Runs a job on a thread of its own, telling how far it is. When the client goes the job is asked to stop.
@@ -28,7 +30,8 @@ impl Connection {
             tokio::select! {
                 done = &mut running => {
                     let failed = |_| Error::refused("the owner failed at this; its log tells why");
-                    return self.server.room_made(done.map_err(failed)?).map(Reply::Report);
+                    let report = self.server.room_made(done.map_err(failed)?)?;
+                    return self.report(number, report).await;
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {
                     let counters = (progress.done_bytes(), progress.total_bytes());
@@ -36,6 +39,16 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Sends a report: all but its end as parts, so that it may be longer than a frame.
+    async fn report(&self, number: u32, mut report: Vec<u8>) -> Result<Reply> {
+        while report.len() > REPORT_PART_BYTES {
+            let rest = report.split_off(REPORT_PART_BYTES);
+            self.part(Kind::Part, number, Reply::Report(report).to_bytes()).await?;
+            report = rest;
+        }
+        Ok(Reply::Report(report))
     }
 }
 
