@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::{Error, Result};
 use crate::limits::CATALOG_FILE_BYTES_MAX;
 use crate::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use crate::quarantine;
 use crate::storage::whole::{self, ASIDE_SUFFIX};
 use crate::storage::{Listing, Storage};
 
@@ -23,11 +24,11 @@ mod tombstone;
 
 pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, Presence, State};
 pub use snapshot::Snapshot;
-pub(crate) use tombstone::ENTRY_PREFIX_DIGITS;
 pub use tombstone::{Announced, Tombstone};
 use tombstone::{Announcements, tombstone};
 
-const DIR: &str = "catalog";
+/// Directory of a store.
+pub(crate) const DIR: &str = "catalog";
 const SNAPSHOT_SUFFIX: &str = ".snap";
 /// Most images that an error message lists.
 const IMAGES_SHOWN: usize = 8;
@@ -99,7 +100,7 @@ impl Catalog {
         match storage.list(DIR) {
             Ok(_) => Ok(Self::new(storage)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Error::damaged(DIR, "the directory is missing"))
+                Err(Error::damaged(DIR, "the directory is missing; `vmstore repair` mends it"))
             }
             Err(error) => Err(Error::io("listing", DIR, error)),
         }
@@ -355,6 +356,29 @@ impl Catalog {
         let renamed = self.storage.rename(&path, &Tombstone::of(&snapshot).path());
         renamed.map_err(|error| Error::io("renaming", &path, error))?;
         self.sync_image(&name.image)
+    }
+
+    /// Notes durably that the snapshot with this entry was removed, where another has its name now.
+    pub(crate) fn bury(&self, snapshot: &Snapshot) -> Result<()> {
+        let _change = self.change();
+        whole::replace_whole(&*self.storage, &Tombstone::of(snapshot).path(), &snapshot.encode())
+    }
+
+    /// Puts a damaged file that nothing replaces into `quarantine/`, durably. Returns where it is.
+    pub(crate) fn put_away(&self, name: &SnapshotName) -> Result<String> {
+        let _change = self.change();
+        quarantine::put_away(&*self.storage, &path(name))
+    }
+
+    /// Replaces a damaged file by what a pack had of it, after a copy of it was put into `quarantine/`. Returns where that
+    /// is, if any of it could be read.
+    pub(crate) fn restore(&self, snapshot: &Snapshot) -> Result<Option<String>> {
+        let _change = self.change();
+        let copy = quarantine::keep_copy(&*self.storage, &path(&snapshot.name()), CATALOG_FILE_BYTES_MAX)?;
+        self.replace(snapshot)?;
+        self.bury_no_more(snapshot)?;
+        self.sync_image(&snapshot.entry().image)?;
+        Ok(copy)
     }
 
     /// Forgets a removed snapshot, unless a pack may still repeat its entry: `is_repeated` is asked while no snapshot

@@ -3,6 +3,8 @@
 //! `[format]` decides how images are cut, so a changed digit would quietly end all deduplication: the section carries
 //! a checksum of its other fields. Fields that this version does not know are kept there. `[defaults]` belongs to the
 //! user; a key that is not known there is most likely mistyped, and is refused by name.
+//!
+//! `config.toml.copy` repeats the file as a store was last opened with it, so that no single damaged block loses it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -24,6 +26,8 @@ mod tests;
 
 /// The file's path in a store.
 pub const PATH: &str = "config.toml";
+/// The path of its copy.
+pub const COPY_PATH: &str = "config.toml.copy";
 /// The format that this program writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 /// Memory of the index, unless configured otherwise.
@@ -156,18 +160,70 @@ impl Config {
     /// Reads a store's configuration.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is none, which means that there is no store; otherwise as [`Config::parse`].
+    /// [`Error::Damaged`] if there is none, or its copy is that of another store; otherwise as [`Config::parse`]. What
+    /// `vmstore repair` mends names it.
     pub fn load(storage: &dyn Storage) -> Result<Self> {
-        let bytes = whole::read_whole(storage, PATH, CONFIG_FILE_BYTES_MAX)?;
-        let bytes = bytes.ok_or_else(|| Error::not_found(format!("a store's {PATH}")))?;
-        Self::parse(str::from_utf8(&bytes).map_err(|_| damaged("it is not text"))?)
+        let config = Self::text(storage).and_then(|text| Self::parse(&text)).map_err(mendable)?;
+        match Self::copy(storage) {
+            Some((_, copy)) if copy.format != config.format => {
+                Err(mendable(damaged(format!("its [format] is not the one that {COPY_PATH} repeats"))))
+            }
+            _ => Ok(config),
+        }
     }
 
-    /// Writes a store's configuration, atomically and durably. Comments of its users are not kept.
+    /// The file's text.
+    pub(crate) fn text(storage: &dyn Storage) -> Result<String> {
+        read_text(storage, PATH)?.ok_or_else(|| damaged("the file is missing"))
+    }
+
+    /// The copy and its text, if it can be read.
+    pub(crate) fn copy(storage: &dyn Storage) -> Option<(String, Self)> {
+        let text = read_text(storage, COPY_PATH).ok()??;
+        let copy = Self::parse(&text).ok()?;
+        Some((text, copy))
+    }
+
+    /// Brings the copy in step with the file, which was read.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(crate) fn repeat(storage: &dyn Storage) -> Result<()> {
+        let text = Self::text(storage)?;
+        if Self::copy(storage).is_some_and(|(copy, _)| copy == text) {
+            return Ok(());
+        }
+        whole::replace_whole(storage, COPY_PATH, text.as_bytes())
+    }
+
+    /// Writes a store's configuration and its copy, each atomically and durably. Comments of its users are not kept.
     pub fn store(&self, storage: &dyn Storage) -> Result<()> {
-        let text = self.render();
-        Self::parse(&text)?;
+        Self::store_text(storage, &self.render())
+    }
+
+    /// [`Config::store`] of a text that was read somewhere.
+    pub(crate) fn store_text(storage: &dyn Storage, text: &str) -> Result<()> {
+        Self::parse(text)?;
+        whole::replace_whole(storage, COPY_PATH, text.as_bytes())?;
         whole::replace_whole(storage, PATH, text.as_bytes())
+    }
+}
+
+/// A file's text, or `None` if there is no file.
+fn read_text(storage: &dyn Storage, path: &str) -> Result<Option<String>> {
+    let bytes = whole::read_whole(storage, path, CONFIG_FILE_BYTES_MAX)?;
+    let text = bytes.map(|bytes| String::from_utf8(bytes).map_err(|_| Error::damaged(path, "it is not text")));
+    text.transpose()
+}
+
+/// The error, with the way out of it.
+fn mendable(error: Error) -> Error {
+    match error {
+        Error::Damaged { what, detail } => Error::damaged(what, format!("{detail}; `vmstore repair` mends it")),
+        Error::Invalid { what } => Error::invalid(format!(
+            "{what}; correct it, or let `vmstore repair` put back what the store was last opened with"
+        )),
+        other => other,
     }
 }
 

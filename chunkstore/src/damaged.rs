@@ -84,15 +84,15 @@ impl Damaged {
         };
         let len = file.len_bytes().map_err(|error| Error::io("reading", FILE, error))?;
         if len > 1 << 30 {
-            return Err(Error::damaged("the list of damaged records", "the file is over the limit"));
+            return Err(Error::damaged(
+                "the list of damaged records",
+                "the file is over the limit; `vmstore repair` makes it anew",
+            ));
         }
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, 0).map_err(|error| Error::io("reading", FILE, error))?;
         Self::parse(&bytes).ok_or_else(|| {
-            Error::damaged(
-                "the list of damaged records",
-                "its checksum does not match; remove it and run `vmstore verify`",
-            )
+            Error::damaged("the list of damaged records", "its checksum does not match; `vmstore repair` makes it anew")
         })
     }
 

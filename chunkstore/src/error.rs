@@ -98,6 +98,15 @@ impl Error {
         Self::Damaged { what: what.into(), detail: detail.into() }
     }
 
+    /// Whether stored bytes are damaged, or the device can't read them.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+            _ => false,
+        }
+    }
+
     /// Damage of a part told as damage of the whole: what the caller asked for comes first.
     pub(crate) fn within(self, whole: &str) -> Self {
         match self {

@@ -28,6 +28,8 @@ const PACKS: &str = "packs";
 const SKETCHES: &str = "sketches";
 const STATE: &str = "state";
 const KEY_STORE: &[u8] = b"store";
+/// Present if everything that snapshots need was found in the packs.
+const KEY_COMPLETE: &[u8] = b"complete";
 /// Changes when the layout of keys or values does; an index of another layout is rebuilt.
 const LAYOUT: u8 = 1;
 /// Keys of one look-up of RocksDB.
@@ -228,6 +230,29 @@ impl Index {
                 self.write(batch)
             }
         }
+    }
+
+    /// Whether everything that snapshots need was found since it was last built: a pack that was gone by then is not known
+    /// to be missing.
+    pub fn is_complete(&self) -> Result<bool> {
+        Ok(self.db.get_cf(self.family(STATE), KEY_COMPLETE).map_err(|error| self.error(&error))?.is_some())
+    }
+
+    /// Notes durably whether it was.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn set_complete(&self, complete: bool) -> Result<()> {
+        if self.is_complete()? == complete {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        if complete {
+            batch.put_cf(self.family(STATE), KEY_COMPLETE, []);
+        } else {
+            batch.delete_cf(self.family(STATE), KEY_COMPLETE);
+        }
+        self.write(batch)
     }
 
     /// Whether it was opened on a disk so full that it can't be changed.

@@ -19,18 +19,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub(crate) use self::catalog::CatalogCheck;
 use self::closure::{Closure, Lost};
 use self::findings::Findings;
 use crate::catalog::Snapshot;
 use crate::damaged::{BadRecord, Damaged};
 use crate::error::{Error, Result};
 use crate::id::{PackId, RecordId};
-use crate::index::Change;
+use crate::index::PackRow;
 use crate::mark::Mark;
 use crate::name::SnapshotName;
 use crate::pack::{DIR, Inventory};
 use crate::progress::Progress;
-use crate::store::Store;
+use crate::store::{Maintenance, Store};
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -95,9 +96,41 @@ pub fn verify(
     let started = Instant::now();
     let _maintenance = store.maintain();
     let run = Run { store, threads: threads.max(1), progress };
-    let mut report = if snapshots.is_empty() { run.whole_store()? } else { run.some(snapshots)? };
+    let mut report = if snapshots.is_empty() { run.whole_store()?.report } else { run.some(snapshots)? };
     report.elapsed_s = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// What a verification of the whole store found, as a repair needs it.
+pub(crate) struct Inspection {
+    pub(crate) report: VerifyReport,
+    /// Packs of which something is damaged.
+    pub(crate) unfit: Vec<PackRow>,
+    /// Packs that were not there.
+    pub(crate) missing: Arc<Vec<PackRow>>,
+    pub(crate) catalog: CatalogCheck,
+    /// What snapshots need and can't have.
+    pub(crate) lost: HashSet<RecordId>,
+}
+
+/// Verifies the whole store for somebody who keeps other operations out.
+pub(crate) fn inspect(
+    store: &Store,
+    threads: usize,
+    progress: &Progress,
+    _maintenance: &Maintenance<'_>,
+) -> Result<Inspection> {
+    let started = Instant::now();
+    let mut inspection = Run { store, threads: threads.max(1), progress }.whole_store()?;
+    inspection.report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(inspection)
+}
+
+/// How many of the records below a snapshot's root are absent and not known to be damaged.
+pub(crate) fn absent_below(store: &Store, snapshot: &Snapshot, progress: &Progress) -> Result<u64> {
+    let mut snapshot = snapshot.clone();
+    snapshot.state.partial = true;
+    Ok(Closure::new(store, 1, progress).lost(&[snapshot], &|_| true)?.absent)
 }
 
 /// A verification.
@@ -108,7 +141,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn whole_store(&self) -> Result<VerifyReport> {
+    fn whole_store(&self) -> Result<Inspection> {
+        let missing = self.store.missing_packs();
         let mut problems = self.strangers()?;
         let mut findings = self.check_records(None)?;
         let catalog = catalog::check(self.store, findings.take_entries(), &mut problems)?;
@@ -118,9 +152,12 @@ impl Run<'_> {
         let lost = self.close(&findings, &catalog.snapshots)?;
         self.remember_lost(&lost)?;
         if lost.is_nothing() {
-            self.forget_missing_packs()?;
+            self.store.forget_missing_packs()?;
+            self.store.set_complete();
         }
-        self.report(findings, problems, &catalog.snapshots, &lost)
+        let unfit = findings.unfit_packs();
+        let report = self.report(findings, problems, &catalog.snapshots, &lost)?;
+        Ok(Inspection { report, unfit, missing, catalog, lost: lost.ids })
     }
 
     fn some(&self, names: &[SnapshotName]) -> Result<VerifyReport> {
@@ -149,7 +186,8 @@ impl Run<'_> {
 
     /// What lies among the packs and is none, and what should lie there and does not.
     fn strangers(&self) -> Result<Vec<String>> {
-        let missing = self.store.missing_packs().iter().map(|row| format!("pack {} is missing", row.id));
+        let missing = self.store.missing_packs();
+        let missing = missing.iter().map(|row| format!("pack {} is missing", row.id));
         let inventory = Inventory::read(&**self.store.storage())?;
         let strange = inventory.strangers.iter().map(|name| format!("{DIR}/{name} is not a pack of this store"));
         Ok(missing.chain(strange).collect())
@@ -186,14 +224,6 @@ impl Run<'_> {
         if more == *damaged { Ok(()) } else { self.store.set_damaged(more) }
     }
 
-    /// Packs that are gone and of which nothing is needed are a problem once.
-    fn forget_missing_packs(&self) -> Result<()> {
-        let mut change = Change::default();
-        self.store.missing_packs().iter().for_each(|row| change.forget_pack(row.id.number));
-        let _index = self.store.change_index();
-        self.store.index().apply(&change)
-    }
-
     fn report(
         &self,
         findings: Findings,
@@ -219,4 +249,4 @@ impl Run<'_> {
 }
 
 /// Stands in the list of damaged records for a pack of which nothing is known. Packs are numbered from 1.
-const NO_PACK: PackId = PackId { number: 0, tag: 0 };
+pub(crate) const NO_PACK: PackId = PackId { number: 0, tag: 0 };

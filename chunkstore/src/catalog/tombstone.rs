@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Snapshot, image_dir};
+use crate::id::EntryId;
 use crate::name::{SnapshotName, SnapshotTime};
 
 const TOMBSTONE_SUFFIX: &str = ".removed";
 /// Hex digits of an entry's id in a tombstone's name.
-pub(crate) const ENTRY_PREFIX_DIGITS: usize = 16;
+const ENTRY_PREFIX_DIGITS: usize = 16;
 
 /// What is left of a removed snapshot until no pack repeats its entry any more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,9 +22,14 @@ pub struct Tombstone {
 
 impl Tombstone {
     pub(super) fn of(snapshot: &Snapshot) -> Self {
-        let mut entry_prefix = snapshot.entry_id().to_string();
+        Self::of_entry(&snapshot.name(), snapshot.entry_id())
+    }
+
+    /// The tombstone of the snapshot of this name with this entry.
+    pub(crate) fn of_entry(name: &SnapshotName, entry: EntryId) -> Self {
+        let mut entry_prefix = entry.to_string();
         entry_prefix.truncate(ENTRY_PREFIX_DIGITS);
-        Self { name: snapshot.name(), entry_prefix }
+        Self { name: name.clone(), entry_prefix }
     }
 
     /// The bytes with which the entry's id begins.

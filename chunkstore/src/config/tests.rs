@@ -185,7 +185,7 @@ fn impossible_sizes_make_no_store() {
 #[test]
 fn it_is_stored_whole_and_loaded() {
     let storage = MemStorage::new();
-    assert!(matches!(Config::load(&storage), Err(Error::NotFound { .. })));
+    assert!(matches!(Config::load(&storage), Err(Error::Damaged { .. })));
     golden().store(&storage).unwrap();
     assert_eq!(Config::load(&storage.power_cut()).unwrap(), golden());
     let mut changed = golden();

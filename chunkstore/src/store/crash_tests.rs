@@ -22,7 +22,7 @@ use crate::testing::{disk, night, noise, options, read_back, small_params};
 
 type Expected = BTreeMap<SnapshotName, Vec<u8>>;
 
-pub(super) fn new_storage() -> MemStorage {
+pub(crate) fn new_storage() -> MemStorage {
     let memory = MemStorage::new();
     let storage: Arc<dyn Storage> = Arc::new(memory.clone());
     make_dirs(&storage).unwrap();
@@ -31,7 +31,7 @@ pub(super) fn new_storage() -> MemStorage {
     memory
 }
 
-pub(super) fn open_on(dir: &Path, storage: &MemStorage) -> Result<Arc<Store>> {
+pub(crate) fn open_on(dir: &Path, storage: &MemStorage) -> Result<Arc<Store>> {
     let options = OpenOptions { storage: Some(Arc::new(storage.clone())), ..OpenOptions::default() };
     Store::open(dir, &options).map(Arc::new)
 }

@@ -23,6 +23,7 @@ pub use claims::Clock;
 pub use open::{InitOptions, OpenOptions, Reindexed};
 pub(crate) use protect::Collecting;
 use protect::{Gate, Move, Protections};
+pub(crate) use publish::entry_record;
 pub use read::verify_record;
 pub use session::WriteSession;
 use writers::Writers;
@@ -47,7 +48,7 @@ pub struct Store {
     index: Index,
     packs: PackSet,
     /// Packs that the index knows and whose files are gone.
-    missing: Vec<PackRow>,
+    missing: RwLock<Arc<Vec<PackRow>>>,
     damaged: RwLock<Arc<Damaged>>,
     /// Packs that all sessions write.
     writers: Arc<Writers>,
@@ -143,8 +144,33 @@ impl Store {
     }
 
     /// Packs that should be there and are not.
-    pub fn missing_packs(&self) -> &[PackRow] {
-        &self.missing
+    pub fn missing_packs(&self) -> Arc<Vec<PackRow>> {
+        Arc::clone(&self.missing.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Forgets packs that are gone, when what snapshots need of them is elsewhere or in the list of what is damaged: they
+    /// are a problem once.
+    pub(crate) fn forget_missing_packs(&self) -> Result<()> {
+        let _index = self.change_index();
+        let mut change = Change::default();
+        self.missing_packs().iter().for_each(|row| change.forget_pack(row.id.number));
+        self.index.apply(&change)?;
+        *self.missing.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        Ok(())
+    }
+
+    /// Whether, as far as is known, everything is here that whole snapshots need: no pack is missing, nothing damaged, and
+    /// the index has seen it since it was last built.
+    pub(crate) fn is_complete(&self) -> Result<bool> {
+        Ok(self.missing_packs().is_empty() && self.damaged().is_empty() && self.index.is_complete()?)
+    }
+
+    /// Notes that everything was found that whole snapshots need.
+    pub(crate) fn set_complete(&self) {
+        if let Err(error) = self.index.set_complete(true) {
+            // It only saves time: parents are not trusted until it succeeds.
+            tracing::warn!("that the store is complete can't be noted: {error}");
+        }
     }
 
     /// What is known to be damaged now.
@@ -170,6 +196,10 @@ impl Store {
 
     /// Only for who keeps others from changing the index.
     fn replace_damaged(&self, damaged: Damaged) -> Result<()> {
+        if !damaged.is_empty() {
+            // Should the list itself be lost.
+            self.index.set_complete(false)?;
+        }
         damaged.save(&*self.storage)?;
         let records: Vec<_> = damaged.records().into_iter().filter(|record| !record.base_lost).collect();
         let ids: Vec<_> = records.iter().map(|record| record.id).collect();
@@ -221,11 +251,11 @@ impl Store {
         let damaged = self.damaged();
         // Before the packs: one that ceases to be condemned is gone then.
         let condemned = self.gate.condemned();
-        let mut gone = Vec::new();
+        let (mut gone, missing) = (Vec::new(), self.missing_packs());
         for (at, (id, place)) in ids.iter().zip(places).enumerate() {
             *place = place.filter(|place| {
                 let row = self.packs.row(place.pack);
-                if row.is_none() && !self.missing.iter().any(|missing| missing.id.number == place.pack) {
+                if row.is_none() && !missing.iter().any(|missing| missing.id.number == place.pack) {
                     gone.push(at);
                 }
                 row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_place(row.id, place.offset, *id))
@@ -313,7 +343,7 @@ pub(crate) fn pack_row(id: PackId, class: crate::pack::Class, entries: &[TableEn
 }
 
 #[cfg(test)]
-mod crash_tests;
+pub(crate) mod crash_tests;
 #[cfg(test)]
 mod race_tests;
 #[cfg(test)]

@@ -102,10 +102,17 @@ impl Store {
         }
         let catalog = Catalog::open(Arc::clone(&storage))?;
         catalog.clean()?;
+        if let Err(error) = Config::repeat(&*storage) {
+            // A full disk, most likely: nobody must be kept from making room.
+            tracing::warn!("the copy of the configuration can't be written: {error}");
+        }
         let damaged = Damaged::load(&*storage)?;
         let inventory = Inventory::read(&*storage)?;
         remove_parts(&*storage, &inventory)?;
         let reconciled = reconcile(dir, &*storage, &config, &damaged, &inventory)?;
+        if inventory.sealed.is_empty() && catalog.images()?.is_empty() {
+            reconciled.index.set_complete(true)?;
+        }
         let packs = PackSet::new(Arc::clone(&storage), reconciled.there, reconciled.next_number, options.seed);
         Ok(Self {
             dir: dir.to_path_buf(),
@@ -114,7 +121,7 @@ impl Store {
             catalog,
             index: reconciled.index,
             packs,
-            missing: reconciled.missing,
+            missing: RwLock::new(Arc::new(reconciled.missing)),
             damaged: RwLock::new(Arc::new(damaged)),
             writers: Arc::default(),
             claims: Claims::new(options.clock.clone()),

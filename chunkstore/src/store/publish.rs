@@ -101,7 +101,8 @@ impl WriteSession {
     }
 }
 
-fn entry_record(snapshot: &Snapshot) -> Record {
+/// The record in which a pack repeats a snapshot's entry.
+pub(crate) fn entry_record(snapshot: &Snapshot) -> Record {
     let encoding = snapshot.entry_encoding();
     let (codec, payload) = Encoder::new(1).plain(encoding);
     Record::new(Kind::Entry, snapshot.entry_id().into(), encoding.len(), codec, payload, None)

@@ -57,7 +57,7 @@ impl Store {
             return Err(Error::not_found(format!("snapshot {}, which was replaced just now,", parent.name())));
         }
         let is_whole = parent.as_ref().is_none_or(|parent| !parent.state.partial);
-        let trusts_parent = is_whole && self.missing_packs().is_empty() && self.damaged().is_empty();
+        let trusts_parent = is_whole && self.is_complete()?;
         Ok(WriteSession { author, writers: Arc::clone(&self.writers), parent, trusts_parent })
     }
 
@@ -85,8 +85,8 @@ impl WriteSession {
         &self.author.store
     }
 
-    /// Whether what the parent has need not be claimed: it is not partial, no pack is missing, and nothing is known to be
-    /// damaged.
+    /// Whether what the parent has need not be claimed: it is not partial, no pack is missing, nothing is known to be
+    /// damaged, and the index has not been rebuilt since a verification found everything.
     pub fn trusts_parent(&self) -> bool {
         self.trusts_parent
     }

@@ -135,7 +135,7 @@ impl<'a> Feed<'a> {
             }
             self.add_broken_pack(row, format!("{error}; {} whole records were found in it", entries.len()));
         } else if self.pass == Pass::Full && self.wanted.is_none() {
-            self.check_header(&reader, &entries);
+            self.check_header(row, &reader, &entries);
         }
         if self.pass == Pass::Full {
             let has_deltas = entries.iter().any(|entry| entry.base.is_some());
@@ -153,13 +153,15 @@ impl<'a> Feed<'a> {
         }
     }
 
-    fn check_header(&self, reader: &PackReader, entries: &[TableEntry]) {
+    fn check_header(&self, row: PackRow, reader: &PackReader, entries: &[TableEntry]) {
         let Ok(header) = reader.header() else { return };
         let id = reader.id();
         if header.store_id != self.run.store.config().format.store_id_bytes() {
+            self.findings.add_unfit_pack(row);
             self.findings.add_problem(format!("pack {id} was made by another store"));
         }
         if entries.iter().any(|entry| entry.class() != header.class) {
+            self.findings.add_unfit_pack(row);
             self.findings.add_problem(format!("pack {id} holds records of another class than its header says"));
         }
     }
