@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remote, remove, restore, serve, show, stats,
-    token, transfer, verify,
+    completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remote, remove, repair, restore, serve, show,
+    stats, token, transfer, verify,
 };
 
 /// A wait without end, which `Instant` can still count: 136 years.
@@ -133,6 +133,7 @@ pub(crate) enum Command {
     Gc(gc::Gc),
     Stats(stats::Stats),
     Reindex(reindex::Reindex),
+    Repair(Box<repair::Repair>),
     Push(transfer::Push),
     Pull(transfer::Pull),
     Remote(remote::RemoteCommand),

@@ -11,9 +11,11 @@ use chunkstore::Error;
 use chunkstore::catalog::Catalog;
 use chunkstore::config::Config;
 use chunkstore::progress::Progress;
+use chunkstore::repair;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
 use fusefs::mounts::refuse_on_view;
 use indicatif::MultiProgress;
+use jiff::Timestamp;
 use replicate::client::Client;
 use replicate::owner::{self, Reconnecting, Starter};
 use replicate::server::{ServeOptions, Server};
@@ -229,6 +231,16 @@ impl Context {
             options.wait = options.wait.max(OWNER_ENDS_WITHIN);
         }
         Store::reindex(dir, &options).map_err(|error| no_store(dir, error))
+    }
+
+    /// Mends what keeps the store from being opened; tells what was done. An owner that a command started ends for that.
+    pub(crate) fn mend_foundation(&self) -> Result<Vec<String>> {
+        let dir = self.store_dir()?;
+        let mut options = self.open_options(Purpose::Free)?;
+        if !self.global.standalone && self.owner_left(dir)? {
+            options.wait = options.wait.max(OWNER_ENDS_WITHIN);
+        }
+        Ok(repair::mend(dir, &options, Timestamp::now())?)
     }
 
     /// Asks the store's owner to end; false if there is none.

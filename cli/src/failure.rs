@@ -107,7 +107,9 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
 
 fn hint_of(error: &Error) -> Option<String> {
     let hint = match error {
-        Error::Damaged { .. } => "`vmstore verify` finds all damage and names the snapshots that it hurts",
+        Error::Damaged { .. } => {
+            "`vmstore verify` finds all damage and names the snapshots that it hurts, `vmstore repair` mends it"
+        }
         Error::IndexDamaged { .. } => "`vmstore reindex` rebuilds the index",
         Error::Busy { .. } => "--wait waits for it, --wait=SECONDS for at most that long",
         Error::OutOfSpace { .. } => "in a store, `vmstore remove` or `prune` and then `vmstore gc` free space",

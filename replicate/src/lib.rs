@@ -12,6 +12,7 @@ pub mod owner;
 mod private_file;
 pub mod rate;
 pub mod remotes;
+pub mod repair;
 pub mod server;
 pub mod tls;
 pub mod transfer;

@@ -13,6 +13,7 @@ mod qcow2;
 pub(crate) mod reindex;
 pub(crate) mod remote;
 pub(crate) mod remove;
+pub(crate) mod repair;
 pub(crate) mod resolve;
 pub(crate) mod restore;
 pub(crate) mod serve;
@@ -45,6 +46,7 @@ pub(crate) fn run(context: &Context, command: &Command) -> Result<Exit> {
         Command::Gc(args) => args.run(context),
         Command::Stats(args) => args.run(context),
         Command::Reindex(args) => args.run(context),
+        Command::Repair(args) => args.run(context),
         Command::Push(args) => args.run(context),
         Command::Pull(args) => args.run(context),
         Command::Remote(args) => args.run(context),

@@ -55,7 +55,8 @@ impl Verify {
     }
 }
 
-fn complaint(report: &VerifyReport) -> String {
+/// What is wrong, for people.
+pub(crate) fn complaint(report: &VerifyReport) -> String {
     let problems = report.problems.iter().map(|problem| format!("{problem}\n"));
     let damage = report.damage.iter().map(|range| {
         let end = range.offset_bytes + range.bytes;
@@ -67,7 +68,8 @@ fn complaint(report: &VerifyReport) -> String {
     problems.chain(damage).collect()
 }
 
-fn summary(report: &VerifyReport) -> String {
+/// A verification's sum, for people.
+pub(crate) fn summary(report: &VerifyReport) -> String {
     let rate = (report.plain_bytes as f64 / report.elapsed_s.max(1e-9)) as u64;
     let verdict = if report.is_sound() { "all sound" } else { "DAMAGED" };
     let partial = match report.partial_snapshots {

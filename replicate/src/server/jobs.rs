@@ -7,7 +7,7 @@ use chunkstore::catalog::State;
 use chunkstore::name::SnapshotName;
 use chunkstore::progress::Progress;
 use chunkstore::store::Store;
-use chunkstore::{Error, Result, gc, partial, reserve, stats, verify};
+use chunkstore::{Error, Result, gc, partial, repair, reserve, stats, verify};
 use serde::Serialize;
 
 use super::Server;
@@ -79,6 +79,16 @@ pub fn run(store: &Arc<Store>, job: &Job, progress: &Progress) -> Result<Vec<u8>
         Job::Verify { snapshots, threads } => {
             let names = snapshots.iter().map(|name| name.parse()).collect::<Result<Vec<SnapshotName>>>()?;
             json(&verify::verify(store, &names, *threads as usize, progress)?)
+        }
+        Job::Repair { dry_run, threads } => {
+            if !dry_run {
+                reserve::give_up_if_low(store.dir());
+            }
+            let report = repair::repair(store, *dry_run, *threads as usize, progress)?;
+            if !dry_run {
+                reserve::restore(store.dir());
+            }
+            json(&report)
         }
         Job::Stats { threads } => json(&stats::stats(store, *threads as usize, progress)?),
         Job::Remove { snapshot } => {

@@ -261,6 +261,13 @@ pub enum Job {
         /// Which.
         snapshot: String,
     },
+    /// Mends what is damaged, as far as the store can by itself.
+    Repair {
+        /// Only tells what would be done.
+        dry_run: bool,
+        /// Threads.
+        threads: u32,
+    },
 }
 
 /// Which snapshots.

@@ -1,0 +1,202 @@
+//! `vmstore repair`: mends a damaged store, by itself and from others.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+use chunkstore::Error;
+use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::config::Config;
+use chunkstore::name::SnapshotName;
+use chunkstore::progress::Progress;
+use chunkstore::repair::{self, RepairReport};
+use clap::Args;
+use replicate::repair::{Far, Fetched, fetch};
+use replicate::wire::Job;
+use serde::Serialize;
+
+use super::remote::RemoteArgs;
+use super::verify;
+use crate::context::{self, Context, Near, Purpose};
+use crate::failure::{Exit, Result};
+use crate::output::{bytes, counted};
+use crate::progress::Unit;
+
+const AFTER_HELP: &str = "\
+REMOTE is a name that `vmstore remote add` gave, or an address, as for `vmstore pull`. Several are asked in turn.
+
+Nothing is deleted: damaged files are moved to quarantine/ in the store, which is yours to remove when you need nothing
+of them any more.
+
+Examples:
+  vmstore repair --dry-run
+  vmstore repair --from site-b --from ssh://backup@hv8/srv/vmstore";
+
+/// Mend a damaged store: from what it has twice and, with --from, from other stores
+///
+/// Reads everything first, as verify does. Then the configuration and catalog files are restored from what repeats them,
+/// packs with damaged parts are replaced by new ones of their sound records, and what snapshots lack is fetched. A snapshot
+/// whose catalog file was restored is held, because what held it before is lost with the file. Exits with 0 only if the
+/// store is sound afterwards, and with 3 if something is beyond help, which is named.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Repair {
+    /// Fetch from this store what snapshots here need and lack
+    #[arg(long, value_name = "REMOTE")]
+    from: Vec<String>,
+    /// Only tell what would be mended
+    #[arg(long)]
+    dry_run: bool,
+    /// Threads that decode and check [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    access: RemoteArgs,
+}
+
+/// What is printed.
+#[derive(Default, Serialize)]
+struct Report {
+    sound: bool,
+    /// Whether the store could be opened and read.
+    #[serde(skip)]
+    is_verified: bool,
+    #[serde(flatten)]
+    repair: RepairReport,
+    fetched: Fetched,
+}
+
+impl Repair {
+    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        let mut report = Report::default();
+        report.repair.dry_run = self.dry_run;
+        report.repair.mended = repair::look(context.store_dir()?)?;
+        if self.dry_run && !report.repair.mended.is_empty() {
+            report.repair.beyond_help.push("what else is damaged shows only when that is mended".into());
+            return finish(context, report);
+        }
+        if !report.repair.mended.is_empty() {
+            report.repair.mended = context.mend_foundation()?;
+        }
+        report.add(context.with_store(Purpose::Free, |store| {
+            let job = self.job(store.config());
+            Ok(context.watch("repair", Unit::Bytes, |progress| store.run(&job, progress))?)
+        })?);
+        if !self.from.is_empty() && !self.dry_run && report.can_be_helped() {
+            self.fetch_all(context, &mut report)?;
+        }
+        finish(context, report)
+    }
+
+    fn job(&self, config: &Config) -> Job {
+        Job::Repair { dry_run: self.dry_run, threads: context::threads(self.threads, config) as u32 }
+    }
+
+    /// Fetches what is lacking from the stores that can be reached, until nothing comes any more.
+    fn fetch_all(&self, context: &Context, report: &mut Report) -> Result<()> {
+        let near = context.near()?;
+        let far = self.far(context)?;
+        let job = self.job(&context.catalog()?.0);
+        while report.can_be_helped() {
+            let fetched = report.fetch(context, &near, &far)?;
+            report.fetched.records += fetched.records;
+            report.fetched.bytes += fetched.bytes;
+            report.repair.restored_in_part.retain(|name| !fetched.completed.contains(name));
+            let got_nothing = fetched.records == 0 && fetched.completed.is_empty();
+            report.fetched.completed.extend(fetched.completed);
+            if got_nothing {
+                return Ok(());
+            }
+            let run = |progress: &Progress| near.client.run_blocking(job.clone(), progress);
+            let round = context.watch("repair", Unit::Bytes, run)?;
+            let unreadable = |error| Error::invalid(format!("the report can't be read: {error}"));
+            report.add(serde_json::from_slice(&round).map_err(unreadable)?);
+        }
+        Ok(())
+    }
+
+    fn far(&self, context: &Context) -> Result<Vec<Far>> {
+        let mut far = Vec::new();
+        for name in &self.from {
+            let reachable = self.access.resolve(context, name)?;
+            match context.runtime()?.block_on(reachable.connect(None)) {
+                Ok(client) => far.push(Far { name: name.clone(), client }),
+                // Another may be there.
+                Err(error) if self.from.len() > 1 => tracing::warn!("{name}: {error}"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(far)
+    }
+}
+
+fn snapshots<'a>(catalog: &Catalog, names: impl Iterator<Item = &'a &'a str>) -> Result<Vec<Snapshot>> {
+    let read = |name: &&str| Ok(catalog.read(&name.parse::<SnapshotName>()?)?);
+    names.map(read).collect()
+}
+
+impl Report {
+    /// Adds what another round came to.
+    fn add(&mut self, round: RepairReport) {
+        self.is_verified = true;
+        let before = std::mem::replace(&mut self.repair, round);
+        let all = &mut self.repair;
+        for (all, before) in [
+            (&mut all.mended, before.mended),
+            (&mut all.quarantined, before.quarantined),
+            (&mut all.restored_in_part, before.restored_in_part),
+            (&mut all.beyond_help, before.beyond_help),
+        ] {
+            all.splice(0..0, before);
+        }
+        all.copied_records += before.copied_records;
+        all.elapsed_s += before.elapsed_s;
+    }
+
+    /// Fetches what the snapshots that were found hurt lack.
+    fn fetch(&self, context: &Context, near: &Near, far: &[Far]) -> Result<Fetched> {
+        let incomplete: BTreeSet<&str> = self.repair.restored_in_part.iter().map(String::as_str).collect();
+        let hurt: BTreeSet<&str> = self.repair.verify.damage.iter().map(|range| range.snapshot.as_str()).collect();
+        let hurt = snapshots(&near.catalog, hurt.difference(&incomplete))?;
+        let incomplete = snapshots(&near.catalog, incomplete.iter())?;
+        let progress = context.progress();
+        Ok(context.watch("fetch", Unit::Steps, |_| fetch(&near.client, far, &hurt, &incomplete, progress))?)
+    }
+
+    /// Whether there is something that another store may have.
+    fn can_be_helped(&self) -> bool {
+        !self.repair.verify.damage.is_empty() || !self.repair.restored_in_part.is_empty()
+    }
+
+    fn to_text(&self) -> String {
+        let Self { repair, fetched, .. } = self;
+        let verb = if repair.dry_run { "would mend" } else { "mended" };
+        let mended = repair.mended.iter().map(|line| format!("{verb}: {line}\n"));
+        let in_part = repair.restored_in_part.iter().map(|name| {
+            format!("beyond help: {name}: something that it needs is not here; `vmstore pull` completes it\n")
+        });
+        let beyond_help = repair.beyond_help.iter().map(|line| format!("beyond help: {line}\n"));
+        let brought = match fetched.records {
+            0 => String::new(),
+            count => format!("fetched {} ({})\n", counted(count, "record"), bytes(fetched.bytes)),
+        };
+        let moved = match repair.quarantined.as_slice() {
+            [] => String::new(),
+            all => format!("{} in quarantine: {}\n", counted(all.len() as u64, "file"), all.join(", ")),
+        };
+        let verdict = match self.is_verified {
+            true => verify::complaint(&repair.verify) + &verify::summary(&repair.verify),
+            false => String::new(),
+        };
+        mended.chain([brought, moved]).chain(in_part).chain(beyond_help).chain([verdict]).collect()
+    }
+}
+
+fn finish(context: &Context, mut report: Report) -> Result<Exit> {
+    report.sound = report.repair.is_sound();
+    if report.sound {
+        context.output().report(&report, || report.to_text())?;
+        return Ok(Exit::Done);
+    }
+    context.output().result(&report, || report.to_text())?;
+    Ok(Exit::DamageFound)
+}
