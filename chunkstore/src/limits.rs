@@ -18,6 +18,8 @@ pub const STORED_BYTES_MAX: usize = PLAIN_BYTES_MAX;
 pub const FANOUT: usize = 256;
 /// Greatest height of a manifest: 256^5 segments are more than a `u64` of bytes can address.
 pub const HEIGHT_MAX: u8 = 5;
+/// Most entries of a leaf. Chunks of the least size and zero runs of one block, each beside the others, stay below.
+pub const LEAF_ENTRIES_MAX: usize = 8192;
 /// Largest image: 2^60 bytes (1 EiB).
 pub const IMAGE_BYTES_MAX: u64 = 1 << 60;
 /// A pack is sealed when it has grown to this.

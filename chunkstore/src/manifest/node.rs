@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId};
-use crate::limits::{CHUNK_BYTES_MAX, FANOUT, HEIGHT_MAX, SEGMENT_BYTES, ZERO_BLOCK_BYTES};
+use crate::limits::{CHUNK_BYTES_MAX, FANOUT, HEIGHT_MAX, LEAF_ENTRIES_MAX, SEGMENT_BYTES, ZERO_BLOCK_BYTES};
 
 const TAG_LEAF: u8 = 1;
 const TAG_INNER: u8 = 2;
@@ -54,11 +54,14 @@ pub struct Leaf {
 
 impl Leaf {
     /// A leaf of these entries, which must be canonical: at least one chunk, no two zero runs in a row, none at the
-    /// end, at most 4 MiB in all.
+    /// end, at most 8192 entries and 4 MiB in all.
     ///
     /// # Errors
     /// Which rule they break.
     pub fn new(entries: Vec<Entry>) -> Result<Self, String> {
+        if entries.len() > LEAF_ENTRIES_MAX {
+            return Err(format!("{} entries are too many for a leaf", entries.len()));
+        }
         let mut starts = Vec::with_capacity(entries.len());
         let mut end = 0;
         let mut after_zeros = false;
