@@ -11,7 +11,7 @@ use crate::chunk_source::ChunkSource;
 use crate::error::{Error, Result};
 use crate::id::{NodeId, RecordId};
 use crate::index::Place;
-use crate::manifest::Node;
+use crate::manifest::{Node, wrong_height};
 use crate::progress::Progress;
 use crate::record::HEADER_BYTES;
 use crate::store::Store;
@@ -81,7 +81,7 @@ impl<'a, S: Seen> Walk<'a, S> {
     /// # Errors
     /// [`Error::Damaged`] if a manifest node can't be read that may not be missing: what is below it is unknown then.
     pub(crate) fn tree(&mut self, root: NodeId) -> Result<()> {
-        self.nodes(&[root])
+        self.nodes(&[root], None)
     }
 
     /// Notes single records, such as snapshots' entries.
@@ -95,14 +95,16 @@ impl<'a, S: Seen> Walk<'a, S> {
         Ok(())
     }
 
-    fn nodes(&mut self, ids: &[NodeId]) -> Result<()> {
+    /// Walks nodes, of a height that is known but for a root's. A node that is no lower than its parent is none of a tree:
+    /// its like below it could go on for ever.
+    fn nodes(&mut self, ids: &[NodeId], height: Option<u8>) -> Result<()> {
         self.progress.check()?;
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         for (id, place) in ids.iter().zip(self.store.places_once(&records)?) {
-            match self.node(*id, place) {
+            match self.node(*id, place, height) {
                 Ok(Some(Node::Inner(inner))) => {
                     let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
-                    self.nodes(&children)?;
+                    self.nodes(&children, Some(inner.height() - 1))?;
                 }
                 Ok(Some(Node::Leaf(leaf))) => self.records(leaf.chunks().map(|(_, id, _)| id.into()))?,
                 Ok(None) => {}
@@ -114,9 +116,16 @@ impl<'a, S: Seen> Walk<'a, S> {
     }
 
     /// Notes a node; reads it unless that was done before.
-    fn node(&mut self, id: NodeId, place: Option<Place>) -> Result<Option<Node>> {
+    fn node(&mut self, id: NodeId, place: Option<Place>, height: Option<u8>) -> Result<Option<Node>> {
         let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
-        if self.seen.see(&place) { self.store.node(id).map(Some) } else { Ok(None) }
+        if !self.seen.see(&place) {
+            return Ok(None);
+        }
+        let node = self.store.node(id)?;
+        match height {
+            Some(height) if node.height() != height => Err(wrong_height(id, node.height(), height)),
+            _ => Ok(Some(node)),
+        }
     }
 
     fn may_lack(&self, id: NodeId) -> bool {

@@ -3,6 +3,8 @@
 //! A partial snapshot is one whose records are fetched from another store as they are needed. gc keeps what is there of
 //! them, verify counts the rest as absent, and publishing it once more, when all is there, makes it an ordinary one.
 
+use std::collections::HashMap;
+
 use crate::catalog::{Entry, Presence};
 use crate::chunk_source::ChunkSource;
 use crate::error::{Error, Result};
@@ -12,21 +14,19 @@ use crate::manifest::{Node, height_for, slot_segments};
 use crate::name::SnapshotName;
 use crate::store::Store;
 
-/// Leaves that are read together.
-const BATCH_LEAVES: usize = 256;
-
 /// Counts what is here of a snapshot. What the parts need of which the manifest is not here is taken to be as much as the
 /// others need.
 ///
 /// # Errors
 /// If the index can't be read.
 pub fn presence(store: &Store, entry: &Entry) -> Result<Presence> {
-    let mut survey = Survey::new(store, entry.virtual_bytes.div_ceil(SEGMENT_BYTES as u64));
-    if let Some(root) = entry.root {
-        survey.node(root, height_for(entry.virtual_bytes), 0)?;
-        survey.settle()?;
-    }
-    Ok(survey.presence(entry.virtual_bytes))
+    let mut survey =
+        Survey { store, segments: entry.virtual_bytes.div_ceil(SEGMENT_BYTES as u64), known: HashMap::new() };
+    let found = match entry.root {
+        Some(root) => survey.node(root, height_for(entry.virtual_bytes), 0)?,
+        None => Found::default(),
+    };
+    Ok(survey.presence(&found, entry.virtual_bytes))
 }
 
 /// Counts it, and notes it durably in the snapshot's state.
@@ -49,70 +49,89 @@ pub fn note_presence(store: &Store, name: &SnapshotName) -> Result<Option<Presen
 struct Survey<'a> {
     store: &'a Store,
     segments: u64,
+    /// What was found below inner nodes that lie wholly in the image, by their heights: a few can span any size.
+    known: HashMap<(NodeId, u8), Found>,
+}
+
+/// What was found below a node.
+#[derive(Clone, Copy, Default)]
+struct Found {
     /// Segments of which nothing is known.
     unknown_segments: u64,
     known_bytes: u64,
     present_bytes: u64,
-    leaves: Vec<NodeId>,
 }
 
-impl<'a> Survey<'a> {
-    fn new(store: &'a Store, segments: u64) -> Self {
-        Self { store, segments, unknown_segments: 0, known_bytes: 0, present_bytes: 0, leaves: Vec::new() }
+impl Found {
+    fn add(&mut self, other: Self) {
+        self.unknown_segments = self.unknown_segments.saturating_add(other.unknown_segments);
+        self.known_bytes = self.known_bytes.saturating_add(other.known_bytes);
+        self.present_bytes = self.present_bytes.saturating_add(other.present_bytes);
     }
+}
 
-    fn node(&mut self, id: NodeId, height: u8, first_segment: u64) -> Result<()> {
+impl Survey<'_> {
+    fn node(&mut self, id: NodeId, height: u8, first_segment: u64) -> Result<Found> {
         if height == 0 {
-            self.leaves.push(id);
-            return if self.leaves.len() < BATCH_LEAVES { Ok(()) } else { self.settle() };
+            return self.leaves(&[id]);
         }
+        if let Some(found) = self.known.get(&(id, height)) {
+            return Ok(*found);
+        }
+        let span = slot_segments(height + 1);
         let inner = match self.store.node(id) {
             Ok(Node::Inner(inner)) if inner.height() == height => inner,
             Ok(_) | Err(Error::Damaged { .. }) => {
-                let span = slot_segments(height + 1);
-                self.unknown_segments += span.min(self.segments.saturating_sub(first_segment));
-                return Ok(());
+                let unknown_segments = span.min(self.segments.saturating_sub(first_segment));
+                return Ok(Found { unknown_segments, ..Found::default() });
             }
             Err(error) => return Err(error),
         };
-        for (slot, child) in inner.children() {
-            self.node(*child, height - 1, first_segment + u64::from(*slot) * slot_segments(height))?;
+        let mut found = Found::default();
+        if height == 1 {
+            let leaves: Vec<NodeId> = inner.children().iter().map(|(_, leaf)| *leaf).collect();
+            found = self.leaves(&leaves)?;
+        } else {
+            for (slot, child) in inner.children() {
+                found.add(self.node(*child, height - 1, first_segment + u64::from(*slot) * slot_segments(height))?);
+            }
         }
-        Ok(())
+        if first_segment.saturating_add(span) <= self.segments {
+            self.known.insert((id, height), found);
+        }
+        Ok(found)
     }
 
-    /// Looks at the leaves that wait.
-    fn settle(&mut self) -> Result<()> {
-        let leaves = std::mem::take(&mut self.leaves);
-        let (mut chunks, mut unknown) = (Vec::new(), 0);
-        self.store.nodes(&leaves, &mut |_, node| {
+    fn leaves(&self, ids: &[NodeId]) -> Result<Found> {
+        let mut found = Found::default();
+        let mut chunks = Vec::new();
+        self.store.nodes(ids, &mut |_, node| {
             match node {
                 Ok(Node::Leaf(leaf)) => chunks.extend(leaf.chunks().map(|(_, id, bytes)| (RecordId::from(id), bytes))),
-                Ok(_) | Err(Error::Damaged { .. }) => unknown += 1,
+                Ok(_) | Err(Error::Damaged { .. }) => found.unknown_segments += 1,
                 Err(error) => return Err(error),
             }
             Ok(())
         })?;
         let ids: Vec<RecordId> = chunks.iter().map(|(id, _)| *id).collect();
         for ((_, bytes), place) in chunks.iter().zip(self.store.places(&ids)?) {
-            self.known_bytes += u64::from(*bytes);
-            self.present_bytes += if place.is_some() { u64::from(*bytes) } else { 0 };
+            found.known_bytes += u64::from(*bytes);
+            found.present_bytes += if place.is_some() { u64::from(*bytes) } else { 0 };
         }
-        self.unknown_segments += unknown;
-        Ok(())
+        Ok(found)
     }
 
-    fn presence(&self, virtual_bytes: u64) -> Presence {
-        let known_segments = self.segments.saturating_sub(self.unknown_segments);
-        let guessed = match (self.unknown_segments, known_segments) {
+    fn presence(&self, found: &Found, virtual_bytes: u64) -> Presence {
+        let known_segments = self.segments.saturating_sub(found.unknown_segments);
+        let guessed = match (found.unknown_segments, known_segments) {
             (0, _) => 0,
             (_, 0) => u128::from(virtual_bytes),
-            (unknown, known) => u128::from(self.known_bytes) * u128::from(unknown) / u128::from(known),
+            (unknown, known) => u128::from(found.known_bytes) * u128::from(unknown) / u128::from(known),
         };
-        let needed = (u128::from(self.known_bytes) + guessed).min(u128::from(virtual_bytes)) as u64;
+        let needed = (u128::from(found.known_bytes) + guessed).min(u128::from(virtual_bytes)) as u64;
         // As long as something is unknown, something is missing.
-        let least = self.present_bytes + u64::from(self.unknown_segments > 0);
-        Presence { present_bytes: self.present_bytes, needed_bytes: needed.max(least) }
+        let least = found.present_bytes.saturating_add(u64::from(found.unknown_segments > 0));
+        Presence { present_bytes: found.present_bytes, needed_bytes: needed.max(least) }
     }
 }
 

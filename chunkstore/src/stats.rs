@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::catalog::Snapshot;
 use crate::error::Result;
 use crate::index::Place;
-use crate::manifest;
+use crate::manifest::Listed;
 use crate::mark::{Gaps, Seen, Walk};
 use crate::name::ImageName;
 use crate::pack::Class;
@@ -76,7 +76,7 @@ pub fn stats(store: &Store, threads: usize, progress: &Progress) -> Result<Stats
     for (image, only_bytes) in stats.per_image.iter_mut().zip(owners.only_bytes) {
         image.only_bytes = only_bytes;
         stats.snapshots += image.snapshots;
-        stats.logical_bytes += image.logical_bytes;
+        stats.logical_bytes = stats.logical_bytes.saturating_add(image.logical_bytes);
     }
     stats.images = images.len() as u64;
     sum_packs(store, &mut stats);
@@ -99,8 +99,9 @@ fn image_stats(
             walk.tree(root)?;
         }
         stats.snapshots += 1;
-        stats.logical_bytes += data_bytes(store, &snapshot)?;
-        *virtual_bytes += snapshot.entry().virtual_bytes;
+        // What a snapshot from elsewhere says of its size need not fit into a number with the others'.
+        stats.logical_bytes = stats.logical_bytes.saturating_add(data_bytes(store, &snapshot)?);
+        *virtual_bytes = virtual_bytes.saturating_add(snapshot.entry().virtual_bytes);
     }
     Ok(stats)
 }
@@ -114,14 +115,8 @@ fn data_bytes(store: &Store, snapshot: &Snapshot) -> Result<u64> {
     if let Some(report) = &snapshot.state.ingest {
         return Ok(report.data_bytes);
     }
-    let mut bytes = 0;
     let entry = snapshot.entry();
-    manifest::walk(store, entry.root, entry.virtual_bytes, &mut |segment| {
-        let leaf = manifest::read_leaf(store, segment.leaf)?;
-        bytes += leaf.chunks().map(|(_, _, bytes)| u64::from(bytes)).sum::<u64>();
-        Ok(())
-    })?;
-    Ok(bytes)
+    Ok(Listed::of_tree(store, entry.root, entry.virtual_bytes)?.data_bytes)
 }
 
 fn sum_packs(store: &Store, stats: &mut Stats) {

@@ -22,7 +22,6 @@ use std::time::Instant;
 pub use self::changes::ChangedRanges;
 use self::feed::Feed;
 use self::overlaid::Overlaid;
-use self::tally::Listed;
 use self::work::Work;
 use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
 use crate::chunk_source::ChunkSource;
@@ -255,7 +254,7 @@ impl IngestInto<'_> {
         // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
         progress.check()?;
         if let (Some(parent), Some(_)) = (&self.parent, changes) {
-            tally.count_kept(Listed::of(parent, self.source)?);
+            tally.count_kept(tally::listed(parent, self.source)?);
         }
         let report = tally.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
         self.sink.publish(self.entry(options, root, virtual_bytes), report)

@@ -8,7 +8,7 @@ use crate::catalog::Snapshot;
 use crate::chunk_source::ChunkSource;
 use crate::chunker::Cut;
 use crate::error::Result;
-use crate::manifest::{self, Leaf};
+use crate::manifest::{Leaf, Listed};
 use crate::record::{Kind, Record};
 
 /// What a thread did.
@@ -23,37 +23,12 @@ pub(super) struct Tally {
     reused_boundaries: u64,
 }
 
-/// What leaves list.
-#[derive(Default, Clone, Copy)]
-pub(super) struct Listed {
-    data_bytes: u64,
-    chunks: u64,
-}
-
-impl Listed {
-    /// What a snapshot lists: what its report says, or else what its leaves do.
-    pub(super) fn of(snapshot: &Snapshot, source: &dyn ChunkSource) -> Result<Self> {
-        if let Some(report) = &snapshot.state.ingest {
-            return Ok(Self { data_bytes: report.data_bytes, chunks: report.chunks });
-        }
-        let mut listed = Self::default();
-        let entry = snapshot.entry();
-        manifest::walk(source, entry.root, entry.virtual_bytes, &mut |segment| {
-            listed.add_leaf(&manifest::read_leaf(source, segment.leaf)?);
-            Ok(())
-        })?;
-        Ok(listed)
-    }
-
-    fn add_leaf(&mut self, leaf: &Leaf) {
-        for (_, _, bytes) in leaf.chunks() {
-            self.add(Self { data_bytes: u64::from(bytes), chunks: 1 });
-        }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.data_bytes += other.data_bytes;
-        self.chunks += other.chunks;
+/// What a snapshot lists: what its report says, or else what its leaves do.
+pub(super) fn listed(snapshot: &Snapshot, source: &dyn ChunkSource) -> Result<Listed> {
+    let entry = snapshot.entry();
+    match &snapshot.state.ingest {
+        Some(report) => Ok(Listed { data_bytes: report.data_bytes, chunks: report.chunks }),
+        None => Listed::of_tree(source, entry.root, entry.virtual_bytes),
     }
 }
 
@@ -67,7 +42,7 @@ impl Tally {
 
     /// Counts what the parent has in a segment that changed.
     pub(super) fn count_replaced(&mut self, leaf: &Leaf) {
-        self.replaced.add_leaf(leaf);
+        self.replaced.add(Listed::of_leaf(leaf));
     }
 
     /// Counts records that are put.

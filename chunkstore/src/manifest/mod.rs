@@ -5,13 +5,15 @@
 //! so nights and VMs share what is equal. Layout: FORMAT.md, "Manifest".
 
 mod build;
+mod listed;
 mod node;
 mod walk;
 
 pub use build::Assembler;
+pub(crate) use listed::Listed;
 pub use node::{Entry, Inner, Leaf, Node};
-pub(crate) use walk::read_leaf;
 pub use walk::{LeafReader, Segment, diff, walk};
+pub(crate) use walk::{Subtree, diff_entering, read_leaf, wrong_height};
 
 use crate::limits::{FANOUT, SEGMENT_BYTES};
 

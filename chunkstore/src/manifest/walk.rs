@@ -61,7 +61,7 @@ fn walk_node(
 }
 
 /// The children of an inner node that must have this height. The source is told that leaves will be read.
-fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Result<Vec<(u8, NodeId)>> {
+pub(super) fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Result<Vec<(u8, NodeId)>> {
     match source.node(id)? {
         Node::Inner(inner) if inner.height() == height => {
             if height == 1 {
@@ -74,7 +74,8 @@ fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Result<Vec<(u8,
     }
 }
 
-fn wrong_height(id: NodeId, found: u8, wanted: u8) -> Error {
+/// A node where one of another height belongs.
+pub(crate) fn wrong_height(id: NodeId, found: u8, wanted: u8) -> Error {
     Error::damaged(format!("manifest node {id}"), format!("has height {found} where {wanted} belongs"))
 }
 
@@ -94,9 +95,36 @@ pub fn diff(
     b: (Option<NodeId>, u64),
     visit: &mut dyn FnMut(u64, Option<NodeId>, Option<NodeId>) -> Result<()>,
 ) -> Result<()> {
+    diff_entering(source, a, b, &mut |_| Ok(true), visit)
+}
+
+/// What a tree has in a place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subtree {
+    /// Nothing if all is zero there.
+    pub(crate) id: Option<NodeId>,
+    pub(crate) height: u8,
+    pub(crate) first_segment: u64,
+}
+
+impl Subtree {
+    /// The segments that it spans.
+    pub(crate) fn segments(&self) -> Range<u64> {
+        self.first_segment..self.first_segment.saturating_add(slot_segments(self.height + 1))
+    }
+}
+
+/// As [`diff`], but looks below what differs, or visits it, only if `enter` says so of what the second tree has there.
+pub(crate) fn diff_entering(
+    source: &dyn ChunkSource,
+    a: (Option<NodeId>, u64),
+    b: (Option<NodeId>, u64),
+    enter: &mut dyn FnMut(Subtree) -> Result<bool>,
+    visit: &mut dyn FnMut(u64, Option<NodeId>, Option<NodeId>) -> Result<()>,
+) -> Result<()> {
     let view = |(root, virtual_bytes): (Option<NodeId>, u64)| root.map(|root| (root, height_for(virtual_bytes)));
     let height = height_for(a.1.max(b.1));
-    diff_node(source, view(a), view(b), height, 0, visit)
+    diff_node(source, view(a), view(b), (height, 0), enter, visit)
 }
 
 /// A subtree in a comparison: a node, with the height it really has.
@@ -106,11 +134,15 @@ fn diff_node(
     source: &dyn ChunkSource,
     a: View,
     b: View,
-    height: u8,
-    first_segment: u64,
+    (height, first_segment): (u8, u64),
+    enter: &mut dyn FnMut(Subtree) -> Result<bool>,
     visit: &mut dyn FnMut(u64, Option<NodeId>, Option<NodeId>) -> Result<()>,
 ) -> Result<()> {
     if a == b {
+        return Ok(());
+    }
+    let is_lower = b.is_some_and(|(_, own)| own < height);
+    if !is_lower && !enter(Subtree { id: b.map(|view| view.0), height, first_segment })? {
         return Ok(());
     }
     if height == 0 {
@@ -123,7 +155,8 @@ fn diff_node(
         }
     }
     for (slot, [a, b]) in slots.into_iter().enumerate() {
-        diff_node(source, a, b, height - 1, first_segment + slot as u64 * slot_segments(height), visit)?;
+        let below = (height - 1, first_segment + slot as u64 * slot_segments(height));
+        diff_node(source, a, b, below, enter, visit)?;
     }
     Ok(())
 }

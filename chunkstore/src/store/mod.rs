@@ -348,3 +348,5 @@ pub(crate) mod crash_tests;
 mod race_tests;
 #[cfg(test)]
 mod session_tests;
+#[cfg(test)]
+mod vast_tests;

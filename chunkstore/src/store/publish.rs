@@ -13,13 +13,15 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, NodeId, RecordId};
 use crate::index::Place;
 use crate::limits::SEGMENT_BYTES;
-use crate::manifest::{self, Leaf, Node};
+use crate::manifest::{self, Leaf, Node, Subtree};
 use crate::record::{Kind, Record};
 use crate::store::Store;
 use crate::store::session::{Found, WriteSession};
 
 /// Leaves that are read together.
-const BATCH_LEAVES: usize = 256;
+const BATCH_LEAVES: usize = 64;
+/// Leaves that are remembered as checked.
+const LEAVES_REMEMBERED: usize = 1 << 16;
 /// Chunks that are looked up together.
 const BATCH_CHUNKS: usize = 8 << 10;
 
@@ -157,10 +159,17 @@ impl<'a> Closure<'a> {
         let nodes = ProtectedNodes { session, snapshot };
         let entry = snapshot.entry();
         let new = (entry.root, entry.virtual_bytes);
-        manifest::diff(&nodes, parent.unwrap_or((None, 0)), new, &mut |segment, old, new| match new {
-            Some(new) => closure.add_leaf(ChangedLeaf { segment, old, new }),
-            None => Ok(()),
-        })?;
+        let mut entered = Entered::default();
+        manifest::diff_entering(
+            &nodes,
+            parent.unwrap_or((None, 0)),
+            new,
+            &mut |subtree| entered.enter(&subtree, snapshot),
+            &mut |segment, old, new| match new {
+                Some(new) => closure.add_leaf(ChangedLeaf { segment, old, new }),
+                None => Ok(()),
+            },
+        )?;
         closure.settle_leaves()?;
         closure.settle_chunks()
     }
@@ -212,7 +221,46 @@ impl<'a> Closure<'a> {
     }
 
     fn malformed(&self, detail: String) -> Error {
-        Error::damaged(format!("the manifest of {}", self.snapshot.name()), detail)
+        malformed(self.snapshot, detail)
+    }
+}
+
+fn malformed(snapshot: &Snapshot, detail: String) -> Error {
+    Error::damaged(format!("the manifest of {}", snapshot.name()), detail)
+}
+
+/// What was checked already: a few nodes, each the child of another in all of its slots, span an image of any size.
+#[derive(Default)]
+struct Entered {
+    inner: HashSet<(NodeId, u8)>,
+    /// The last leaves: forgetting costs time only, and not much where no inner node is entered twice.
+    leaves: HashSet<NodeId>,
+}
+
+impl Entered {
+    /// Whether a subtree must be looked at.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it lies beyond the image's end.
+    fn enter(&mut self, subtree: &Subtree, snapshot: &Snapshot) -> Result<bool> {
+        // What the parent alone has need not be known.
+        let Some(id) = subtree.id else { return Ok(false) };
+        let segments = subtree.segments();
+        let of_image = snapshot.entry().virtual_bytes.div_ceil(SEGMENT_BYTES as u64);
+        if segments.start >= of_image {
+            return Err(malformed(snapshot, format!("manifest node {id} reaches over the image's end")));
+        }
+        // What the end cuts is looked at in its place; there is one such node of each height.
+        if segments.end >= of_image {
+            return Ok(true);
+        }
+        if subtree.height > 0 {
+            return Ok(self.inner.insert((id, subtree.height)));
+        }
+        if self.leaves.len() >= LEAVES_REMEMBERED {
+            self.leaves.clear();
+        }
+        Ok(self.leaves.insert(id))
     }
 }
 

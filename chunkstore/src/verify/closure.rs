@@ -1,7 +1,8 @@
 //! Walking the manifests of snapshots: everything below a root must be there.
 //!
-//! One thread walks the inner nodes and gives leaves out in batches; others read them and look their chunks up. What was
-//! seen is not looked at again as long as it is remembered, which is bounded: forgetting costs time only. Below a partial
+//! One thread walks the inner nodes and gives leaves out in batches; others read them and look their chunks up. Of inner
+//! nodes each is entered once: a few, each the child of another in all of its slots, span an image of any size. Leaves and
+//! chunks are not looked at again as long as they are remembered, which is bounded: forgetting costs time only. Below a partial
 //! snapshot something may be absent; these come last, so that what whole ones lack is noticed.
 
 use std::collections::HashSet;
@@ -115,7 +116,7 @@ impl<'a> Closure<'a> {
     }
 
     fn walk_trees(&self, snapshots: &[Snapshot], see: &See<'_>, leaves: Sender<Vec<NodeId>>) -> Result<()> {
-        let mut walker = Walker { closure: self, see, leaves, batch: Vec::new() };
+        let mut walker = Walker { closure: self, see, leaves, batch: Vec::new(), entered: HashSet::new() };
         for entry in snapshots.iter().map(Snapshot::entry) {
             if let Some(root) = entry.root {
                 walker.node(root, height_for(entry.virtual_bytes))?;
@@ -146,13 +147,13 @@ impl<'a> Closure<'a> {
             }
             Ok(())
         })?;
-        self.look_up(chunks.into_iter(), see)?;
+        let new = lock(&self.remembered).new_ones(chunks.into_iter());
+        self.look_up(new, see)?;
         Ok(())
     }
 
-    /// Shows those ids that were not seen before, with their places; returns those below which the walk goes on.
-    fn look_up(&self, ids: impl Iterator<Item = RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
-        let new = lock(&self.remembered).new_ones(ids);
+    /// Shows ids with their places; returns those below which the walk goes on.
+    fn look_up(&self, new: Vec<RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
         let places = self.store.places(&new)?;
         Ok(new.into_iter().zip(places).filter(|(id, place)| see(*id, *place)).map(|(id, _)| id).collect())
     }
@@ -164,6 +165,7 @@ struct Walker<'a> {
     see: &'a See<'a>,
     leaves: Sender<Vec<NodeId>>,
     batch: Vec<NodeId>,
+    entered: HashSet<RecordId>,
 }
 
 impl Walker<'_> {
@@ -174,7 +176,13 @@ impl Walker<'_> {
     /// Walks nodes of one height.
     fn nodes(&mut self, ids: &[NodeId], height: u8) -> Result<()> {
         self.closure.progress.check()?;
-        let new = self.closure.look_up(ids.iter().map(|id| (*id).into()), self.see)?;
+        let records = ids.iter().map(|id| RecordId::from(*id));
+        let new = if height == 0 {
+            lock(&self.closure.remembered).new_ones(records)
+        } else {
+            records.filter(|id| self.entered.insert(*id)).collect()
+        };
+        let new = self.closure.look_up(new, self.see)?;
         for id in ids.iter().filter(|id| new.contains(&RecordId::from(**id))) {
             if height == 0 {
                 self.batch.push(*id);

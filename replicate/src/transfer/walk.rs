@@ -54,7 +54,7 @@ pub(super) fn start(
     let (out, batches) = mpsc::channel(BATCHES);
     let (new, old) = (item.entry.clone(), item.parent.clone());
     progress.set_total(new.virtual_bytes);
-    let walk = Walk { nodes, out, batch: Vec::new(), progress };
+    let walk = Walk { nodes, out, batch: Vec::new(), entered: HashSet::new(), progress };
     (batches, tokio::spawn(walk.run(new, old)))
 }
 
@@ -62,6 +62,9 @@ struct Walk {
     nodes: Nodes,
     out: mpsc::Sender<Vec<Candidate>>,
     batch: Vec<Candidate>,
+    /// Inner nodes that were entered, with their heights: a few nodes, each the child of another in all of its slots,
+    /// span an image of any size.
+    entered: HashSet<(NodeId, u8)>,
     progress: Arc<Progress>,
 }
 
@@ -131,12 +134,15 @@ impl Walk {
         match node {
             Node::Inner(inner) => {
                 let old = pair.old_children(old)?;
+                let mut leaves = HashSet::new();
                 for (slot, child) in inner.children() {
                     let first_segment = pair.first_segment + u64::from(*slot) * slot_segments(pair.height);
                     let old = old.get(slot).copied();
-                    below.push(Pair { new: *child, old, height: pair.height - 1, first_segment });
+                    let child = Pair { new: *child, old, height: pair.height - 1, first_segment };
+                    if child.differs() && self.is_new(&child, &mut leaves) {
+                        below.push(child);
+                    }
                 }
-                below.retain(Pair::differs);
             }
             Node::Leaf(leaf) => {
                 self.leaf(&leaf, old).await?;
@@ -144,6 +150,11 @@ impl Walk {
             }
         }
         Ok(())
+    }
+
+    /// Whether a node was not entered yet; a leaf, not below the same node.
+    fn is_new(&mut self, child: &Pair, leaves: &mut HashSet<NodeId>) -> bool {
+        if child.height == 0 { leaves.insert(child.new) } else { self.entered.insert((child.new, child.height)) }
     }
 
     async fn leaf(&mut self, new: &Leaf, old: Option<Node>) -> Result<()> {
