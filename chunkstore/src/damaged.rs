@@ -12,7 +12,8 @@ use crate::storage::Storage;
 
 /// The file's name in a store.
 pub const FILE: &str = "damaged";
-const HEAD: &str = "vmstore-damaged 1";
+const MAGIC: &str = "vmstore-damaged ";
+const VERSION: u32 = 1;
 
 /// A damaged record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -84,25 +85,32 @@ impl Damaged {
         };
         let len = file.len_bytes().map_err(|error| Error::io("reading", FILE, error))?;
         if len > 1 << 30 {
-            return Err(Error::damaged(
-                "the list of damaged records",
-                "the file is over the limit; `vmstore repair` makes it anew",
-            ));
+            return Err(unreadable("the file is over the limit"));
         }
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, 0).map_err(|error| Error::io("reading", FILE, error))?;
-        Self::parse(&bytes).ok_or_else(|| {
-            Error::damaged("the list of damaged records", "its checksum does not match; `vmstore repair` makes it anew")
-        })
+        let (version, lines) = Self::checked(&bytes).ok_or_else(|| unreadable("its checksum does not match"))?;
+        if version > VERSION {
+            return Err(Error::refused(format!(
+                "the list of damaged records was made by a newer vmstore (its version is {version}, this program knows \
+                 {VERSION})"
+            )));
+        }
+        Self::parse(lines).filter(|_| version == VERSION).ok_or_else(|| unreadable("it is not one"))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    /// The version and the lines of a file whose checksum is right.
+    fn checked(bytes: &[u8]) -> Option<(u32, &str)> {
         let text = std::str::from_utf8(bytes).ok()?;
         let body_end = text.strip_suffix('\n')?.rfind('\n')? + 1;
         let (body, last) = text.split_at(body_end);
         (last.trim_end() == checksum_line(body)).then_some(())?;
-        let mut lines = body.lines();
-        (lines.next()? == HEAD).then_some(())?;
+        let (head, lines) = body.split_once('\n')?;
+        Some((head.strip_prefix(MAGIC)?.parse().ok()?, lines))
+    }
+
+    fn parse(lines: &str) -> Option<Self> {
+        let lines = lines.lines();
         let mut damaged = Self::default();
         for line in lines {
             let mut words = line.split(' ');
@@ -121,7 +129,7 @@ impl Damaged {
             let kind = if record.base_lost { "base-lost" } else { "record" };
             format!("{} {} {} {kind}\n", record.pack, record.offset, record.id)
         };
-        let body = format!("{HEAD}\n{}", self.records().iter().map(line).collect::<String>());
+        let body = format!("{MAGIC}{VERSION}\n{}", self.records().iter().map(line).collect::<String>());
         format!("{body}{}\n", checksum_line(&body))
     }
 
@@ -144,6 +152,10 @@ impl Damaged {
         storage.rename(&aside, FILE).map_err(failed("renaming"))?;
         storage.sync_dir("").map_err(failed("syncing"))
     }
+}
+
+fn unreadable(why: &str) -> Error {
+    Error::damaged("the list of damaged records", format!("{why}; `vmstore repair` makes it anew"))
 }
 
 fn checksum_line(body: &str) -> String {
@@ -173,8 +185,12 @@ mod tests {
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 1;
-            assert_eq!(Damaged::parse(&flipped), None, "byte {at}");
+            assert_eq!(Damaged::checked(&flipped), None, "byte {at}");
         }
+        let newer = damaged.render().replace("damaged 1", "damaged 2");
+        let body = &newer[..newer.find("blake3").unwrap()];
+        std::fs::write(dir.path().join(FILE), format!("{body}{}\n", checksum_line(body))).unwrap();
+        assert!(matches!(Damaged::load(&storage), Err(Error::Refused { what }) if what.contains("newer")));
         assert!(damaged.retain(|record| record.base_lost));
         assert!(!damaged.is_bad_place(PackId { number: 2, tag: 7 }, 64, ChunkId::of(&[1]).into()));
         assert!(damaged.retain(|_| false));

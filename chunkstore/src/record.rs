@@ -94,7 +94,7 @@ impl Header {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         let bytes: &[u8; HEADER_BYTES] =
             bytes.first_chunk().ok_or_else(|| format!("only {} bytes of a record's header", bytes.len()))?;
         if bytes[..KIND] != MAGIC {
@@ -104,7 +104,7 @@ impl Header {
             return Err("the header's checksum does not match".into());
         }
         if bytes[REQUIRED_FLAGS] != 0 {
-            return Err(format!("made by a newer vmstore: required features {:#x}", bytes[REQUIRED_FLAGS]));
+            return Err(Unreadable::Newer { required: bytes[REQUIRED_FLAGS] });
         }
         let _ = bytes[OPTIONAL_FLAGS];
         let codec = Codec::from_number(bytes[CODEC]).ok_or_else(|| format!("unknown codec {}", bytes[CODEC]))?;
@@ -125,6 +125,38 @@ impl Header {
     /// Whether this is the payload the header was written for.
     pub fn payload_matches(&self, payload: &[u8]) -> bool {
         payload.len() == self.stored_bytes as usize && crc32c::crc32c(payload) == self.payload_crc
+    }
+}
+
+/// Why a header can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A program wrote it that knows more: it is whole.
+    #[error("made by a newer vmstore: required features {required:#x}")]
+    Newer {
+        /// Of which this program knows none.
+        required: u8,
+    },
+    /// It is none.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl From<String> for Unreadable {
+    fn from(detail: String) -> Self {
+        Self::Damaged(detail)
+    }
+}
+
+impl From<&str> for Unreadable {
+    fn from(detail: &str) -> Self {
+        Self::Damaged(detail.to_owned())
+    }
+}
+
+impl From<Unreadable> for String {
+    fn from(unreadable: Unreadable) -> Self {
+        unreadable.to_string()
     }
 }
 

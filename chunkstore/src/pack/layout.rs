@@ -5,7 +5,7 @@ use crate::codec::Codec;
 use crate::id::{PackId, RecordId};
 use crate::limits::{PACK_BYTES_MAX, PACK_RECORDS_MAX};
 use crate::pack::Class;
-use crate::record::{HEADER_BYTES, Kind, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64};
+use crate::record::{HEADER_BYTES, Kind, Unreadable, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64};
 
 /// Length of a pack's header.
 pub const PACK_HEADER_BYTES: usize = 64;
@@ -66,7 +66,7 @@ impl PackHeader {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn decode(bytes: &[u8; PACK_HEADER_BYTES]) -> Result<Self, String> {
+    pub fn decode(bytes: &[u8; PACK_HEADER_BYTES]) -> Result<Self, Unreadable> {
         if bytes[..STORE_ID] != HEADER_MAGIC {
             return Err("not a pack: wrong magic".into());
         }
@@ -74,7 +74,7 @@ impl PackHeader {
             return Err("the pack header's checksum does not match".into());
         }
         if bytes[REQUIRED_FLAGS] != 0 {
-            return Err(format!("made by a newer vmstore: required features {:#x}", bytes[REQUIRED_FLAGS]));
+            return Err(Unreadable::Newer { required: bytes[REQUIRED_FLAGS] });
         }
         Ok(Self {
             store_id: bytes[STORE_ID..NUMBER].try_into().expect("16 bytes were sliced"),

@@ -9,7 +9,7 @@ use crate::pack::layout::{
     FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry, decode_table,
 };
 use crate::pack::path;
-use crate::record::{HEADER_BYTES, Header, MAGIC, Record};
+use crate::record::{HEADER_BYTES, Header, MAGIC, Record, Unreadable};
 use crate::storage::{ReadFile, Storage};
 
 /// Bytes that are searched at a time; longer than any record.
@@ -86,14 +86,14 @@ impl PackReader {
     }
 
     fn parse_header(&self, bytes: &[u8], offset: u64) -> Result<Header> {
-        Header::decode(bytes).map_err(|detail| self.damaged(offset, detail))
+        Header::decode(bytes).map_err(|error| self.unreadable(offset, error))
     }
 
     /// Reads and checks the pack's header: it must be this pack's.
     pub fn header(&self) -> Result<PackHeader> {
         let mut bytes = [0; PACK_HEADER_BYTES];
         self.read_at(&mut bytes, 0)?;
-        let header = PackHeader::decode(&bytes).map_err(|detail| self.damaged(0, detail))?;
+        let header = PackHeader::decode(&bytes).map_err(|error| self.unreadable(0, error))?;
         if header.id == self.id {
             Ok(header)
         } else {
@@ -138,9 +138,13 @@ impl PackReader {
     }
 
     /// The pack's records by its table or, where that is damaged, by scanning the file for whole records.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a newer program wrote the pack.
     pub fn scan(&self) -> Result<Scanned> {
         let header = self.header();
         match (header, self.table()) {
+            (Err(newer @ Error::Refused { .. }), _) => Err(newer),
             (Ok(_), Ok(entries)) => Ok(Scanned { entries, outcome: ScanOutcome::Whole }),
             (header, table) => {
                 let error = header.err().or(table.err()).expect("one of the two failed to get here");
@@ -173,6 +177,14 @@ impl PackReader {
             if self.read_at(block, at).is_err() {
                 block.fill(0);
             }
+        }
+    }
+
+    /// What is whole and of a newer program is no damage: nothing must be put in its place.
+    fn unreadable(&self, offset: u64, error: Unreadable) -> Error {
+        match error {
+            Unreadable::Newer { .. } => Error::refused(format!("pack {} at offset {offset} was {error}", self.id)),
+            Unreadable::Damaged(detail) => self.damaged(offset, detail),
         }
     }
 
