@@ -1,7 +1,7 @@
 //! One connection: sends requests, and gives the frames of each answer to whoever waits for them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
 pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
 /// Frames that wait to be written.
 const OUT_FRAMES: usize = 4;
+/// Bytes of answers that have come and that nobody has taken yet: more than all requests together ask for.
+const UNREAD_BYTES_MAX: usize = 192 << 20;
 /// Buffer before the stream: small frames travel together.
 pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
@@ -54,6 +56,7 @@ struct Shared {
     round_trips: AtomicU64,
     welcome: Welcome,
     meter: Arc<Meter>,
+    unread_bytes: Arc<AtomicUsize>,
     /// Bytes of the hand-shake, which are not the requests'.
     handshake_bytes: u64,
     link: Link,
@@ -65,9 +68,32 @@ struct Shared {
 /// Requests without their last frame.
 #[derive(Default)]
 struct Waiting {
-    answers: HashMap<u32, UnboundedSender<Frame>>,
+    answers: HashMap<u32, UnboundedSender<Unread>>,
     /// Why the connection ended.
     ended: Option<String>,
+}
+
+/// A frame that nobody has taken yet.
+struct Unread {
+    frame: Frame,
+    /// Of the connection.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Unread {
+    /// # Errors
+    /// If there are too many already: who sends on and on must not fill the memory.
+    fn new(frame: Frame, bytes: &Arc<AtomicUsize>) -> Result<Self> {
+        let before = bytes.fetch_add(frame.payload.len(), Ordering::Relaxed);
+        let unread = Self { frame, bytes: Arc::clone(bytes) };
+        if before > UNREAD_BYTES_MAX { Err(broken("it answers more than was asked for")) } else { Ok(unread) }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.frame.payload.len(), Ordering::Relaxed);
+    }
 }
 
 impl Client {
@@ -95,6 +121,7 @@ impl Client {
             welcome,
             handshake_bytes: meter.sent_bytes() + meter.received_bytes(),
             meter,
+            unread_bytes: Arc::default(),
             link: link.clone(),
             ended: watch::Sender::new(false),
             runtime: Handle::current(),
@@ -202,7 +229,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register(&self) -> Result<(u32, UnboundedReceiver<Frame>)> {
+    fn register(&self) -> Result<(u32, UnboundedReceiver<Unread>)> {
         let (sender, frames) = mpsc::unbounded_channel();
         let request = self.next_request.fetch_add(1, Ordering::Relaxed).max(1);
         let mut waiting = self.waiting();
@@ -245,7 +272,7 @@ impl Shared {
             if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
             // Whoever has given up waiting does not want it.
-            let _ = waiter.send(frame);
+            let _ = waiter.send(Unread::new(frame, &self.unread_bytes)?);
             return Ok(());
         }
         // Answers to requests that were given up still come.
@@ -357,7 +384,7 @@ pub(crate) async fn write_queue<W: AsyncWrite + Unpin>(
 /// An answer that is on its way. Dropped, it is not waited for any more.
 pub(crate) struct Answer {
     request: u32,
-    frames: UnboundedReceiver<Frame>,
+    frames: UnboundedReceiver<Unread>,
     shared: Arc<Shared>,
 }
 
@@ -369,7 +396,7 @@ impl Answer {
 
     /// The next frame, of whatever kind but an error.
     pub(crate) async fn frame(&mut self) -> Result<Frame> {
-        let frame = self.frames.recv().await.ok_or_else(|| self.shared.error())?;
+        let frame = self.frames.recv().await.ok_or_else(|| self.shared.error())?.frame.clone();
         match frame.kind {
             Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
             _ => Ok(frame),

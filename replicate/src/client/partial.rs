@@ -3,11 +3,11 @@
 use chunkstore::Result;
 use chunkstore::boot_order::BootOrder;
 use chunkstore::catalog::Snapshot;
-use chunkstore::id::RecordId;
+use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
 
 use super::requests::unexpected;
-use super::session::expect_done;
+use super::session::{expect_done, published};
 use super::{Client, ClientSession};
 use crate::wire::{IDS_MAX, Ids, Reply, Request};
 
@@ -18,10 +18,8 @@ impl Client {
     /// # Errors
     /// [`chunkstore::Error::Refused`] if there is another of its name; [`chunkstore::Error::Denied`].
     pub async fn publish_partial(&self, entry: Vec<u8>) -> Result<Snapshot> {
-        match self.call(&Request::PublishPartial { entry }).await? {
-            Reply::Published(file) => Snapshot::read_file(&file),
-            reply => Err(unexpected(&reply)),
-        }
+        let id = EntryId::of(&entry);
+        published(&self.call(&Request::PublishPartial { entry }).await?, id)
     }
 
     /// [`Client::publish_partial`] for threads.

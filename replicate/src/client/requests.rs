@@ -16,6 +16,8 @@ use crate::wire::{
 
 /// Longest report of a job.
 const REPORT_BYTES_MAX: usize = 256 << 20;
+/// Bytes of entries that a selection brings at most: some hundred thousand snapshots.
+const SELECTED_BYTES_MAX: usize = 64 << 20;
 
 /// What another store has and this one lacks.
 #[derive(Debug, Default)]
@@ -71,6 +73,7 @@ impl Client {
         let mut wanted = Wanted::new(ids);
         let request = Request::Get { ids: Ids(wanted.distinct()), fetch };
         let mut answer = self.send(Kind::Request, request.to_bytes()).await?;
+        let mut bases = 0;
         loop {
             let frame = answer.frame().await?;
             match frame.kind {
@@ -80,10 +83,14 @@ impl Client {
                 }
                 Kind::Bases => {
                     let records = records_of(&frame.payload).map_err(broken)?;
+                    bases += records.len();
+                    if bases > ids.len() {
+                        return Err(broken("it sends more bases than there are deltas"));
+                    }
                     records.into_iter().try_for_each(|record| each(Arrived::Base(record)))?;
                 }
                 Kind::Reply => return wanted.missing(&Reply::from_bytes(&frame.payload).map_err(broken)?, each),
-                _ => {}
+                _ => return Err(broken("an answer with what is no record")),
             }
         }
     }
@@ -125,14 +132,22 @@ impl Client {
     /// The entries of snapshots that are there and not among `have`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if a selector means nothing.
+    /// [`Error::NotFound`] if a selector means nothing; [`Error::Refused`] if there are more than fit into memory.
     pub async fn select(&self, names: Names, have: Prefixes) -> Result<Selected> {
         let mut answer = self.send(Kind::Request, Request::Select { names, have }.to_bytes()).await?;
-        let mut selected = Selected::default();
+        let (mut selected, mut bytes) = (Selected::default(), 0);
         loop {
             let frame = answer.frame().await?;
             match Reply::from_bytes(&frame.payload).map_err(broken)? {
-                Reply::Entries(entries) => selected.entries.extend(entries),
+                Reply::Entries(entries) => {
+                    bytes += frame.payload.len();
+                    if bytes > SELECTED_BYTES_MAX {
+                        return Err(Error::refused(
+                            "the other side lists more snapshots than are taken at once; name an image, or some of them",
+                        ));
+                    }
+                    selected.entries.extend(entries);
+                }
                 Reply::Selected { common, selected: count } => {
                     (selected.common, selected.selected) = (common, count);
                     return Ok(selected);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use chunkstore::Result;
 use chunkstore::catalog::{IngestReport, Snapshot};
-use chunkstore::id::RecordId;
+use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
 use chunkstore::record::Record;
 use chunkstore::sink::Claim;
@@ -217,13 +217,22 @@ impl ClientSession {
     /// [`chunkstore::Error::Refused`] if there is one of this name; [`chunkstore::Error::Damaged`] if records are missing.
     pub async fn publish(&self, entry: Vec<u8>, report: Option<&IngestReport>) -> Result<Snapshot> {
         let report = report.map(|report| serde_json::to_vec(report).expect("a report has only plain fields"));
-        match self.client.call(&Request::Publish { session: self.id, entry, report }).await? {
-            Reply::Published(file) => {
-                self.published.store(true, Ordering::Relaxed);
-                Snapshot::read_file(&file)
-            }
-            reply => Err(unexpected(&reply)),
-        }
+        let id = EntryId::of(&entry);
+        let reply = self.client.call(&Request::Publish { session: self.id, entry, report }).await?;
+        let snapshot = published(&reply, id)?;
+        self.published.store(true, Ordering::Relaxed);
+        Ok(snapshot)
+    }
+}
+
+/// The snapshot that was published, which must be that with this entry.
+pub(crate) fn published(reply: &Reply, entry: EntryId) -> Result<Snapshot> {
+    let Reply::Published(file) = reply else { return Err(unexpected(reply)) };
+    let snapshot = Snapshot::read_file(file)?;
+    if snapshot.entry_id() == entry {
+        Ok(snapshot)
+    } else {
+        Err(broken("it says that it has published another snapshot"))
     }
 }
 

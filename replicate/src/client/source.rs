@@ -190,10 +190,16 @@ impl ClientSession {
         let request = Request::Bases { session: self.id(), like: resemblances(like) };
         let mut answer = self.client().send(Kind::Request, request.to_bytes()).await?;
         let mut bases = Bases::new();
+        let mut sent = 0;
         loop {
             let frame = answer.frame().await?;
             if frame.kind == Kind::Bases {
-                for record in records_of(&frame.payload).map_err(broken)? {
+                let records = records_of(&frame.payload).map_err(broken)?;
+                sent += records.len();
+                if sent > like.len() {
+                    return Err(broken("it sends more bases than were asked for"));
+                }
+                for record in records {
                     // A backup goes on beside damage.
                     if let Err(error) = keep(&mut bases, &record) {
                         tracing::warn!("not used as base: {error}");

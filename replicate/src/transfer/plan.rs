@@ -8,6 +8,7 @@ use chunkstore::name::{ImageName, Selector, SnapshotName};
 use chunkstore::{Error, Result};
 
 use super::{Direction, Ends, TransferOptions};
+use crate::client::broken;
 use crate::server::prefix_of;
 use crate::wire::{Names, Prefixes};
 
@@ -28,6 +29,19 @@ impl Wanted {
             Self::All => Names::All,
             Self::Image(image) => Names::Image(image.to_string()),
             Self::Snapshots(selectors) => Names::Selectors(selectors.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    /// Whether a snapshot can be among them.
+    fn includes(&self, name: &SnapshotName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Image(wanted) => *wanted == name.image,
+            Self::Snapshots(selectors) => {
+                let is_meant =
+                    |selector: &Selector| selector.image == name.image && selector.resolve(&[name.time]).is_ok();
+                selectors.iter().any(is_meant)
+            }
         }
     }
 
@@ -88,7 +102,11 @@ impl Plan {
                 let common = here.iter().enumerate().filter(|(at, _)| selected.common.has(*at));
                 let common = common.map(|(_, snapshot)| snapshot.entry().clone()).collect();
                 let present = u64::from(selected.selected).saturating_sub(selected.entries.len() as u64);
-                Self::of(selected.entries, common, present)
+                let plan = Self::of(selected.entries, common, present)?;
+                match plan.items.iter().find(|item| !options.wanted.includes(&item.name)) {
+                    Some(item) => Err(broken(format!("it sends snapshot {}, which was not asked for", item.name))),
+                    None => Ok(plan),
+                }
             }
         }
     }
