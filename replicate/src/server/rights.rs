@@ -21,6 +21,8 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         | Request::Do(_)
         | Request::Leave
         | Request::PublishPartial { .. }
+        // Each makes packs, however little is in them.
+        | Request::Flush { .. }
         | Request::Has { .. }
         | Request::Suspect { .. } => grant.may_admin(),
         // Who can't open the packs has no use for them.
@@ -36,7 +38,6 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         Request::BootOrder { snapshot, .. } => return check_read(grant, Some(snapshot)),
         Request::PutBootOrder { snapshot, .. } => return check_push(grant, &image_of(snapshot)?),
         Request::Attach { .. }
-        | Request::Flush { .. }
         | Request::End { .. }
         | Request::Claim { .. }
         | Request::Await { .. }
@@ -51,7 +52,9 @@ fn what(request: &Request) -> &'static str {
     match request {
         Request::Begin { purpose: Purpose::Ingest, .. } | Request::Bases { .. } => "ingest",
         Request::Begin { purpose: Purpose::Receive, .. } => "push",
-        Request::Do(_) | Request::PublishPartial { .. } | Request::Suspect { .. } => "manage the store",
+        Request::Do(_) | Request::PublishPartial { .. } | Request::Flush { .. } | Request::Suspect { .. } => {
+            "manage the store"
+        }
         Request::Leave => "end the owner",
         Request::Places { .. } | Request::BaseIds { .. } => "read packs",
         _ => "read",
@@ -100,5 +103,130 @@ fn check_select(grant: &Grant, names: &Names) -> Result<()> {
         Names::Selectors(selectors) => {
             selectors.iter().try_for_each(|selector| check_image(grant, &selector.parse::<Selector>()?.image))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use chunkstore::id::ChunkId;
+
+    use super::*;
+    use crate::auth::Role;
+    use crate::wire::{Fetch, ForStream, Ids, Job, Prefixes, Resemblance, SessionId, SessionSecret};
+
+    const OWN: &str = "web01@20261120T020000Z";
+    const OTHERS: &str = "db01@20261120T020000Z";
+
+    /// Who may ask; an administrator that is bound to images counts with readers and pushers.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    enum Who {
+        All,
+        Readers,
+        Pushers,
+        Admins,
+        Local,
+    }
+
+    /// Every request, those that name images with one of the client's own.
+    fn requests(snapshot: &str) -> Vec<Request> {
+        let (session, ids) = (SessionId(1), Ids(vec![ChunkId::of(b"x").into()]));
+        let (image, snapshot) = (snapshot.split_once('@').unwrap().0.to_owned(), snapshot.to_owned());
+        let begin = |purpose| Request::Begin { session, purpose, snapshot: Some(snapshot.clone()) };
+        let select = |names| Request::Select { names, have: Prefixes::default() };
+        let (have, like) = (Prefixes::default(), vec![Resemblance::Sketch(1)]);
+        vec![
+            begin(Purpose::Ingest),
+            begin(Purpose::Receive),
+            begin(Purpose::Read),
+            Request::Attach { session, secret: SessionSecret([0; 16]) },
+            Request::End { session },
+            Request::Claim { session, ids: ids.clone() },
+            Request::Await { session },
+            Request::Full { ids: ids.clone() },
+            Request::Bases { session, like: like.clone() },
+            Request::Publish { session, entry: Vec::new(), report: None },
+            Request::Get { ids: ids.clone(), fetch: Fetch::Stored },
+            Request::Lacks { prefixes: have },
+            select(Names::Image(image)),
+            select(Names::Selectors(vec![snapshot.clone()])),
+            Request::Do(Job::Stats { threads: 1 }),
+            Request::Leave,
+            Request::Places { ids: ids.clone() },
+            Request::BaseIds { session, like },
+            Request::PublishPartial { entry: Vec::new() },
+            Request::Flush { session },
+            Request::Has { ids: ids.clone() },
+            Request::Suspect { ids },
+            Request::BootOrder { snapshot: snapshot.clone(), or_nearest: true },
+            Request::PutBootOrder { snapshot, order: Vec::new() },
+        ]
+    }
+
+    /// Who may ask this, and whether only of images that it is bound to. A new request does not compile without a line.
+    fn expected(request: &Request) -> (Who, bool) {
+        match request {
+            Request::Attach { .. }
+            | Request::End { .. }
+            | Request::Claim { .. }
+            | Request::Await { .. }
+            | Request::Full { .. }
+            | Request::Publish { .. }
+            | Request::Lacks { .. } => (Who::All, false),
+            Request::Get { .. } => (Who::Readers, false),
+            Request::Begin { purpose: Purpose::Read, .. } | Request::Select { .. } | Request::BootOrder { .. } => {
+                (Who::Readers, true)
+            }
+            Request::Begin { purpose: Purpose::Receive, .. } | Request::PutBootOrder { .. } => (Who::Pushers, true),
+            Request::Begin { purpose: Purpose::Ingest, .. }
+            | Request::Bases { .. }
+            | Request::Do(_)
+            | Request::Leave
+            | Request::PublishPartial { .. }
+            | Request::Flush { .. }
+            | Request::Has { .. }
+            | Request::Suspect { .. } => (Who::Admins, false),
+            Request::Places { .. } | Request::BaseIds { .. } => (Who::Local, false),
+        }
+    }
+
+    #[test]
+    fn every_request_is_for_whom_it_is_for() {
+        let token = |role, images: &[&str]| {
+            let images = images.iter().map(|image| image.parse().unwrap()).collect();
+            Grant::of_token("t".into(), role, images, None)
+        };
+        let clients: [(Grant, bool, &[Who]); 6] = [
+            (token(Role::Read, &[]), false, &[Who::All, Who::Readers]),
+            (token(Role::Read, &["web*"]), true, &[Who::All, Who::Readers]),
+            (token(Role::Push, &["web*"]), true, &[Who::All, Who::Pushers]),
+            (token(Role::Admin, &["web*"]), true, &[Who::All, Who::Readers, Who::Pushers]),
+            (token(Role::Admin, &[]), false, &[Who::All, Who::Readers, Who::Pushers, Who::Admins]),
+            (Grant::local(), false, &[Who::All, Who::Readers, Who::Pushers, Who::Admins, Who::Local]),
+        ];
+        for (grant, is_bound, may) in &clients {
+            for (snapshot, is_own) in [(OWN, true), (OTHERS, false)] {
+                for request in requests(snapshot) {
+                    let (who, of_images) = expected(&request);
+                    let allowed = may.contains(&who) && (is_own || !is_bound || !of_images);
+                    match check(grant, &request) {
+                        Ok(()) => assert!(allowed, "{grant:?}: {request:?}"),
+                        Err(Error::Denied { .. }) => assert!(!allowed, "{grant:?}: {request:?}"),
+                        Err(error) => panic!("{grant:?}: {request:?}: {error}"),
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_request_is_left_out_here() {
+        // The first byte of a request tells which it is.
+        let kinds: BTreeSet<u8> = requests(OWN).iter().map(|request| request.to_bytes()[0]).collect();
+        let next = kinds.len() as u8;
+        assert!(kinds.into_iter().eq(0..next));
+        let unknown = |len: usize| Request::from_bytes(&[&[next][..], &vec![0; len]].concat()).is_err();
+        assert!((0..64).all(unknown), "a request was added");
     }
 }

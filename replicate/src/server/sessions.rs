@@ -133,6 +133,9 @@ impl Session {
         let name = snapshot.name();
         rights::check_push(&self.grant, &name.image)?;
         if self.purpose == Purpose::Receive {
+            if report.is_some() {
+                return Err(Error::refused("only an ingest reports of itself"));
+            }
             check_time(&name, server.now())?;
             snapshot.state.received_from = self.grant.received_from();
         }
