@@ -5,13 +5,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use common::{Authority, Far, Way};
 use serde_json::Value;
+use tests::images::Rng;
 use tests::netns::Network;
-use tests::{Running, Serving, Site, Vmstore, expect_exit_of};
+use tests::{Running, Serving, Site, Vmstore, eventually, expect_exit_of};
 
 /// What a push of nothing new may cost, in bytes of both directions.
 const NOTHING_NEW_BYTES_MAX: u64 = 4096;
@@ -210,4 +212,38 @@ fn machines_reach_each_other_by_tls() {
     let push = ["push", &server.address, "--pin", server.fingerprint.as_deref().unwrap(), "--all"];
     Running::start(on(1, near.command(push)).env("VMSTORE_TOKEN", token.trim())).succeed();
     far.assert_has_all(&nights);
+}
+
+/// A snapshot that both sites had when a push began is removed, at one of them, before the next night's turn comes.
+fn assert_pushes_without_parent(loses: impl FnOnce(&Vmstore, &Vmstore)) {
+    let site = Site::new();
+    let (near, far) = (site.store("near"), site.store("far"));
+    let _serving = Serving::start::<&str>(&far, &[]);
+    let remote = &format!("unix:{}", far.store().join("owner.sock").display());
+    let nights = site.nights(&near, 8, 3);
+    let (last, common) = nights.iter().next_back().map(|last| (last, names(&nights)[..2].to_vec())).unwrap();
+    near.run([&["push", remote.as_str()], &common[..]].concat());
+    // Its turn is before that of `web01`, and takes some seconds.
+    fs::write(site.path("first.raw"), Rng::new(4).noise(8 << 20)).unwrap();
+    near.run(["ingest", &site.arg("first.raw"), "--image", "first"]);
+    let there = far.packs_bytes();
+    let push = Running::start(&mut near.command(["push", remote, "--all", "--limit-rate", "2MiB"]));
+    eventually("the first of the push", || far.packs_bytes() > there);
+    loses(&near, &far);
+    push.succeed();
+    far.assert_holds(last.0, last.1);
+    far.run(["verify"]);
+}
+
+#[test]
+fn a_push_goes_on_when_what_it_builds_on_is_removed_here() {
+    assert_pushes_without_parent(|near, _| {
+        near.run(["remove", "web01@20261102"]);
+        assert!(near.json(["gc"])["removed_packs"].as_u64() > Some(0), "its manifest is still there");
+    });
+}
+
+#[test]
+fn a_push_goes_on_when_what_it_builds_on_is_removed_there() {
+    assert_pushes_without_parent(|_, far| drop(far.run(["remove", "web01@20261102"])));
 }

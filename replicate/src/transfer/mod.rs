@@ -91,7 +91,7 @@ pub async fn transfer_on(
 ) -> Result<()> {
     let started = Instant::now();
     let tally = Arc::new(Tally::default());
-    let done = attempt(ends, options, Shared { tally: &tally, seen: &Arc::default(), progress }, report).await;
+    let done = attempt(ends, options, &tally, progress, report).await;
     report.add_tally(&tally);
     report.add_meters(&ends.far);
     report.elapsed_s += started.elapsed().as_secs_f64();
@@ -101,7 +101,8 @@ pub async fn transfer_on(
 async fn attempt(
     ends: &Ends,
     options: &TransferOptions,
-    shared: Shared<'_>,
+    tally: &Arc<Tally>,
+    progress: &Arc<Progress>,
     report: &mut TransferReport,
 ) -> Result<()> {
     check_params(ends.near.welcome(), ends.far[0].welcome())?;
@@ -110,10 +111,19 @@ async fn attempt(
     // An attempt before this one may have brought some.
     report.snapshots_present = plan.present.saturating_sub(report.snapshots_sent.len() as u64);
     report.snapshots_failed.clear();
+    let mut seen = Arc::new(send::Seen::default());
     for number in 0..plan.items.len() {
-        shared.progress.check()?;
+        progress.check()?;
         let item = plan.items[number].clone();
-        match one(ends, options, &item, &shared).await {
+        let mut sent = one(ends, options, &item, &Shared { tally, seen: &seen, progress }).await;
+        if let Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) = &sent {
+            // It may be the parent that is damaged, or gone since the plan was made, or what was sent before.
+            tracing::debug!("{} is sent once more, without a parent: {error}", item.name);
+            seen = Arc::default();
+            let shared = Shared { tally, seen: &seen, progress };
+            sent = one(ends, options, &item.clone().alone(), &shared).await;
+        }
+        match sent {
             Ok(()) => report.snapshots_sent.push(item.name.to_string()),
             // Damage to one must not keep the others from being safe elsewhere.
             Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => {

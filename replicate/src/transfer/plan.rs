@@ -69,6 +69,11 @@ impl Item {
     pub(super) fn parent_name(&self) -> Option<&SnapshotName> {
         self.parent_name.as_ref()
     }
+
+    /// The same, to travel without counting on a parent.
+    pub(super) fn alone(self) -> Self {
+        Self { parent: None, parent_name: None, ..self }
+    }
 }
 
 /// Everything that has to travel, in order.
