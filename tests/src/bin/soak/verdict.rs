@@ -73,3 +73,24 @@ fn outgrown(soak: &Soak) -> Option<String> {
     println!("{}: at most {most:.2} bytes in packs for a plain byte of a snapshot", SITES[0]);
     (most > STORED_FOR_LIVE_MAX).then(|| format!("the first store took {most:.2} bytes for a plain byte of a snapshot"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trend_of(kind: Kind, value: impl Fn(f64) -> f64) -> Option<String> {
+        let points = (0..600).map(|second| (f64::from(second), value(f64::from(second)))).collect();
+        let series = Series { name: "owner".to_owned(), points };
+        trend(&Panel { title: "some", kind, series: Vec::new() }, &series)
+    }
+
+    #[test]
+    fn what_grows_is_noticed_and_what_is_flat_is_not() {
+        let warms_up = |at_s: f64| 80.0 * (at_s / 100.0).min(1.0);
+        assert_eq!(trend_of(Kind::Memory, warms_up), None);
+        assert_eq!(trend_of(Kind::Memory, |at_s| if at_s as u64 % 7 == 0 { 400.0 } else { 80.0 }), None, "peaks");
+        assert!(trend_of(Kind::Memory, |at_s| 40.0 + at_s / 10.0).is_some(), "6 MB a minute");
+        assert!(trend_of(Kind::Descriptors, |at_s| 20.0 + at_s / 10.0).is_some(), "6 a minute");
+        assert!(trend_of(Kind::Threads, |at_s| 10.0 + at_s / 20.0).is_some(), "3 a minute");
+    }
+}
