@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chunkstore::Error;
 use serde::{Deserialize, Serialize};
 
-/// Longest text of an error; longer ones are cut.
+/// Longest text of an error; longer ones are cut, at both sides.
 const TEXT_BYTES_MAX: usize = 8 << 10;
 
 /// An [`Error`] as it travels.
@@ -94,9 +94,9 @@ fn cut(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// What another machine says is shown on a terminal: it must not control it.
+/// What another machine says is shown on a terminal: it must neither fill nor control it.
 fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    cut(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -123,5 +123,7 @@ mod tests {
         }
         assert!(there_and_back(&Error::refused("é".repeat(1 << 20))).len() < 2 * TEXT_BYTES_MAX);
         assert!(!there_and_back(&Error::refused("\u{1b}[2J")).contains('\u{1b}'));
+        let long = WireError::Refused { what: "x".repeat(1 << 20) };
+        assert!(Error::from(long).to_string().len() < 2 * TEXT_BYTES_MAX, "also where the other side does not cut it");
     }
 }
