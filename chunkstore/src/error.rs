@@ -32,9 +32,11 @@ pub enum Error {
         /// What `RocksDB` said.
         detail: String,
     },
-    /// Another process holds the store.
-    #[error("the store is in use by {holder}")]
+    /// Another process holds something.
+    #[error("{what} is in use by {holder}")]
     Busy {
+        /// What: the store, a clone, a mount.
+        what: String,
         /// Who holds it.
         holder: String,
     },
@@ -51,10 +53,12 @@ pub enum Error {
         what: String,
     },
     /// The file system of the store, or of a destination, is full.
-    #[error("no space left on the file system of {}", path.display())]
+    #[error("no {} left on the file system of {}", if *is_quota { "quota" } else { "space" }, path.display())]
     OutOfSpace {
         /// The file that could not grow.
         path: PathBuf,
+        /// Whether it is a quota that is used up, and not the file system.
+        is_quota: bool,
     },
     /// The other side of a connection can't be reached, or the connection failed: worth another try.
     #[error("{what}")]
@@ -88,7 +92,8 @@ impl Error {
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::OutOfSpace { path },
+            io::ErrorKind::StorageFull => Self::OutOfSpace { path, is_quota: false },
+            io::ErrorKind::QuotaExceeded => Self::OutOfSpace { path, is_quota: true },
             _ => Self::Io { action, path, source },
         }
     }
@@ -113,6 +118,11 @@ impl Error {
             Self::Damaged { what, detail } if what != whole => Self::damaged(whole, format!("{what}: {detail}")),
             other => other,
         }
+    }
+
+    /// An [`Error::Busy`] from what is in use and who uses it.
+    pub fn busy(what: impl Into<String>, holder: impl Into<String>) -> Self {
+        Self::Busy { what: what.into(), holder: holder.into() }
     }
 
     /// An [`Error::Invalid`].

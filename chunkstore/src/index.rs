@@ -378,7 +378,7 @@ impl Index {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.read_only { Err(Error::OutOfSpace { path: self.path.clone() }) } else { Ok(()) }
+        if self.read_only { Err(Error::OutOfSpace { path: self.path.clone(), is_quota: false }) } else { Ok(()) }
     }
 
     fn write(&self, batch: WriteBatch) -> Result<()> {
@@ -408,8 +408,9 @@ fn decode_place(value: &[u8]) -> Result<Place> {
 
 fn index_error(path: &Path, error: &rocksdb::Error) -> Error {
     let text = error.to_string();
-    if text.contains("No space left") || text.contains("NoSpace") || text.contains("Disk quota") {
-        Error::OutOfSpace { path: path.to_path_buf() }
+    let is_quota = text.contains("Disk quota");
+    if is_quota || text.contains("No space left") || text.contains("NoSpace") {
+        Error::OutOfSpace { path: path.to_path_buf(), is_quota }
     } else {
         Error::IndexDamaged { detail: text }
     }

@@ -43,7 +43,7 @@ impl StoreLock {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(POLL),
-                Err(TryLockError::WouldBlock) => return Err(Error::Busy { holder: holder(&mut file) }),
+                Err(TryLockError::WouldBlock) => return Err(Error::busy("the store", holder(&mut file))),
                 Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path, error)),
             }
         }
@@ -53,7 +53,11 @@ impl StoreLock {
     }
 }
 
-fn write_holder(file: &mut File) -> std::io::Result<()> {
+/// Writes into a lock's file who this process is, for others to read.
+///
+/// # Errors
+/// If it can't be written.
+pub fn write_holder(file: &mut File) -> std::io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
     let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
@@ -61,7 +65,8 @@ fn write_holder(file: &mut File) -> std::io::Result<()> {
     write!(file, "process {} ({command})", std::process::id())
 }
 
-fn holder(file: &mut File) -> String {
+/// Who holds a lock, in its own words. They mean nothing once the lock is free.
+pub fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(HOLDER_BYTES_MAX).read_to_string(&mut text));
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
@@ -76,7 +81,7 @@ mod tests {
     fn the_second_is_told_who_holds_it() {
         let dir = tempfile::tempdir().unwrap();
         let first = StoreLock::acquire(dir.path(), Duration::ZERO).unwrap();
-        let Err(Error::Busy { holder }) = StoreLock::acquire(dir.path(), Duration::ZERO) else { panic!() };
+        let Err(Error::Busy { holder, .. }) = StoreLock::acquire(dir.path(), Duration::ZERO) else { panic!() };
         assert!(holder.contains(&std::process::id().to_string()), "{holder}");
         let waiter = thread::scope(|scope| {
             let waiter = scope.spawn(|| StoreLock::acquire(dir.path(), Duration::from_mins(1)));

@@ -31,13 +31,11 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 pub(crate) struct Failure {
     error: Error,
     hint: Option<String>,
-    /// What to say instead of the error's own words.
-    words: Option<String>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, hint: None, words: None }
+        Self { error, hint: None }
     }
 }
 
@@ -55,11 +53,6 @@ impl Failure {
     /// A failure of the operating system.
     pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, error: io::Error) -> Self {
         Error::io(action, path, error).into()
-    }
-
-    /// Something other than a store is in use.
-    pub(crate) fn busy(holder: String, words: String) -> Self {
-        Self { words: Some(words), ..Error::Busy { holder }.into() }
     }
 
     /// With a hint that knows more than the error's kind does.
@@ -81,7 +74,7 @@ impl Failure {
     pub(crate) fn report(&self, program: &str, format: LogFormat) -> Exit {
         let exit = exit_of(&self.error);
         let hint = self.told_hint();
-        let words = self.words.clone().unwrap_or_else(|| self.error.to_string());
+        let words = self.error.to_string();
         match format {
             LogFormat::Text => print_text(program, &words, hint.as_deref()),
             LogFormat::Json => tracing::error!(hint, exit_code = exit as u8, "{words}"),
@@ -142,12 +135,12 @@ mod tests {
             (Error::not_found("x"), 5),
             (Error::damaged("x", "y"), 3),
             (Error::IndexDamaged { detail: "x".into() }, 3),
-            (Error::Busy { holder: "x".into() }, 4),
+            (Error::busy("x", "y"), 4),
             (Error::refused("x"), 6),
             (Error::invalid("x"), 2),
             (Error::unreachable("x"), 7),
             (Error::denied("x"), 8),
-            (Error::OutOfSpace { path: "x".into() }, 1),
+            (Error::OutOfSpace { path: "x".into(), is_quota: false }, 1),
             (Error::Interrupted, 130),
             (Error::io("reading", "x", denied), 1),
         ];

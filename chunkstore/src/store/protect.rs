@@ -234,7 +234,7 @@ pub(crate) fn is_condemned(condemned: &Condemned, place: &Place) -> bool {
 /// The same error once more, for another who suffers from it.
 pub(crate) fn again(error: &Error) -> Error {
     match error {
-        Error::OutOfSpace { path } => Error::OutOfSpace { path: path.clone() },
+        Error::OutOfSpace { path, is_quota } => Error::OutOfSpace { path: path.clone(), is_quota: *is_quota },
         Error::IndexDamaged { detail } => Error::IndexDamaged { detail: detail.clone() },
         Error::Damaged { what, detail } => Error::damaged(what, detail),
         Error::Io { action, path, source } => {

@@ -115,7 +115,7 @@ impl Create {
         let (_, catalog) = context.catalog()?;
         let snapshot = resolve::snapshot(&catalog, &self.snapshot)?;
         let made = clones(context, context.store_dir()?)?.create(&self.name, &snapshot, Timestamp::now());
-        let made = made.map_err(|error| explain(&self.name, error))?;
+        let made = made.map_err(explain)?;
         context.output().report(&CloneView::new(&made), || {
             format!("clone {} of {}, {}\n", made.name, made.snapshot, bytes(made.size_bytes))
         })?;
@@ -132,7 +132,7 @@ impl Commit {
         let done = context.watch(&format!("commit {}", self.name), Unit::Bytes, |progress| {
             clones.commit(&self.name, &pool, &names, &options, progress)
         });
-        let Committed { snapshot, base, written_bytes } = done.map_err(|error| explain(&self.name, error))?;
+        let Committed { snapshot, base, written_bytes } = done.map_err(explain)?;
         let view = SnapshotView::new(&snapshot);
         let report = || {
             let nothing = format!("nothing was written since {base}: this snapshot equals it\n");
@@ -157,7 +157,7 @@ impl Commit {
 impl Discard {
     fn run(&self, context: &Context) -> Result<Exit> {
         let name = &self.name;
-        clones(context, context.store_dir()?)?.discard(name).map_err(|error| explain(name, error))?;
+        clones(context, context.store_dir()?)?.discard(name).map_err(explain)?;
         context.output().report(&Discarded { discarded: name }, || format!("clone {name} is gone\n"))?;
         Ok(Exit::Done)
     }
@@ -165,8 +165,7 @@ impl Discard {
 
 impl Rollback {
     fn run(&self, context: &Context) -> Result<Exit> {
-        let done =
-            clones(context, context.store_dir()?)?.rollback(&self.name).map_err(|error| explain(&self.name, error))?;
+        let done = clones(context, context.store_dir()?)?.rollback(&self.name).map_err(explain)?;
         context
             .output()
             .report(&CloneView::new(&done), || format!("clone {} is {} again\n", done.name, done.snapshot))?;
@@ -243,17 +242,15 @@ pub(super) fn clones(context: &Context, dir: &Path) -> Result<Clones> {
     Ok(Clones::new(dir).with_publisher(Arc::new(StorePublisher { access })))
 }
 
-fn explain(name: &str, error: Error) -> Failure {
-    match error {
-        Error::Busy { holder } => {
-            let words = format!("clone {name} is in use by {holder}");
-            Failure::busy(holder, words).hint("close what uses it; `vmfs clone list` tells which process that is")
+fn explain(error: Error) -> Failure {
+    let hint = match &error {
+        Error::Busy { what, .. } if what.starts_with("clone") => {
+            "close what uses it; `vmfs clone list` tells which process that is"
         }
-        Error::NotFound { what } if what.starts_with("clone") => {
-            Failure::from(Error::NotFound { what }).hint("`vmfs clone list` shows what there is")
-        }
-        error => error.into(),
-    }
+        Error::NotFound { what } if what.starts_with("clone") => "`vmfs clone list` shows what there is",
+        _ => return error.into(),
+    };
+    Failure::from(error).hint(hint)
 }
 
 /// What clones ask of the store.

@@ -65,8 +65,8 @@ pub(crate) fn find(mountpoint: &Path) -> Result<mounts::Mount> {
 fn busy(mountpoint: &Path) -> Failure {
     let users = users(mountpoint);
     let by = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
-    let words = format!("{} is in use by {by}", mountpoint.display());
-    Failure::busy(by, words).hint("`vmfs umount --force` does not wait for them")
+    let failure = Failure::from(Error::busy(mountpoint.display().to_string(), by));
+    failure.hint("`vmfs umount --force` does not wait for them")
 }
 
 /// The processes that use something below a directory, as far as this user may know.

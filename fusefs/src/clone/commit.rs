@@ -76,7 +76,9 @@ impl Shared {
         progress: &Progress,
     ) -> Result<Committed> {
         let _one = match self.committing.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy { holder: "another commit of this clone".into() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::busy(format!("clone {}", self.record().name), "another commit"));
+            }
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Ok(one) => one,
         };

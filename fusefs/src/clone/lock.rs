@@ -4,21 +4,19 @@
 //! it is written into the file for others to read; that text means nothing once the lock is free.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chunkstore::lock::{holder, write_holder};
 use chunkstore::{Error, Result};
 
 const FILE: &str = "lock";
 /// Who only looks whether a clone is open has its lock for less.
 const LOOK_TIME_MAX: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(10);
-/// Characters of the holder's command line that are shown to others.
-const COMMAND_CHARS_MAX: usize = 500;
-const TEXT_BYTES_MAX: u64 = 4096;
 
 /// Proof that this process has a clone open; gives it up when dropped.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ impl CloneLock {
             opened => opened.map_err(|error| Error::io("opening", &path, error))?,
         };
         if !lock(&file).map_err(|error| Error::io("locking", &path, error))? {
-            return Err(Error::Busy { holder: format!("{}, which has clone {name} open", holder(&mut file)) });
+            return Err(Error::busy(format!("clone {name}"), holder(&mut file)));
         }
         // It may have been discarded, and made anew, since it was opened.
         let is_same = fs::metadata(&path).is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()));
@@ -88,21 +86,6 @@ fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
-fn write_holder(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let command: String = arguments.join(" ").chars().take(COMMAND_CHARS_MAX).collect();
-    write!(file, "process {} ({command})", std::process::id())
-}
-
-fn holder(file: &mut File) -> String {
-    let mut text = String::new();
-    let read = file.rewind().and_then(|()| file.take(TEXT_BYTES_MAX).read_to_string(&mut text));
-    let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    if read.is_err() || text.is_empty() { "another process".into() } else { text }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +95,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(open_by(dir.path()), None);
         let first = CloneLock::acquire(dir.path()).unwrap();
-        let Err(Error::Busy { holder }) = CloneLock::acquire(dir.path()) else { panic!("taken twice") };
+        let Err(Error::Busy { holder, .. }) = CloneLock::acquire(dir.path()) else { panic!("taken twice") };
         assert!(holder.contains(&format!("process {} (", std::process::id())), "{holder}");
         assert_eq!(open_by(dir.path()), Some(std::process::id()));
         drop(first);

@@ -185,6 +185,11 @@ impl Answer {
     }
 }
 
+/// A clone in messages.
+fn shown(dir: &Path) -> String {
+    format!("clone {}", dir.file_name().unwrap_or_default().to_string_lossy())
+}
+
 fn encode(line: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(line).expect("all keys are strings");
     line.push(b'\n');
@@ -217,6 +222,7 @@ pub(super) fn ask(dir: &Path, options: &CommitOptions, progress: &Progress) -> R
         let answer = serde_json::from_str(&line);
         match answer.map_err(|error| Error::invalid(format!("an answer can't be read: {error}")))? {
             Answer::Progress { done_bytes, total_bytes } => progress.follow(done_bytes, total_bytes),
+            Answer::Failed(WireError::Busy { holder }) => return Err(Error::busy(shown(dir), holder)),
             Answer::Failed(error) => return Err(error.into()),
             Answer::Committed { snapshot, base, written_bytes } => {
                 let snapshot = Snapshot::read_file(snapshot.as_bytes())?;

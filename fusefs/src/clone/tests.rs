@@ -145,7 +145,9 @@ fn names_that_can_not_be() {
 fn opened_twice_is_busy_and_an_open_one_stays() {
     let site = Site::with_clone(&image());
     let disk = site.open();
-    assert!(matches!(site.try_open("c"), Err(Error::Busy { holder }) if holder.contains("process")));
+    assert!(
+        matches!(site.try_open("c"), Err(Error::Busy { what, holder }) if what == "clone c" && holder.contains("process"))
+    );
     assert!(matches!(site.clones.discard("c"), Err(Error::Busy { .. })));
     assert!(matches!(site.clones.rollback("c"), Err(Error::Busy { .. })));
     assert_eq!(site.clones.info("c").unwrap().open_by, Some(std::process::id()));

@@ -568,7 +568,7 @@ async fn that_nothing_can_be_kept_fails_no_read() {
     let full = Arc::clone(&is_full);
     let near: Connect = Arc::new(move |limit| {
         if full.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(Error::OutOfSpace { path: "packs".into() })));
+            return Box::pin(std::future::ready(Err(Error::OutOfSpace { path: "packs".into(), is_quota: false })));
         }
         near(limit)
     });

@@ -117,7 +117,7 @@ async fn admit(
     let hello = Hello::from_bytes(&frame.payload).map_err(Error::invalid)?;
     let (grant, credential) = server.grant_of(peer, hello.token)?;
     if *server.leaving.borrow() {
-        return Err(Error::Busy { holder: "an owner that is ending".into() });
+        return Err(Error::busy("the store", "an owner that is ending"));
     }
     tracing::debug!("{} ({}) is connected", grant.name(), hello.program);
     Ok((Connected::new(server)?, grant, credential))

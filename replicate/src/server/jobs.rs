@@ -138,10 +138,10 @@ impl Server {
     pub(super) fn allow_leaving(&self) -> Result<()> {
         let others = self.connections.load(std::sync::atomic::Ordering::SeqCst) - 1;
         if !self.options.is_temporary {
-            return Err(Error::Busy { holder: "a service; stop it first".into() });
+            return Err(Error::busy("the store", "a service; stop it first"));
         }
         if others > 0 {
-            return Err(Error::Busy { holder: format!("{others} other commands") });
+            return Err(Error::busy("the store", format!("{others} other commands")));
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ impl Connected {
         let before = server.connections.fetch_add(1, Ordering::SeqCst);
         let connected = Self(Arc::clone(server));
         if before >= CONNECTIONS_MAX {
-            return Err(Error::Busy { holder: format!("{CONNECTIONS_MAX} clients, which is all it takes") });
+            return Err(Error::busy("the store", format!("{CONNECTIONS_MAX} clients, which is all it takes")));
         }
         Ok(connected)
     }
