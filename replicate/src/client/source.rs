@@ -60,6 +60,27 @@ impl Client {
         })
         .await
     }
+
+    /// Fetches in groups, on a thread that may wait, and hands over what `verify` makes of each.
+    fn fetch_all<I: Copy + Into<RecordId>, T>(
+        &self,
+        ids: &[I],
+        verify: impl Fn(I, Vec<u8>) -> Result<T>,
+        each: &mut dyn FnMut(usize, Result<T>) -> Result<()>,
+    ) -> Result<()> {
+        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
+            let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+            let mut fetched = Vec::with_capacity(ids.len());
+            self.wait(self.plain(&records, &mut |at, plain| {
+                fetched.push((at, plain));
+                Ok(())
+            }))?;
+            for (at, plain) in fetched {
+                each(group * GROUP_IDS + at, plain.and_then(|plain| verify(ids[at], plain)))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ChunkSource for Client {
@@ -105,33 +126,11 @@ impl Owner for Client {
     }
 
     fn fetch_chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
-            let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-            let mut fetched = Vec::with_capacity(ids.len());
-            self.wait(self.plain(&records, &mut |at, plain| {
-                fetched.push((at, plain));
-                Ok(())
-            }))?;
-            for (at, plain) in fetched {
-                each(group * GROUP_IDS + at, plain.and_then(|plain| Chunk::verify(ids[at], plain)))?;
-            }
-        }
-        Ok(())
+        self.fetch_all(ids, Chunk::verify, each)
     }
 
     fn fetch_nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
-        for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
-            let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-            let mut fetched = Vec::with_capacity(ids.len());
-            self.wait(self.plain(&records, &mut |at, plain| {
-                fetched.push((at, plain));
-                Ok(())
-            }))?;
-            for (at, plain) in fetched {
-                each(group * GROUP_IDS + at, plain.and_then(|plain| Node::verify(ids[at], &plain)))?;
-            }
-        }
-        Ok(())
+        self.fetch_all(ids, |id, plain| Node::verify(id, &plain), each)
     }
 }
 
