@@ -23,11 +23,18 @@ use crate::names::{LocalNames, Names, Opened};
 /// How often the local owner may end while a snapshot is published.
 const ATTEMPTS: usize = 5;
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
+/// Snapshots that a far store may have: what names them all fits into one request.
+const SNAPSHOTS_MAX: usize = 150_000;
+/// Bytes of their entries: some hundred thousand usual ones.
+const ENTRIES_BYTES_MAX: usize = 64 << 20;
+
+/// Snapshots by image and time.
+type Snapshots = BTreeMap<ImageName, BTreeMap<SnapshotTime, Snapshot>>;
 
 /// The far store's snapshots as they were last listed.
 pub(super) struct FarList {
     link: Arc<Link>,
-    snapshots: RwLock<BTreeMap<SnapshotName, Snapshot>>,
+    snapshots: RwLock<Snapshots>,
 }
 
 impl FarList {
@@ -47,31 +54,47 @@ impl FarList {
 
     /// Fetches the list: only what is new in it travels.
     pub(super) async fn refresh(&self) -> Result<()> {
-        let known: Vec<Snapshot> = self.read().values().cloned().collect();
+        let known: Vec<Snapshot> = self.read().values().flat_map(BTreeMap::values).cloned().collect();
         let have = Prefixes(known.iter().map(|snapshot| prefix_of(snapshot.entry_id())).collect());
         let Selected { entries, common, .. } = self.link.client().await?.select(Which::All, have).await?;
         let there = known.into_iter().enumerate().filter(|(at, _)| common.has(*at)).map(|(_, snapshot)| snapshot);
         let new = entries.into_iter().filter_map(snapshot_of);
-        let snapshots = there.chain(new).map(|snapshot| (snapshot.name(), snapshot)).collect();
+        let snapshots = bounded(there.chain(new));
         *self.snapshots.write().unwrap_or_else(PoisonError::into_inner) = snapshots;
         Ok(())
     }
 
     pub(super) fn get(&self, name: &SnapshotName) -> Option<Snapshot> {
-        self.read().get(name).cloned()
+        self.read().get(&name.image)?.get(&name.time).cloned()
     }
 
-    fn images(&self) -> BTreeSet<ImageName> {
-        self.read().keys().map(|name| name.image.clone()).collect()
+    fn images(&self) -> Vec<ImageName> {
+        self.read().keys().cloned().collect()
     }
 
     fn times(&self, image: &ImageName) -> Vec<SnapshotTime> {
-        self.read().keys().filter(|name| name.image == *image).map(|name| name.time).collect()
+        self.read().get(image).into_iter().flat_map(BTreeMap::keys).copied().collect()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<SnapshotName, Snapshot>> {
+    fn read(&self) -> RwLockReadGuard<'_, Snapshots> {
         self.snapshots.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As many as may be: a far store must not fill the memory.
+fn bounded(all: impl Iterator<Item = Snapshot>) -> Snapshots {
+    let (mut snapshots, mut count, mut bytes) = (Snapshots::new(), 0, 0);
+    for snapshot in all {
+        count += 1;
+        bytes += snapshot.entry_encoding().len();
+        if count > SNAPSHOTS_MAX || bytes > ENTRIES_BYTES_MAX {
+            tracing::warn!("upstream has more snapshots than can be shown; some are left out");
+            break;
+        }
+        let SnapshotName { image, time } = snapshot.name();
+        snapshots.entry(image).or_default().insert(time, snapshot);
+    }
+    snapshots
 }
 
 fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
