@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{eventually, kill};
@@ -69,7 +69,7 @@ impl MemoryLimit {
     pub fn command(&self, command: &Command) -> Command {
         let mut limited = Command::new("sh");
         limited.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.dir.join("cgroup.procs"));
-        limited.arg(command.get_program()).args(command.get_args()).stdin(process::Stdio::null());
+        limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => limited.env(name, value),
@@ -96,8 +96,9 @@ impl MemoryLimit {
     pub fn end(&self) {
         eventually("the end of a group's processes", || {
             let processes = self.processes();
-            processes.iter().for_each(|pid| kill(*pid));
-            processes.is_empty()
+            let is_over = processes.is_empty();
+            processes.into_iter().for_each(kill);
+            is_over
         });
     }
 }

@@ -76,8 +76,9 @@ impl Sites {
         for vmstore in [&self.near, &self.far] {
             eventually("the end of an owner", || {
                 let owners = vmstore.owners();
-                owners.iter().for_each(|owner| kill(*owner));
-                owners.is_empty()
+                let is_over = owners.is_empty();
+                owners.into_iter().for_each(kill);
+                is_over
             });
         }
     }

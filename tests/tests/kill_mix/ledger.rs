@@ -63,10 +63,12 @@ impl Ledger {
         self.near.get(name) == Some(&Fate::There)
     }
 
-    /// A push ended well that began when these were there.
-    pub(crate) fn pushed(&mut self, there: &[String]) {
-        let arrived: Vec<_> = there.iter().filter(|name| self.has(name)).cloned().collect();
-        self.far.extend(arrived);
+    /// A push ended well that began when these were there; then the far site lists those.
+    pub(crate) fn pushed(&mut self, there: &[String], far: &[String]) {
+        for name in there.iter().filter(|name| self.has(name)) {
+            assert!(far.contains(name), "{name} was pushed and is not there");
+        }
+        self.far.extend(there.iter().filter(|name| far.contains(name)).cloned());
     }
 
     /// Of which bytes a snapshot is.

@@ -221,7 +221,8 @@ impl Mix {
         let there = self.ledger().there();
         let mut push = self.near.command([OsStr::new("push"), self.far.store().as_os_str(), OsStr::new("--all")]);
         if self.push.run(&mut push, |output| self.only_removed_are_missing(output)).status.success() {
-            self.ledger().pushed(&there);
+            let far = self.far.snapshots();
+            self.ledger().pushed(&there, &far);
         }
     }
 
@@ -282,7 +283,9 @@ impl Mix {
         self.ledger().settle(&near, &far);
         for (vmstore, names) in [(&self.near, &near), (&self.far, &far)] {
             vmstore.run(["verify"]);
-            names.iter().for_each(|name| self.assert_restores(vmstore, name));
+            for name in names {
+                self.assert_restores(vmstore, name);
+            }
         }
         let outdated = self.ledger().take_outdated();
         if !outdated.is_empty() {

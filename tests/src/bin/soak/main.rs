@@ -166,7 +166,7 @@ fn main() -> ExitCode {
             let mut rng = Rng::new(rng.number());
             let soak = &soak;
             scope.spawn(move || {
-                soak.repeat(&format!("clone {number}"), || clones::write(soak, mounted, number, &mut rng))
+                soak.repeat(&format!("clone {number}"), || clones::write(soak, mounted, number, &mut rng));
             });
         }
         scope.spawn(|| soak.repeat("a night", || nights.next(&soak)));
@@ -176,7 +176,7 @@ fn main() -> ExitCode {
             soak.pause(samples::every(duration));
         }
     });
-    soak.attempt("the end", || nights.end(&soak));
+    soak.attempt("the end", || nights::end(&soak));
     drop(mounts);
     drop(owners);
     fs::write(&options.picture, picture::draw(&samples.panels(&soak))).unwrap();
@@ -207,7 +207,9 @@ impl Soak {
             trouble.len(),
             self.started.elapsed().as_secs_f64()
         );
-        trouble.iter().for_each(|what| println!("FAILED: {what}"));
+        for what in trouble {
+            println!("FAILED: {what}");
+        }
     }
 }
 

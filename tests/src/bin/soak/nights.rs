@@ -57,31 +57,31 @@ impl Nights {
         }
         soak.nights.fetch_add(1, Ordering::SeqCst);
     }
+}
 
-    /// With nobody else at work: all sites have the same, bit for bit, are sound, and take no more than they should.
-    pub(crate) fn end(&self, soak: &Soak) {
-        travel(soak);
-        collect(soak);
-        let snapshots = soak.stores[0].snapshots();
-        for store in &soak.stores {
-            assert_eq!(store.snapshots(), snapshots, "the sites differ");
-            store.collect_all();
-            store.run(["verify"]);
-        }
-        for name in &snapshots {
-            assert_restores(soak, &soak.stores[2], name);
-        }
-        let fresh = soak.site.store("fresh");
-        fresh.run(["pull", soak.stores[0].store().to_str().unwrap(), "--all"]);
-        let fresh_bytes = fresh.packs_bytes();
-        for store in &soak.stores {
-            let (bytes, name) = (store.packs_bytes(), store.store().display());
-            println!("{name}: {bytes} bytes in packs, a fresh copy has {fresh_bytes}");
-            assert!(
-                bytes <= FRESH_COPIES_MAX * fresh_bytes + SPARE_BYTES,
-                "{name} takes {bytes} bytes, a fresh copy {fresh_bytes}"
-            );
-        }
+/// With nobody else at work: all sites have the same, bit for bit, are sound, and take no more than they should.
+pub(crate) fn end(soak: &Soak) {
+    travel(soak);
+    collect(soak);
+    let snapshots = soak.stores[0].snapshots();
+    for store in &soak.stores {
+        assert_eq!(store.snapshots(), snapshots, "the sites differ");
+        store.collect_all();
+        store.run(["verify"]);
+    }
+    for name in &snapshots {
+        assert_restores(soak, &soak.stores[2], name);
+    }
+    let fresh = soak.site.store("fresh");
+    fresh.run(["pull", soak.stores[0].store().to_str().unwrap(), "--all"]);
+    let fresh_bytes = fresh.packs_bytes();
+    for store in &soak.stores {
+        let (bytes, name) = (store.packs_bytes(), store.store().display());
+        println!("{name}: {bytes} bytes in packs, a fresh copy has {fresh_bytes}");
+        assert!(
+            bytes <= FRESH_COPIES_MAX * fresh_bytes + SPARE_BYTES,
+            "{name} takes {bytes} bytes, a fresh copy {fresh_bytes}"
+        );
     }
 }
 

@@ -88,7 +88,11 @@ mod tests {
     fn what_grows_is_noticed_and_what_is_flat_is_not() {
         let warms_up = |at_s: f64| 80.0 * (at_s / 100.0).min(1.0);
         assert_eq!(trend_of(Kind::Memory, warms_up), None);
-        assert_eq!(trend_of(Kind::Memory, |at_s| if at_s as u64 % 7 == 0 { 400.0 } else { 80.0 }), None, "peaks");
+        assert_eq!(
+            trend_of(Kind::Memory, |at_s| if (at_s as u64).is_multiple_of(7) { 400.0 } else { 80.0 }),
+            None,
+            "peaks"
+        );
         assert!(trend_of(Kind::Memory, |at_s| 40.0 + at_s / 10.0).is_some(), "6 MB a minute");
         assert!(trend_of(Kind::Descriptors, |at_s| 20.0 + at_s / 10.0).is_some(), "6 a minute");
         assert!(trend_of(Kind::Threads, |at_s| 10.0 + at_s / 20.0).is_some(), "3 a minute");
