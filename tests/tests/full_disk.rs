@@ -150,7 +150,10 @@ fn without_a_reserve_nothing_is_lost_and_room_brings_all_back() {
         assert!(output.status.success() || full, "{command:?}: {said}");
         assert_eq!(site.vmstore.snapshots().last().unwrap().split('@').next(), Some("kept"));
         let index = |name: &str| site.vmstore.store().join(name).exists();
-        assert!(index("index/CURRENT") && !index("index.new"), "{command:?}: the old index stays until there is another");
+        assert!(
+            index("index/CURRENT") && !index("index.new"),
+            "{command:?}: the old index stays until there is another"
+        );
     }
     site.free();
     site.vmstore.run(["verify"]);

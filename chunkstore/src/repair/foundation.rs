@@ -18,7 +18,7 @@ use crate::limits::CONFIG_FILE_BYTES_MAX;
 use crate::lock::StoreLock;
 use crate::pack::{self, Inventory, PackHeader, PackReader};
 use crate::quarantine;
-use crate::storage::{LocalDir, Storage};
+use crate::storage::{LocalDir, Storage, whole};
 use crate::store::OpenOptions;
 
 /// Packs whose headers are read.
@@ -66,7 +66,10 @@ impl How {
         match self {
             Self::WriteConfig(text) => {
                 for path in [config::PATH, config::COPY_PATH] {
-                    quarantine::keep_copy(&**storage, path, CONFIG_FILE_BYTES_MAX)?;
+                    let there = whole::read_whole(&**storage, path, CONFIG_FILE_BYTES_MAX);
+                    if !there.is_ok_and(|there| there.as_deref() == Some(text.as_bytes())) {
+                        quarantine::keep_copy(&**storage, path, CONFIG_FILE_BYTES_MAX)?;
+                    }
                 }
                 Config::store_text(&**storage, text)
             }

@@ -72,6 +72,13 @@ pub(crate) fn complaint(report: &VerifyReport) -> String {
 pub(crate) fn summary(report: &VerifyReport) -> String {
     let rate = (report.plain_bytes as f64 / report.elapsed_s.max(1e-9)) as u64;
     let verdict = if report.is_sound() { "all sound" } else { "DAMAGED" };
+    let healed = match report.healed_records {
+        0 => String::new(),
+        count => format!(
+            "{}: whole elsewhere, so nothing is lost; `vmstore repair` puts the packs aside that they are in\n",
+            counted(count, "damaged record"),
+        ),
+    };
     let partial = match report.partial_snapshots {
         0 => String::new(),
         count => format!(
@@ -81,7 +88,7 @@ pub(crate) fn summary(report: &VerifyReport) -> String {
         ),
     };
     format!(
-        "{verdict}: checked {} ({}) in {}, and {}, in {}, {}/s\n{partial}",
+        "{verdict}: checked {} ({}) in {}, and {}, in {}, {}/s\n{healed}{partial}",
         counted(report.records, "record"),
         bytes(report.plain_bytes),
         counted(report.packs, "pack"),
