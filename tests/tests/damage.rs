@@ -385,6 +385,10 @@ impl Site<'_> {
     fn judge_noticed(&self, kind: Kind, harm: Harm, path: &Path) {
         let before = self.readable();
         let report = self.report(&["verify"]);
+        if report.json["healed_records"].as_u64() > Some(0) && before == self.all() {
+            // It is whole elsewhere, such as in the catalog file that it repeats.
+            return self.repair(&before);
+        }
         assert_eq!(report.code, DAMAGE, "went unnoticed: {}", report.json);
         let text = report.json.to_string();
         match kind {
@@ -489,6 +493,8 @@ fn every_kind_of_file_is_harmed_in_every_way() {
 fn a_socket_that_is_a_file_is_refused_by_name() {
     let template = Template::new();
     let site = template.copy();
+    // What an owner has left that is gone.
+    fs::remove_file(site.path("owner.sock")).unwrap();
     fs::write(site.path("owner.sock"), "mine").unwrap();
     let said = site.vmstore.through_owner().expect_exit(6, ["verify"]);
     assert!(said.contains("owner.sock"), "{said}");
