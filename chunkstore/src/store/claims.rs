@@ -12,6 +12,11 @@ use crate::id::RecordId;
 /// A session that puts nothing for so long loses what it has taken on.
 const LAPSE: Duration = Duration::from_secs(10);
 
+/// Claims that are remembered, of all sessions (some 100 MB). Whoever takes on more is told yes, and so may others be.
+const REMEMBERED_MAX: usize = 1 << 20;
+/// So often it is looked for claims that have lapsed, when there are so many.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+
 /// Tells the time; only differences matter.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
@@ -51,6 +56,8 @@ struct Table {
     claims: HashMap<RecordId, Claimed>,
     /// When sessions last put something.
     progress: HashMap<u64, Instant>,
+    /// When claims that had lapsed were last forgotten.
+    forgotten: Option<Instant>,
 }
 
 struct Claimed {
@@ -62,6 +69,18 @@ impl Table {
     fn is_valid(&self, claimed: &Claimed, now: Instant) -> bool {
         let progress = self.progress.get(&claimed.session).copied().unwrap_or(claimed.since);
         now.saturating_duration_since(progress.max(claimed.since)) < LAPSE
+    }
+
+    /// Whether another claim can be remembered. What a session takes on and never puts must not fill the memory.
+    fn has_room(&mut self, now: Instant) -> bool {
+        let is_full = self.claims.len() >= REMEMBERED_MAX;
+        if is_full && self.forgotten.is_none_or(|last| now.saturating_duration_since(last) >= FORGET_EVERY) {
+            self.forgotten = Some(now);
+            let mut claims = std::mem::take(&mut self.claims);
+            claims.retain(|_, claimed| self.is_valid(claimed, now));
+            self.claims = claims;
+        }
+        self.claims.len() < REMEMBERED_MAX
     }
 }
 
@@ -83,6 +102,9 @@ impl Claims {
             Some(claimed) if claimed.session == session => return Taken::Before,
             Some(_) => return Taken::Elsewhere,
             None => {}
+        }
+        if !table.claims.contains_key(&id) && !table.has_room(now) {
+            return Taken::Now;
         }
         table.claims.insert(id, Claimed { session, since: now });
         Taken::Now
@@ -166,5 +188,22 @@ mod tests {
         assert_eq!(claims.are_of(1, &[id(1), id(2)]), [true, false]);
         claims.done(1, &[id(1)]);
         assert_eq!(claims.take(3, id(1)), Taken::Now);
+    }
+
+    #[test]
+    fn what_is_taken_on_and_never_put_does_not_fill_the_memory() {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let (start, passed) = (Instant::now(), Arc::clone(&seconds));
+        let clock = Clock::new(move || start + Duration::from_secs(passed.load(Ordering::Relaxed)));
+        let claims = Claims::new(clock);
+        let id = |number: u64| RecordId::from(ChunkId::of(&number.to_le_bytes()));
+        let all = REMEMBERED_MAX as u64;
+        (0..all + 1000).for_each(|number| assert_eq!(claims.take(1, id(number)), Taken::Now));
+        assert_eq!(claims.lock().claims.len(), REMEMBERED_MAX);
+        assert_eq!(claims.take(2, id(0)), Taken::Elsewhere);
+        assert_eq!([claims.take(2, id(all)), claims.take(3, id(all))], [Taken::Now, Taken::Now]);
+        seconds.store(11, Ordering::Relaxed);
+        assert_eq!([claims.take(2, id(all)), claims.take(3, id(all))], [Taken::Now, Taken::Elsewhere]);
+        assert_eq!(claims.lock().claims.len(), 1);
     }
 }
