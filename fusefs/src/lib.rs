@@ -35,6 +35,8 @@ mod requests;
 pub mod snapshot_disk;
 pub mod stats;
 pub mod status;
+#[cfg(test)]
+mod testing;
 mod tree;
 pub mod upstream;
 pub mod view;

@@ -10,7 +10,7 @@ use chunkstore::catalog::Snapshot;
 use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
-use chunkstore::source::{DiskSource, Source};
+use chunkstore::source::Source;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::{Error, Result};
 use tempfile::TempDir;
@@ -24,6 +24,7 @@ use super::publisher::Publisher;
 use super::{CloneInfo, Clones};
 use crate::names::LocalNames;
 use crate::pool::Pool;
+use crate::testing::MemDisk;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -228,31 +229,6 @@ impl Publisher for StorePublisher {
         let snapshot = ingest_changes(&self.store, &disk, &disk, options, progress)?;
         self.pass(Point::AfterIngest)?;
         Ok(snapshot)
-    }
-}
-
-struct MemDisk(Vec<u8>);
-
-impl DiskSource for MemDisk {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        Ok((offset < self.size_bytes()).then_some(offset..self.size_bytes()))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
     }
 }
 

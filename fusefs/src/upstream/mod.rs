@@ -14,7 +14,6 @@ mod fetch;
 mod fresh;
 mod hydrate;
 mod keep;
-mod layered;
 mod link;
 mod names;
 mod queue;
@@ -35,7 +34,6 @@ use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
 
 pub use self::hydrate::{Hydration, HydrationState};
-pub use self::layered::Layered;
 pub use self::link::Connect;
 pub use self::site::{Site, SiteOptions, UpstreamStatus};
 

@@ -18,7 +18,7 @@ use chunkstore::manifest::{self, Leaf};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::record::{HEADER_BYTES, Kind, Record};
-use chunkstore::source::{DiskSource, Source};
+use chunkstore::source::Source;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::verify::{VerifyReport, verify};
 use replicate::client::{Client, Link};
@@ -32,6 +32,7 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::pool::{Pool, PoolOptions};
 use crate::snapshot_disk::SnapshotDisk;
+use crate::testing::MemDisk;
 
 /// Bytes that do not compress, the same for the same seed.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -54,31 +55,6 @@ fn nights() -> [Vec<u8>; 2] {
         second[at + 777..at + 4000].copy_from_slice(&noise(4000 - 777, at as u64 + 7));
     }
     [first, second]
-}
-
-struct MemDisk(Vec<u8>);
-
-impl DiskSource for MemDisk {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        Ok((offset < self.size_bytes()).then_some(offset..self.size_bytes()))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 fn night(image: &str, day: i64) -> SnapshotName {
@@ -203,27 +179,14 @@ impl World {
         assert!(report.snapshots_failed.is_empty(), "{report:?}");
     }
 
-    fn layered(&self, site: &Site) -> Arc<Layered> {
-        let local = Arc::clone(&self.near.store) as Arc<dyn ChunkSource>;
-        Arc::new(Layered::new(local, site.far().unwrap(), Handle::current()))
-    }
-
     /// All bytes of a snapshot, as a mount reads them.
     async fn read_all(&self, site: &Site, snapshot: &Snapshot) -> Result<Vec<u8>> {
-        let (source, entry) = (self.layered(site), snapshot.entry().clone());
-        in_background(move || {
-            let mut image = vec![0; entry.virtual_bytes as usize];
-            manifest::walk(&*source, entry.root, entry.virtual_bytes, &mut |segment| {
-                for (at, id, _) in leaf(&*source, segment.leaf)?.chunks() {
-                    let chunk = source.chunk(id)?;
-                    let at = segment.number as usize * SEGMENT_BYTES + at;
-                    image[at..at + chunk.bytes().len()].copy_from_slice(chunk.bytes());
-                }
-                Ok(())
-            })?;
-            Ok(image)
-        })
-        .await
+        let local = Arc::clone(&self.near.store) as Arc<dyn ChunkSource>;
+        let options = PoolOptions { far: site.far(), ..PoolOptions::default() };
+        let pool = Pool::with_options(local, Handle::current(), options);
+        let disk = SnapshotDisk::new(&pool, snapshot);
+        let mut image = vec![0; disk.size_bytes() as usize];
+        disk.read(&mut image, 0).await.map(|()| image)
     }
 
     /// Opens a snapshot as a mount does.
