@@ -5,6 +5,7 @@
 //! anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::thread;
@@ -23,7 +24,7 @@ use super::frozen::FrozenDisk;
 use super::layer::{self, Layer};
 use super::publisher::Publisher;
 use super::view::{Base, Bounded, View};
-use super::{hold_reason, replaced, store_dir};
+use super::{hold_reason, record, replaced, store_dir};
 use crate::snapshot_disk::SnapshotDisk;
 
 /// What a commit makes.
@@ -95,18 +96,26 @@ impl Shared {
         self.rebase(&frozen, &snapshot, publisher)?;
         if self.frees_room.load(Ordering::SeqCst) {
             let numbers = frozen.layers.iter().map(|layer| layer.number()).collect();
-            layer::remove_later(&self.dir, numbers, frozen.layers);
+            layer::remove_later(&self.files, &self.dir, numbers, frozen.layers);
         }
         Ok(Committed { snapshot, base, written_bytes })
     }
 
-    /// Frees what earlier commits let go of, from now on also what coming ones do.
-    pub(super) fn remove_let_go(&self) -> Result<()> {
+    /// Removes what was left by something that was cut short, and frees what earlier commits let go of, from now on also
+    /// what coming ones do. Called before anybody can ask for a commit.
+    pub(super) fn remove_left_over(&self) -> Result<()> {
         self.frees_room.store(true, Ordering::SeqCst);
-        let first = self.record().numbers()[0];
-        let numbers = layer::let_go(&self.dir, first)?;
-        if !numbers.is_empty() {
-            layer::remove_later(&self.dir, numbers, Vec::new());
+        let aside = self.dir.join(record::ASIDE);
+        match self.files.remove(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", aside, error)),
+            _ => {}
+        }
+        let named = self.record().numbers();
+        let mut let_go = layer::unnamed(&self.dir, &named)?;
+        // Now, because a commit may use their numbers.
+        let_go.split_off(&named[0]).into_iter().for_each(|number| layer::remove(&*self.files, &self.dir, number));
+        if !let_go.is_empty() {
+            layer::remove_later(&self.files, &self.dir, let_go.into_iter().collect(), Vec::new());
         }
         Ok(())
     }
@@ -134,7 +143,7 @@ impl Shared {
     fn freeze(&self, name: &SnapshotName) -> Result<Frozen> {
         self.view().layers.iter().try_for_each(|bounded| bounded.layer.check())?;
         let number = self.record().next_layer();
-        let new = Arc::new(Layer::create(&self.dir, number)?);
+        let new = Arc::new(Layer::create(&*self.files, &self.dir, number)?);
         let passed = self.pool.runtime().block_on(self.gate.pass_alone());
         let is_written = !self.view().top().is_empty();
         let size_bytes = self.size_bytes();
@@ -157,7 +166,7 @@ impl Shared {
         // If nobody knows whether the record was stored, the top was given up, and the new layer may be named.
         let may_be_named = is_written && (changed.is_ok() || self.view().top().check().is_err());
         if !may_be_named {
-            layer::remove(&self.dir, number);
+            layer::remove(&*self.files, &self.dir, number);
         }
         changed?;
         let layers = below.layers.iter().map(|bounded| Arc::clone(&bounded.layer)).collect();

@@ -9,6 +9,7 @@ use chunkstore::limits::IMAGE_BYTES_MAX;
 use chunkstore::{Error, Result};
 
 use super::BLOCK_BYTES;
+use super::file::Files;
 use super::gate::{Gate, Passed};
 use super::layer::blocks_of;
 use super::lock::CloneLock;
@@ -29,6 +30,7 @@ pub struct CloneDisk {
 pub(super) struct Shared {
     /// The clone's directory.
     pub(super) dir: PathBuf,
+    pub(super) files: Arc<dyn Files>,
     pub(super) pool: Arc<Pool>,
     /// What is on the disk as `clone.json`. Whoever changes the view holds it, so that both tell the same.
     pub(super) record: Mutex<Record>,
@@ -156,6 +158,7 @@ impl CloneDisk {
         end_of(0, bytes)?;
         let passed = self.shared.gate.pass_alone().await;
         if bytes >= self.size_bytes() {
+            self.shared.view().top().check()?;
             self.shared.size_bytes.store(bytes, Ordering::SeqCst);
             drop(passed);
             return self.sync().await;
@@ -165,9 +168,17 @@ impl CloneDisk {
 }
 
 impl Shared {
-    pub(super) fn new(dir: &Path, lock: CloneLock, pool: &Arc<Pool>, record: Record, view: View) -> Self {
+    pub(super) fn new(
+        dir: &Path,
+        files: &Arc<dyn Files>,
+        lock: CloneLock,
+        pool: &Arc<Pool>,
+        record: Record,
+        view: View,
+    ) -> Self {
         Self {
             dir: dir.to_path_buf(),
+            files: Arc::clone(files),
             pool: Arc::clone(pool),
             view: RwLock::new(Arc::new(view)),
             size_bytes: AtomicU64::new(record.size_bytes),
@@ -245,7 +256,7 @@ impl Shared {
         let mut changed = current.clone();
         changed.size_bytes = self.size_bytes();
         record(&mut changed);
-        changed.store(&self.dir).map_err(|failed| {
+        changed.store(&*self.files, &self.dir).map_err(|failed| {
             if failed.is_unknown {
                 self.view().layers.iter().for_each(|bounded| bounded.layer.give_up());
             }

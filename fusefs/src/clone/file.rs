@@ -1,12 +1,70 @@
-//! A layer's file: the seam at which tests put one that loses what was not synced.
+//! What clones ask of the file system: the seam at which tests record, lose what was not synced, and fail.
 
-use std::fs::File;
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
+
+/// Changes directories and opens files of clones. Who lists and reads goes past it. Used by several threads at once.
+pub(super) trait Files: Send + Sync {
+    /// Makes a directory for its user alone.
+    fn make_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes an empty file, also of one that is there.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn LayerFile>>;
+
+    /// Opens a file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn LayerFile>>;
+
+    /// Renames a file, replacing another, or a directory.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory permanent.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// The file system itself.
+pub(super) struct HostFiles;
+
+impl Files for HostFiles {
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn LayerFile>> {
+        Ok(Box::new(File::options().read(true).write(true).create(true).truncate(true).open(path)?))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn LayerFile>> {
+        Ok(Box::new(File::options().read(true).write(true).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::remove_dir(dir)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}
 
 /// What a layer needs of a file. Used by several threads at once.
 pub(super) trait LayerFile: Send + Sync {
@@ -33,6 +91,9 @@ pub(super) trait LayerFile: Send + Sync {
 
     /// Makes all that was written before permanent, as `fdatasync` does.
     fn sync(&self) -> io::Result<()>;
+
+    /// After a failed sync: forgets what memory has of the file, so that who opens it next reads what the disk has.
+    fn forget(&self) {}
 }
 
 impl LayerFile for File {
@@ -95,5 +156,10 @@ impl LayerFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn forget(&self) {
+        // A hint; a file system without a disk has none to read from.
+        let _ = fadvise(self, 0, None, Advice::DontNeed);
     }
 }

@@ -3,9 +3,11 @@
 //! [`Layer::sync`] makes data permanent before the bits that tell of it. A block that the map has is changed in place and
 //! by no more than what is written, so a torn write never touches what lies beside it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +15,10 @@ use std::thread;
 use std::time::Duration;
 
 use chunkstore::{Error, Result};
-use rustix::fs::{AtFlags, unlinkat};
-use rustix::io::Errno;
 
 use super::BLOCK_BYTES;
-use super::file::LayerFile;
+use super::file::{Files, LayerFile};
 use super::map::{Map, Run};
-use super::record::sync_dir;
 
 const DATA_SUFFIX: &str = ".data";
 const MAP_SUFFIX: &str = ".map";
@@ -44,24 +43,29 @@ impl Layer {
     ///
     /// # Errors
     /// If its files can't be made.
-    pub(super) fn create(dir: &Path, number: u32) -> Result<Self> {
+    pub(super) fn create(files: &dyn Files, dir: &Path, number: u32) -> Result<Self> {
         let [data, map] = paths(dir, number);
-        for path in [&data, &map] {
-            File::create(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("creating", path, error))?;
-        }
-        // Before a record names them.
-        sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))?;
-        Self::open(dir, number)
+        let create = |path: &Path| {
+            let created = files.create(path).and_then(|file| file.sync().map(|()| file));
+            created.map_err(|error| Error::io("creating", path, error))
+        };
+        let created = create(&data).and_then(|data| Ok([data, create(&map)?])).and_then(|created| {
+            // Before a record names them.
+            files.sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))?;
+            Self::of_files(data.clone(), number, created).map_err(|error| Error::io("reading", &map, error))
+        });
+        created.inspect_err(|_| remove(files, dir, number))
     }
 
-    /// Opens a layer.
+    /// Opens a layer. What a process has written that was killed is permanent from then on: nobody would sync it later.
     ///
     /// # Errors
     /// [`Error::Damaged`] if its map is, or if a file is missing.
-    pub(super) fn open(dir: &Path, number: u32) -> Result<Self> {
+    pub(super) fn open(files: &dyn Files, dir: &Path, number: u32) -> Result<Self> {
         let [data, map] = paths(dir, number);
-        let files = [open(&data)?, open(&map)?].map(|file| Box::new(file) as Box<dyn LayerFile>);
-        Self::of_files(data, number, files).map_err(|error| match error.kind() {
+        let opened = [open(files, &data)?, open(files, &map)?];
+        opened.iter().try_for_each(|file| file.sync()).map_err(|error| Error::io("syncing", &data, error))?;
+        Self::of_files(data, number, opened).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => Error::damaged(map.display().to_string(), error.to_string()),
             _ => Error::io("reading", map, error),
         })
@@ -139,11 +143,14 @@ impl Layer {
     }
 
     /// Cuts off what is beyond: it reads as zeros from then on.
+    ///
+    /// # Errors
+    /// Every later call fails, too: what is beyond would show when the disk grows.
     pub(super) fn cut(&self, size_bytes: u64) -> Result<()> {
         self.check()?;
         let cut = self.data.cut(size_bytes);
         self.is_changed.store(true, Ordering::SeqCst);
-        cut.map_err(self.failed("shortening"))
+        cut.map_err(|error| self.broken("shortening", error))
     }
 
     /// Makes all that was written before permanent: first the data, then the bits that tell of it. The bits are taken
@@ -202,6 +209,16 @@ impl Layer {
     }
 }
 
+/// After a failed sync, memory may have what the disk has not, and a later sync would not say so.
+impl Drop for Layer {
+    fn drop(&mut self) {
+        if self.check().is_err() {
+            self.data.forget();
+            self.map.forget();
+        }
+    }
+}
+
 /// The blocks that a range touches.
 pub(super) fn blocks_of(range: &Range<u64>) -> Range<u64> {
     range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)
@@ -209,15 +226,11 @@ pub(super) fn blocks_of(range: &Range<u64>) -> Range<u64> {
 
 /// The files of a layer: data and map.
 fn paths(dir: &Path, number: u32) -> [PathBuf; 2] {
-    file_names(number).map(|name| dir.join(name))
+    [DATA_SUFFIX, MAP_SUFFIX].map(|suffix| dir.join(format!("{number}{suffix}")))
 }
 
-fn file_names(number: u32) -> [String; 2] {
-    [DATA_SUFFIX, MAP_SUFFIX].map(|suffix| format!("{number}{suffix}"))
-}
-
-fn open(path: &Path) -> Result<File> {
-    match File::options().read(true).write(true).open(path) {
+fn open(files: &dyn Files, path: &Path) -> Result<Box<dyn LayerFile>> {
+    match files.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Error::damaged(path.display().to_string(), "the file is missing"))
         }
@@ -226,9 +239,9 @@ fn open(path: &Path) -> Result<File> {
 }
 
 /// Removes the files of a layer.
-pub(super) fn remove(dir: &Path, number: u32) {
+pub(super) fn remove(files: &dyn Files, dir: &Path, number: u32) {
     for path in paths(dir, number) {
-        if let Err(error) = fs::remove_file(&path)
+        if let Err(error) = files.remove(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!("removing {}: {error}; it is removed when the clone is next opened", path.display());
@@ -236,32 +249,28 @@ pub(super) fn remove(dir: &Path, number: u32) {
     }
 }
 
-/// The layers below `first` that have files: commits have let go of them. Their numbers are not used again.
-pub(super) fn let_go(dir: &Path, first: u32) -> Result<Vec<u32>> {
+/// The layers that have files and that `named` leaves out: commits have let go of those below the first of them, and others
+/// were made for something that was cut short.
+pub(super) fn unnamed(dir: &Path, named: &[u32]) -> Result<BTreeSet<u32>> {
     let failed = |error| Error::io("listing", dir, error);
-    let mut numbers = Vec::new();
+    let mut numbers = BTreeSet::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
         let number = name.strip_suffix(DATA_SUFFIX).or_else(|| name.strip_suffix(MAP_SUFFIX));
-        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()).filter(|number| *number < first));
+        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()).filter(|number| !named.contains(number)));
     }
     Ok(numbers)
 }
 
 /// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take seconds
 /// to free, more where each piece is discarded from the device. `layers` are those that may still be read.
-pub(super) fn remove_later(dir: &Path, numbers: Vec<u32>, layers: Vec<Arc<Layer>>) {
+pub(super) fn remove_later(files: &Arc<dyn Files>, dir: &Path, numbers: Vec<u32>, layers: Vec<Arc<Layer>>) {
     // By descriptor: another clone may have the directory's name by then.
     let Ok(open) = File::open(dir) else { return };
+    let files = Arc::clone(files);
     thread::spawn(move || {
-        for name in numbers.iter().flat_map(|number| file_names(*number)) {
-            match unlinkat(&open, &name, AtFlags::empty()) {
-                Err(error) if error != Errno::NOENT => {
-                    tracing::warn!("removing {name}: {error}; it is removed when the clone is next opened");
-                }
-                _ => {}
-            }
-        }
+        let dir = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string());
+        numbers.into_iter().for_each(|number| remove(&*files, &dir, number));
         // Whoever closes a file last frees it: not one who reads or writes.
         while layers.iter().any(|layer| Arc::strong_count(layer) > 1) {
             thread::sleep(LOOK_EVERY);

@@ -4,9 +4,8 @@
 //! `.NAME.gone`; then its snapshot is released and its files are removed. So a hold that nobody needs any more is
 //! always named by a clone, or by something that [`Clones::tidy`] finds.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use chunkstore::catalog::Snapshot;
@@ -18,7 +17,7 @@ use jiff::Timestamp;
 use super::commit::release_all;
 use super::layer::{self, Layer};
 use super::lock::{self, CloneLock};
-use super::record::{LayerRecord, Record, sync_dir};
+use super::record::{LayerRecord, Record};
 use super::{CloneInfo, Clones, checked_name, hold_reason};
 
 const NEW_SUFFIX: &str = ".new";
@@ -32,7 +31,7 @@ impl Clones {
     /// there is no such snapshot.
     pub fn create(&self, name: &str, snapshot: &SnapshotName, now: Timestamp) -> Result<CloneInfo> {
         let (publisher, name) = (self.publisher()?, checked_name(name)?);
-        make_dir(&self.dir)?;
+        self.make_dir(&self.dir)?;
         let _changing = lock::exclude_others(&self.dir)?;
         self.tidy()?;
         let dir = self.dir_of(&name);
@@ -42,15 +41,15 @@ impl Clones {
         let record = Record::new(&name, &self.read_snapshot(snapshot)?, now);
         let aside = self.dir.join(format!(".{name}{NEW_SUFFIX}"));
         // From here on `tidy` finds what may be held.
-        make_dir(&aside)?;
-        Layer::create(&aside, 1)?;
-        record.store(&aside).map_err(|failed| failed.error)?;
+        self.make_dir(&aside)?;
+        Layer::create(&*self.files, &aside, 1)?;
+        record.store(&*self.files, &aside).map_err(|failed| failed.error)?;
         let held = publisher.hold(snapshot, &hold_reason(&name))?;
         if held.entry_id() != record.entry {
             return Err(Error::not_found(format!("snapshot {snapshot}, which was replaced just now,")));
         }
-        fs::rename(&aside, &dir).map_err(|error| Error::io("renaming", &aside, error))?;
-        sync_dir(&self.dir).map_err(|error| Error::io("syncing the directory", &self.dir, error))?;
+        self.files.rename(&aside, &dir).map_err(|error| Error::io("renaming", &aside, error))?;
+        self.sync_dir(&self.dir)?;
         self.info(name.as_ref())
     }
 
@@ -72,8 +71,8 @@ impl Clones {
         }
         let _lock = CloneLock::acquire(&dir)?;
         let gone = self.dir.join(format!(".{name}{GONE_SUFFIX}"));
-        fs::rename(&dir, &gone).map_err(|error| Error::io("renaming", &dir, error))?;
-        sync_dir(&self.dir).map_err(|error| Error::io("syncing the directory", &self.dir, error))?;
+        self.files.rename(&dir, &gone).map_err(|error| Error::io("renaming", &dir, error))?;
+        self.sync_dir(&self.dir)?;
         self.clear(&name, &gone)
     }
 
@@ -93,12 +92,13 @@ impl Clones {
         release_all(publisher, &name, &record.to_release())?;
         record.releases.clear();
         let number = record.next_layer();
-        Layer::create(&dir, number)?;
+        Layer::create(&*self.files, &dir, number)?;
         record.layers = vec![LayerRecord::new(number)];
         record.size_bytes = snapshot.entry().virtual_bytes;
         record.base_bytes_max = record.size_bytes;
-        record.store(&dir).map_err(|failed| failed.error)?;
-        layer::let_go(&dir, number)?.into_iter().for_each(|number| layer::remove(&dir, number));
+        record.store(&*self.files, &dir).map_err(|failed| failed.error)?;
+        let unnamed = layer::unnamed(&dir, &[number])?;
+        unnamed.into_iter().for_each(|number| layer::remove(&*self.files, &dir, number));
         self.info(name.as_ref())
     }
 
@@ -130,10 +130,34 @@ impl Clones {
             }
         };
         release_all(publisher, name, &held)?;
-        match fs::remove_dir_all(dir) {
+        match self.remove_all(dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", dir, error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes a clone's directory. There are no others in it.
+    fn remove_all(&self, dir: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            match self.files.remove(&entry?.path()) {
+                // A commit's own thread removes what it let go of.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.files.remove_dir(dir)
+    }
+
+    /// Makes a directory, durably; what lies in it is for its user alone.
+    fn make_dir(&self, dir: &Path) -> Result<()> {
+        match self.files.make_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("creating", dir, error)),
+            _ => self.sync_dir(dir.parent().expect("it lies in a store")),
+        }
+    }
+
+    pub(super) fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.files.sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))
     }
 
     /// All snapshots that are held for a clone.
@@ -147,14 +171,4 @@ impl Clones {
     fn read_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
         Store::open_catalog(&self.store_dir)?.1.read(name)
     }
-}
-
-/// Makes a directory, durably; what lies in it is for its user alone.
-fn make_dir(dir: &Path) -> Result<()> {
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("creating", dir, error)),
-        _ => {}
-    }
-    let parent = dir.parent().expect("it lies in a store");
-    sync_dir(parent).map_err(|error| Error::io("syncing the directory", parent, error))
 }

@@ -155,6 +155,11 @@ impl Map {
         self.file.sync()
     }
 
+    /// As [`LayerFile::forget`].
+    pub(super) fn forget(&self) {
+        self.file.forget();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

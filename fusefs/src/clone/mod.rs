@@ -6,6 +6,8 @@
 
 mod commit;
 mod disk;
+#[cfg(test)]
+mod fault_tests;
 mod file;
 mod frozen;
 mod gate;
@@ -13,8 +15,14 @@ mod layer;
 mod life;
 mod lock;
 mod map;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod power_cut_tests;
 mod publisher;
 mod record;
+#[cfg(test)]
+mod recording;
 mod socket;
 #[cfg(test)]
 mod testing;
@@ -36,6 +44,7 @@ use jiff::Timestamp;
 pub use self::commit::{CommitOptions, Committed};
 pub use self::disk::CloneDisk;
 use self::disk::Shared;
+use self::file::{Files, HostFiles};
 pub use self::frozen::FrozenDisk;
 use self::layer::Layer;
 use self::lock::CloneLock;
@@ -56,6 +65,7 @@ const DIR: &str = "clones";
 pub struct Clones {
     store_dir: PathBuf,
     dir: PathBuf,
+    files: Arc<dyn Files>,
     publisher: Option<Arc<dyn Publisher>>,
 }
 
@@ -82,7 +92,7 @@ impl Clones {
     /// Those of the store in `dir`, to be listed, read and written.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let store_dir = dir.into();
-        Self { dir: store_dir.join(DIR), store_dir, publisher: None }
+        Self { dir: store_dir.join(DIR), store_dir, files: Arc::new(HostFiles), publisher: None }
     }
 
     /// Those that can also be made, discarded and committed.
@@ -140,21 +150,31 @@ impl Clones {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if another process has it open, or this one; [`Error::Damaged`].
     pub fn open(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
-        let disk = self.open_for_commit(name, pool, names)?;
-        disk.shared.remove_let_go()?;
-        Ok(disk)
+        let shared = self.open_alone(name, pool, names)?;
+        shared.remove_left_over()?;
+        self.listen(shared)
     }
 
     /// Opens a clone, and leaves it to who opens it next to free what commits let go of.
     fn open_for_commit(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
+        self.listen(self.open_alone(name, pool, names)?)
+    }
+
+    fn open_alone(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<Arc<Shared>> {
         let dir = self.dir_of(&self.known_name(name)?);
         let lock = CloneLock::acquire(&dir)?;
+        // Who made or changed it may have been killed before these names were permanent.
+        self.sync_dir(&self.dir)?;
+        self.sync_dir(&dir)?;
         let record = Record::read(&dir)?;
-        let view = open_view(&dir, &record, pool, names)?;
+        let view = open_view(&*self.files, &dir, &record, pool, names)?;
         // What a shortening that was cut short has left, and what was written beyond a size that was not synced.
         view.top().cut(record.size_bytes)?;
         view.top().sync()?;
-        let shared = Arc::new(Shared::new(&dir, lock, pool, record, view));
+        Ok(Arc::new(Shared::new(&dir, &self.files, lock, pool, record, view)))
+    }
+
+    fn listen(&self, shared: Arc<Shared>) -> Result<CloneDisk> {
         let listening = self.publisher.as_ref().map(|publisher| Listening::start(&shared, publisher)).transpose()?;
         Ok(CloneDisk { _listening: listening, shared })
     }
@@ -196,7 +216,7 @@ impl Clones {
     }
 }
 
-fn open_view(dir: &Path, record: &Record, pool: &Arc<Pool>, names: &dyn Names) -> Result<View> {
+fn open_view(files: &dyn Files, dir: &Path, record: &Record, pool: &Arc<Pool>, names: &dyn Names) -> Result<View> {
     let opened = names.open(&record.snapshot)?;
     if opened.snapshot.entry_id() != record.entry {
         return Err(replaced(record));
@@ -204,7 +224,7 @@ fn open_view(dir: &Path, record: &Record, pool: &Arc<Pool>, names: &dyn Names) -
     let lease = opened.lease.map(Arc::new);
     let base = Base { disk: Arc::new(SnapshotDisk::new(pool, &opened.snapshot)), bytes_max: 0, _lease: lease };
     let layers = record.numbers().into_iter().map(|number| {
-        let layer = Arc::new(Layer::open(dir, number)?);
+        let layer = Arc::new(Layer::open(files, dir, number)?);
         Ok(Bounded { layer, bytes_max: 0 })
     });
     let mut view = View { layers: layers.collect::<Result<_>>()?, base };

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -14,9 +14,12 @@ use chunkstore::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::file::Files;
+
 /// The file's name in a clone's directory.
 pub(super) const FILE: &str = "clone.json";
-const ASIDE: &str = "clone.json.tmp";
+/// What a record is written to before it is renamed.
+pub(super) const ASIDE: &str = "clone.json.tmp";
 const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
 /// Most layers: each is made by a commit that did not come to its end.
@@ -122,7 +125,7 @@ impl Record {
 
     /// Replaces the record, durably: written aside and synced, which makes the bytes permanent, then renamed, then the
     /// directory synced, which makes the name permanent.
-    pub(super) fn store(&self, dir: &Path) -> Result<(), NotStored> {
+    pub(super) fn store(&self, files: &dyn Files, dir: &Path) -> Result<(), NotStored> {
         self.check().map_err(|what| NotStored {
             error: Error::refused(format!("clone {}: {what}", self.name)),
             is_unknown: false,
@@ -130,11 +133,17 @@ impl Record {
         let failed =
             |action, is_unknown| move |error| NotStored { error: Error::io(action, dir.join(FILE), error), is_unknown };
         let aside = dir.join(ASIDE);
-        let mut file = File::create(&aside).map_err(failed("creating", false))?;
-        file.write_all(&self.encode()).map_err(failed("writing", false))?;
-        file.sync_all().map_err(failed("syncing", false))?;
-        fs::rename(&aside, dir.join(FILE)).map_err(failed("renaming", false))?;
-        sync_dir(dir).map_err(failed("syncing", true))
+        let written = files.create(&aside).map_err(failed("creating", false)).and_then(|file| {
+            file.write(&self.encode(), 0).map_err(failed("writing", false))?;
+            file.sync().map_err(failed("syncing", false))?;
+            files.rename(&aside, &dir.join(FILE)).map_err(failed("renaming", false))
+        });
+        if written.is_err() {
+            // Only to give the room back: what is left is replaced by the next record, or removed when the clone is opened.
+            let _ = files.remove(&aside);
+        }
+        written?;
+        files.sync_dir(dir).map_err(failed("syncing", true))
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -189,11 +198,6 @@ impl LayerRecord {
     pub(super) fn new(number: u32) -> Self {
         Self { number, bytes_max: None, extra: Extra::new() }
     }
-}
-
-/// Makes the names in a directory permanent.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {

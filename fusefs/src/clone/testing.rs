@@ -11,6 +11,7 @@ use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::source::Source;
+use chunkstore::storage::Storage;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::{Error, Result};
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use super::commit::{CommitOptions, Committed};
 use super::disk::CloneDisk;
-use super::file::LayerFile;
+use super::file::{Files, HostFiles, LayerFile};
 use super::frozen::FrozenDisk;
 use super::publisher::Publisher;
 use super::{CloneInfo, Clones};
@@ -246,12 +247,30 @@ impl Clones {
     }
 }
 
+/// The name of the first snapshot.
+pub(super) fn base() -> SnapshotName {
+    "web01@20261120T020000Z".parse().unwrap()
+}
+
+/// Makes a store whose one snapshot is `image`.
+pub(super) fn init(dir: &Path, image: &[u8]) {
+    let init = InitOptions { reserve: false, ..InitOptions::default() };
+    Store::init(dir, &init, [7; 16], "2026-11-20T00:00:00Z".parse().unwrap()).unwrap();
+    let store = Arc::new(Store::open(dir, &OpenOptions::default()).unwrap());
+    put(&store, &base(), image);
+}
+
+/// What runs in the background of tests.
+pub(super) fn runtime() -> Arc<Runtime> {
+    Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap())
+}
+
 /// A store with one snapshot, and its clones.
 pub(super) struct Site {
     pub(super) clones: Clones,
     pub(super) publisher: Arc<StorePublisher>,
     pub(super) base: SnapshotName,
-    pub(super) runtime: Runtime,
+    pub(super) runtime: Arc<Runtime>,
     store: Arc<Store>,
     dir: TempDir,
 }
@@ -260,26 +279,23 @@ impl Site {
     /// In which `image` is the one snapshot.
     pub(super) fn new(image: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let init = InitOptions { reserve: false, ..InitOptions::default() };
-        Store::init(dir.path(), &init, [7; 16], "2026-11-20T00:00:00Z".parse().unwrap()).unwrap();
-        let store = Arc::new(Store::open(dir.path(), &OpenOptions::default()).unwrap());
-        let base: SnapshotName = "web01@20261120T020000Z".parse().unwrap();
-        let now = base.time.timestamp();
-        let options = IngestOptions {
-            name: base.clone(),
-            labels: BTreeMap::new(),
-            group: None,
-            base: Base::None,
-            threads: 1,
-            now,
-        };
-        ingest(&store, Source::Disk(Box::new(MemDisk(image.to_vec()))), &options, &Progress::default()).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        init(dir.path(), image);
+        Self::open_store(dir, runtime(), None, Arc::new(HostFiles)).unwrap()
+    }
+
+    /// Of the store in `dir`, whose first snapshot is [`base`].
+    pub(super) fn open_store(
+        dir: TempDir,
+        runtime: Arc<Runtime>,
+        storage: Option<Arc<dyn Storage>>,
+        files: Arc<dyn Files>,
+    ) -> Result<Self> {
+        let store = Arc::new(Store::open(dir.path(), &OpenOptions { storage, ..OpenOptions::default() })?);
         let publisher =
             StorePublisher { store: Arc::clone(&store), fails_at: Mutex::default(), during: Mutex::default() };
         let publisher = Arc::new(publisher);
-        let clones = Clones::new(dir.path()).with_publisher(Arc::clone(&publisher) as _);
-        Self { clones, publisher, base, runtime, store, dir }
+        let clones = Clones { files, ..Clones::new(dir.path()).with_publisher(Arc::clone(&publisher) as _) };
+        Ok(Self { clones, publisher, base: base(), runtime, store, dir })
     }
 
     /// With a clone `c` of the snapshot.
