@@ -29,7 +29,15 @@ const SNAPSHOTS_MAX: usize = 150_000;
 const ENTRIES_BYTES_MAX: usize = 64 << 20;
 
 /// Snapshots by image and time.
-type Snapshots = BTreeMap<ImageName, BTreeMap<SnapshotTime, Snapshot>>;
+type Snapshots = BTreeMap<ImageName, BTreeMap<SnapshotTime, FarSnapshot>>;
+
+/// A snapshot as short as can be: there may be very many.
+#[derive(Clone)]
+struct FarSnapshot {
+    id: EntryId,
+    /// Was read once before.
+    encoding: Arc<[u8]>,
+}
 
 /// The far store's snapshots as they were last listed.
 pub(super) struct FarList {
@@ -54,18 +62,28 @@ impl FarList {
 
     /// Fetches the list: only what is new in it travels.
     pub(super) async fn refresh(&self) -> Result<()> {
-        let known: Vec<Snapshot> = self.read().values().flat_map(BTreeMap::values).cloned().collect();
-        let have = Prefixes(known.iter().map(|snapshot| prefix_of(snapshot.entry_id())).collect());
+        let known = self.known();
+        let have = Prefixes(known.iter().map(|(_, snapshot)| prefix_of(snapshot.id)).collect());
         let Selected { entries, common, .. } = self.link.client().await?.select(Which::All, have).await?;
         let there = known.into_iter().enumerate().filter(|(at, _)| common.has(*at)).map(|(_, snapshot)| snapshot);
-        let new = entries.into_iter().filter_map(snapshot_of);
+        let new = entries.into_iter().filter_map(|encoding| {
+            let snapshot = snapshot_of(&encoding)?;
+            Some((snapshot.name(), FarSnapshot { id: snapshot.entry_id(), encoding: encoding.into() }))
+        });
         let snapshots = bounded(there.chain(new));
         *self.snapshots.write().unwrap_or_else(PoisonError::into_inner) = snapshots;
         Ok(())
     }
 
     pub(super) fn get(&self, name: &SnapshotName) -> Option<Snapshot> {
-        self.read().get(&name.image)?.get(&name.time).cloned()
+        let encoding = Arc::clone(&self.read().get(&name.image)?.get(&name.time)?.encoding);
+        snapshot_of(&encoding)
+    }
+
+    fn known(&self) -> Vec<(SnapshotName, FarSnapshot)> {
+        let snapshots = self.read();
+        let all = snapshots.iter().flat_map(|(image, times)| times.iter().map(move |of| (image, of)));
+        all.map(|(image, (time, snapshot))| (SnapshotName::new(image.clone(), *time), snapshot.clone())).collect()
     }
 
     fn images(&self) -> Vec<ImageName> {
@@ -82,16 +100,15 @@ impl FarList {
 }
 
 /// As many as may be: a far store must not fill the memory.
-fn bounded(all: impl Iterator<Item = Snapshot>) -> Snapshots {
+fn bounded(all: impl Iterator<Item = (SnapshotName, FarSnapshot)>) -> Snapshots {
     let (mut snapshots, mut count, mut bytes) = (Snapshots::new(), 0, 0);
-    for snapshot in all {
+    for (SnapshotName { image, time }, snapshot) in all {
         count += 1;
-        bytes += snapshot.entry_encoding().len();
+        bytes += snapshot.encoding.len();
         if count > SNAPSHOTS_MAX || bytes > ENTRIES_BYTES_MAX {
             tracing::warn!("upstream has more snapshots than can be shown; some are left out");
             break;
         }
-        let SnapshotName { image, time } = snapshot.name();
         snapshots.entry(image).or_default().insert(time, snapshot);
     }
     snapshots
@@ -101,10 +118,10 @@ fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
     *id.as_bytes().first_chunk().expect("an id is longer than its beginning")
 }
 
-fn snapshot_of(encoding: Vec<u8>) -> Option<Snapshot> {
+fn snapshot_of(encoding: &[u8]) -> Option<Snapshot> {
     // What is not here yet is in part here at best.
     let state = State { partial: true, ..State::default() };
-    let snapshot = Snapshot::from_entry(EntryId::of(&encoding), encoding, state);
+    let snapshot = Snapshot::from_entry(EntryId::of(encoding), encoding.to_vec(), state);
     snapshot.inspect_err(|error| tracing::warn!("a snapshot of upstream is left out: {error}")).ok()
 }
 
