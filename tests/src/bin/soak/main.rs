@@ -176,11 +176,11 @@ fn main() -> ExitCode {
             soak.pause(samples::every(duration));
         }
     });
+    fs::write(&options.picture, picture::draw(&samples.panels(&soak))).unwrap();
+    println!("picture: {}", options.picture.display());
     soak.attempt("the end", || nights::end(&soak));
     drop(mounts);
     drop(owners);
-    fs::write(&options.picture, picture::draw(&samples.panels(&soak))).unwrap();
-    println!("picture: {}", options.picture.display());
     let trouble = [std::mem::take(&mut *soak.trouble.lock().unwrap()), verdict::judge(&soak, &samples)].concat();
     soak.report(&trouble);
     ExitCode::from(u8::from(!trouble.is_empty()))
