@@ -12,7 +12,9 @@ use crate::machine::{Machine, digests};
 use crate::{Collected, Soak};
 
 const MACHINES: [&str; 3] = ["web01", "web02", "db01"];
-const POLICY: [&str; 6] = ["--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "12"];
+const POLICY: [&str; 6] = ["--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "2"];
+/// Nights after which the policy has all that it keeps, so that nothing has a reason to grow any more.
+pub(crate) const FULL_AFTER: u64 = 62;
 /// Nights from one collection to the next.
 const COLLECT_EVERY: u64 = 4;
 /// 2026-01-01, two o'clock: the first night.

@@ -1,10 +1,12 @@
 //! Whether what was measured is flat, and follows the policy.
 
-use crate::samples::{Kind, Panel, Samples, Series};
-use crate::{SITES, Soak};
+use std::sync::atomic::Ordering;
 
-/// A run that is shorter says nothing of a trend.
-const TREND_S_MIN: f64 = 240.0;
+use crate::samples::{Kind, Panel, Samples, Series};
+use crate::{SITES, Soak, nights};
+
+/// In a run of fewer nights the second quarter is still of stores that fill: it says nothing of a trend.
+const TREND_NIGHTS_MIN: u64 = 4 * nights::FULL_AFTER;
 /// The part of a run after which stores are judged.
 const WARM: f64 = 1.0 / 3.0;
 /// Most bytes in packs for each distinct plain byte of the snapshots, after a collection.
@@ -19,8 +21,7 @@ impl Kind {
             Self::Memory => (1.15, 10.0),
             Self::Descriptors => (1.25, 16.0),
             Self::Threads => (1.25, 4.0),
-            // The policy's twelve months take most of a year to fill.
-            Self::Store => (2.5, 32.0),
+            Self::Store => (1.5, 32.0),
             Self::Index => (1.5, 16.0),
         }
     }
@@ -28,8 +29,14 @@ impl Kind {
 
 /// Says what is not as it should be.
 pub(crate) fn judge(soak: &Soak, samples: &Samples) -> Vec<String> {
-    let mut trouble: Vec<_> =
-        samples.seen().iter().flat_map(|panel| panel.series.iter().filter_map(|s| trend(panel, s))).collect();
+    let mut trouble = Vec::new();
+    let nights = soak.nights.load(Ordering::SeqCst);
+    if nights >= TREND_NIGHTS_MIN {
+        let lines = samples.seen().iter().flat_map(|panel| panel.series.iter().map(move |series| (panel, series)));
+        trouble.extend(lines.filter_map(|(panel, series)| trend(panel, series)));
+    } else {
+        println!("{nights} nights are too few to judge a trend, which takes {TREND_NIGHTS_MIN}");
+    }
     let memory = samples.seen().iter().filter(|panel| panel.kind == Kind::Memory).flat_map(|panel| &panel.series);
     for series in memory {
         let most = series.points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
@@ -44,9 +51,6 @@ pub(crate) fn judge(soak: &Soak, samples: &Samples) -> Vec<String> {
 /// Whether a series has grown.
 fn trend(panel: &Panel, series: &Series) -> Option<String> {
     let end_s = series.points.last()?.0;
-    if end_s < TREND_S_MIN {
-        return None;
-    }
     let within = |from: f64, to: f64| {
         let points = series.points.iter().filter(|(at_s, _)| (from * end_s..=to * end_s).contains(at_s));
         median(points.map(|(_, value)| *value).collect())
