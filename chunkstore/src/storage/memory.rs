@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{AppendFile, Listing, ReadFile, Storage};
@@ -31,21 +32,53 @@ struct Dir {
     durable: Names,
 }
 
+/// How a call fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// With an error of this kind.
+    Kind(io::ErrorKind),
+    /// With this number of the system's.
+    Errno(i32),
+    /// A read finds the file's end too early; other calls don't fail.
+    ShortRead,
+}
+
+impl Failure {
+    fn error(self) -> io::Error {
+        match self {
+            Self::Kind(kind) => kind.into(),
+            Self::Errno(number) => io::Error::from_raw_os_error(number),
+            Self::ShortRead => io::ErrorKind::UnexpectedEof.into(),
+        }
+    }
+}
+
 struct Fault {
-    first_call: u64,
-    last_call: u64,
-    kind: io::ErrorKind,
+    /// Whether `calls` count only those that change something.
+    of_changes: bool,
+    calls: RangeInclusive<u64>,
+    failure: Failure,
+}
+
+/// What a call does, as far as faults go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Change,
+    Read,
+    /// Opening, and asking what is there.
+    Look,
 }
 
 struct Disk {
     dirs: BTreeMap<String, Dir>,
-    calls: u64,
+    changes: u64,
+    accesses: u64,
     faults: Vec<Fault>,
 }
 
 impl Default for Disk {
     fn default() -> Self {
-        Self { dirs: BTreeMap::from([(String::new(), Dir::default())]), calls: 0, faults: Vec::new() }
+        Self { dirs: BTreeMap::from([(String::new(), Dir::default())]), changes: 0, accesses: 0, faults: Vec::new() }
     }
 }
 
@@ -57,19 +90,33 @@ impl MemStorage {
 
     /// How many calls that change something were made: creations, appends, syncs, renames, removals, directories.
     pub fn calls(&self) -> u64 {
-        lock(&self.disk).calls
+        lock(&self.disk).changes
+    }
+
+    /// How many calls were made, those that only read or ask among them.
+    pub fn accesses(&self) -> u64 {
+        lock(&self.disk).accesses
     }
 
     /// Makes one changing call fail, counted as by [`MemStorage::calls`], from 1 at the storage's creation.
     ///
     /// A failed append leaves half of its bytes; any other failed call changes nothing.
     pub fn fail_at(&self, nth_call: u64, kind: io::ErrorKind) {
-        lock(&self.disk).faults.push(Fault { first_call: nth_call, last_call: nth_call, kind });
+        self.add_fault(true, nth_call..=nth_call, Failure::Kind(kind));
     }
 
     /// Makes this changing call and all after it fail, as for a process that is killed there.
     pub fn fail_from(&self, nth_call: u64, kind: io::ErrorKind) {
-        lock(&self.disk).faults.push(Fault { first_call: nth_call, last_call: u64::MAX, kind });
+        self.add_fault(true, nth_call..=u64::MAX, Failure::Kind(kind));
+    }
+
+    /// Makes calls fail, of whatever they do, counted as by [`MemStorage::accesses`].
+    pub fn fail_accesses(&self, calls: RangeInclusive<u64>, failure: Failure) {
+        self.add_fault(false, calls, failure);
+    }
+
+    fn add_fault(&self, of_changes: bool, calls: RangeInclusive<u64>, failure: Failure) {
+        lock(&self.disk).faults.push(Fault { of_changes, calls, failure });
     }
 
     /// Forgets all faults that were asked for.
@@ -134,11 +181,17 @@ fn not_found() -> io::Error {
 }
 
 impl Disk {
-    fn count_call(&mut self) -> io::Result<()> {
-        self.calls += 1;
-        let calls = self.calls;
-        match self.faults.iter().find(|fault| (fault.first_call..=fault.last_call).contains(&calls)) {
-            Some(fault) => Err(fault.kind.into()),
+    fn count(&mut self, access: Access) -> io::Result<()> {
+        self.accesses += 1;
+        self.changes += u64::from(access == Access::Change);
+        let hits = |fault: &&Fault| match (fault.of_changes, access) {
+            (_, Access::Change | Access::Look) if fault.failure == Failure::ShortRead => false,
+            (true, Access::Change) => fault.calls.contains(&self.changes),
+            (true, _) => false,
+            (false, _) => fault.calls.contains(&self.accesses),
+        };
+        match self.faults.iter().find(hits) {
+            Some(fault) => Err(fault.failure.error()),
             None => Ok(()),
         }
     }
@@ -160,7 +213,7 @@ impl Disk {
 impl Storage for MemStorage {
     fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>> {
         let mut disk = lock(&self.disk);
-        disk.count_call()?;
+        disk.count(Access::Change)?;
         if disk.is_taken(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -171,13 +224,15 @@ impl Storage for MemStorage {
     }
 
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
-        let file = lock(&self.disk).find(path)?;
-        Ok(Arc::new(MemRead(file)))
+        let mut disk = lock(&self.disk);
+        disk.count(Access::Look)?;
+        let file = disk.find(path)?;
+        Ok(Arc::new(MemRead { disk: Arc::clone(&self.disk), file }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        disk.count_call()?;
+        disk.count(Access::Change)?;
         let file = disk.find(from)?;
         let ((from_dir, from_name), (to_dir, to_name)) = (split(from), split(to));
         if disk.dirs.contains_key(to) {
@@ -191,13 +246,14 @@ impl Storage for MemStorage {
 
     fn remove(&self, path: &str) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        disk.count_call()?;
+        disk.count(Access::Change)?;
         let (dir, name) = split(path);
         disk.dir(dir)?.seen.remove(name).map(drop).ok_or_else(not_found)
     }
 
     fn list(&self, dir: &str) -> io::Result<Listing> {
         let mut disk = lock(&self.disk);
+        disk.count(Access::Look)?;
         let files = disk.dir(dir)?.seen.keys().cloned().collect();
         let below = disk.dirs.keys().filter(|path| !path.is_empty()).map(|path| split(path));
         let dirs: BTreeSet<String> =
@@ -207,7 +263,7 @@ impl Storage for MemStorage {
 
     fn create_dir(&self, dir: &str) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        disk.count_call()?;
+        disk.count(Access::Change)?;
         if disk.find(dir).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -218,7 +274,7 @@ impl Storage for MemStorage {
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let mut disk = lock(&self.disk);
-        disk.count_call()?;
+        disk.count(Access::Change)?;
         let dir = disk.dir(dir)?;
         dir.durable = dir.seen.clone();
         Ok(())
@@ -232,25 +288,29 @@ struct MemAppend {
 
 impl AppendFile for MemAppend {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let allowed = lock(&self.disk).count_call();
+        let allowed = lock(&self.disk).count(Access::Change);
         let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
         lock(&self.file).bytes.extend_from_slice(arriving);
         allowed
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        lock(&self.disk).count_call()?;
+        lock(&self.disk).count(Access::Change)?;
         let mut content = lock(&self.file);
         content.durable_bytes = content.bytes.len();
         Ok(())
     }
 }
 
-struct MemRead(File);
+struct MemRead {
+    disk: Arc<Mutex<Disk>>,
+    file: File,
+}
 
 impl ReadFile for MemRead {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let content = lock(&self.0);
+        lock(&self.disk).count(Access::Read)?;
+        let content = lock(&self.file);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(content.bytes.get(from..end).ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -258,7 +318,8 @@ impl ReadFile for MemRead {
     }
 
     fn len_bytes(&self) -> io::Result<u64> {
-        Ok(lock(&self.0).bytes.len() as u64)
+        lock(&self.disk).count(Access::Look)?;
+        Ok(lock(&self.file).bytes.len() as u64)
     }
 }
 
@@ -291,6 +352,24 @@ mod tests {
         assert!(storage.remove("b").is_err() && storage.sync_dir("").is_err());
         storage.heal();
         storage.remove("b").unwrap();
+    }
+
+    #[test]
+    fn what_only_reads_fails_on_demand_too() {
+        let storage = MemStorage::new();
+        write(&storage, "a", b"1234").unwrap();
+        let file = storage.open("a").unwrap();
+        for (failure, errno) in [(Failure::Errno(libc::EIO), Some(libc::EIO)), (Failure::ShortRead, None)] {
+            storage.fail_accesses(storage.accesses() + 1..=u64::MAX, failure);
+            let failed = file.read_exact_at(&mut [0; 4], 0).unwrap_err();
+            assert_eq!(failed.raw_os_error(), errno);
+            assert_eq!(failed.kind() == io::ErrorKind::UnexpectedEof, errno.is_none());
+            let others = [storage.open("a").err(), storage.list("").err(), file.len_bytes().err()];
+            assert!(others.iter().all(|error| error.is_some() == errno.is_some()), "{others:?}");
+            assert_eq!(storage.sync_dir("").is_err(), errno.is_some());
+            storage.heal();
+        }
+        assert_eq!(content(&storage, "a"), b"1234");
     }
 
     #[test]
