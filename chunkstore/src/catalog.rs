@@ -269,8 +269,10 @@ impl Catalog {
         if self.refuse_duplicate(&name)?.is_empty() {
             self.create_image_dir(&name.image)?;
         }
-        whole::rename_into_place(&*self.storage, &path(&name), &file)?;
-        self.bury_no_more(snapshot)?;
+        // By way of its tombstone: at any moment one of the two is there, whichever renames reached the disk.
+        let tombstone = Tombstone::of(snapshot).path();
+        whole::rename_into_place(&*self.storage, &tombstone, &file)?;
+        self.storage.rename(&tombstone, &path(&name)).map_err(|error| Error::io("renaming", &tombstone, error))?;
         self.sync_image(&name.image)?;
         Ok(file.len() as u64)
     }
@@ -436,11 +438,6 @@ impl Catalog {
     fn sync_image(&self, image: &ImageName) -> Result<()> {
         let dir = image_dir(image);
         self.storage.sync_dir(&dir).map_err(|error| Error::io("syncing the directory", &dir, error))
-    }
-
-    /// A snapshot that is back must not pass for a removed one if its file is lost later.
-    fn bury_no_more(&self, snapshot: &Snapshot) -> Result<()> {
-        self.remove_file(&Tombstone::of(snapshot).path())
     }
 
     fn remove_file(&self, path: &str) -> Result<()> {

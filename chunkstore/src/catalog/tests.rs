@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use super::*;
 use crate::id::NodeId;
 use crate::storage::memory::MemStorage;
+use crate::storage::power_cut::{Arrived, Recorder};
 
 pub(crate) fn name(name: &str) -> SnapshotName {
     name.parse().unwrap()
@@ -270,6 +271,26 @@ fn a_failed_publish_leaves_all_or_nothing() {
                 assert_eq!(catalog.list(None).unwrap().len(), 4);
             },
         );
+    }
+}
+
+#[test]
+fn a_power_cut_while_publishing_leaves_the_snapshot_or_its_tombstone() {
+    const NEW: &str = "web01@20261122T020000Z";
+    let (memory, _) = filled();
+    let recorder = Recorder::new(&memory, |_| ()).unwrap();
+    let catalog = Catalog::open(Arc::new(recorder.clone())).unwrap();
+    let announced = catalog.announce(&snapshot(NEW)).unwrap();
+    let first = recorder.changes();
+    catalog.publish(&snapshot(NEW)).unwrap();
+    drop(announced);
+    let recording = recorder.recording();
+    for (changes, seed) in (first..=recording.changes()).flat_map(|changes| (0..40).map(move |seed| (changes, seed))) {
+        let arrived = Arrived { names_percent: 50, sectors_percent: 50, seed };
+        let left = reopened(&recording.power_cut(changes, arrived));
+        let (found, tombstones) = (left.read(&name(NEW)).ok(), left.tombstones().unwrap());
+        assert_eq!(usize::from(found.is_some()) + tombstones.len(), 1, "after {changes} changes, {arrived:?}");
+        assert!(found.is_none_or(|found| found == snapshot(NEW)), "after {changes} changes, {arrived:?}");
     }
 }
 
