@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::id::{PackId, RecordId};
-use crate::storage::Storage;
+use crate::storage::{Storage, whole};
 
 /// The file's name in a store.
 pub const FILE: &str = "damaged";
@@ -133,24 +133,21 @@ impl Damaged {
         format!("{body}{}\n", checksum_line(&body))
     }
 
-    /// Replaces the list on disk: written aside, synced, renamed, directory synced. An empty list is no file.
+    /// Replaces the list on disk, atomically and durably. An empty list is no file.
     pub fn save(&self, storage: &dyn Storage) -> Result<()> {
-        let failed = |action| move |error| Error::io(action, storage.locate(FILE), error);
-        if self.is_empty() {
-            return match storage.remove(FILE) {
-                Ok(()) => storage.sync_dir("").map_err(failed("syncing")),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                Err(error) => Err(Error::io("removing", FILE, error)),
-            };
+        if !self.is_empty() {
+            return whole::replace_whole(storage, FILE, self.render().as_bytes());
         }
-        let aside = format!("{FILE}.tmp");
-        // A leftover of an interrupted save; `create` would refuse to replace it.
-        let _ = storage.remove(&aside);
-        let mut file = storage.create(&aside).map_err(failed("creating"))?;
-        file.append(self.render().as_bytes()).map_err(failed("writing"))?;
-        file.sync().map_err(failed("syncing"))?;
-        storage.rename(&aside, FILE).map_err(failed("renaming"))?;
-        storage.sync_dir("").map_err(failed("syncing"))
+        match storage.remove(FILE) {
+            Ok(()) => storage.sync_dir("").map_err(|error| Error::io("syncing", storage.locate(""), error)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(Error::io("removing", FILE, error)),
+        }
+    }
+
+    /// Removes what a save that was cut short has left.
+    pub(crate) fn clean(storage: &dyn Storage) -> Result<()> {
+        whole::remove_aside(storage, FILE)
     }
 }
 

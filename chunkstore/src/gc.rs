@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::id::{NodeId, RecordId};
 use crate::index::PackRow;
 use crate::lease;
-use crate::mark::{Gaps, Mark, Seen, Walk};
+use crate::mark::{Gaps, Mark, PackMark, Seen, Walk};
 use crate::pack::{Class, ScanOutcome, TableEntry};
 use crate::progress::Progress;
 use crate::store::{Collecting, Store};
@@ -259,6 +259,12 @@ fn mark_bases(
         }
         Err(error) => return Err(error),
     };
+    if !matches!(scanned.outcome, ScanOutcome::Whole) && !finds_all(store, row, &live, &scanned.entries)? {
+        return Err(Error::damaged(
+            format!("pack {}", row.id),
+            "not all that is needed of it can be read; nothing is collected while it is unknown which bases that has",
+        ));
+    }
     // Records that were found by search may be counted otherwise than the marks are.
     let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
     let (wanted, others): (Vec<_>, Vec<_>) =
@@ -271,6 +277,15 @@ fn mark_bases(
         mark.see(&place);
     });
     Ok(places(others)?.map(|place| place.pack).collect())
+}
+
+/// Whether the live records of a pack are among those that were found in it.
+fn finds_all(store: &Store, row: &PackRow, live: &PackMark, found: &[TableEntry]) -> Result<bool> {
+    let ids: Vec<RecordId> = found.iter().map(|entry| entry.id).collect();
+    let here = store.places(&ids)?.into_iter().flatten().filter(|place| place.pack == row.id.number);
+    let ordinals: HashSet<u32> =
+        here.map(|place| place.ordinal).filter(|ordinal| live.has(*ordinal as usize)).collect();
+    Ok(ordinals.len() as u64 == live.records)
 }
 
 fn sparse<'a>(mark: &Mark, rows: impl Iterator<Item = &'a PackRow>) -> HashSet<u32> {

@@ -13,7 +13,7 @@ use crate::damaged::Damaged;
 use crate::error::{Error, Result};
 use crate::index::{Change, PackRow};
 use crate::mark::{Mark, PackMark};
-use crate::pack::{self, Class, TableEntry};
+use crate::pack::{self, Class, PackReader, TableEntry};
 use crate::progress::Progress;
 use crate::store::{Store, WriteSession};
 
@@ -106,7 +106,7 @@ impl Plan {
     fn copy_live(&self, store: &Store, row: &PackRow, session: &WriteSession) -> Result<()> {
         let reader = store.packs().reader(row.id.number)?;
         let Some(live) = self.mark.pack(row.id.number) else { return Ok(()) };
-        for (ordinal, entry) in reader.table()?.iter().enumerate() {
+        for (ordinal, entry) in known_table(&reader, row)?.iter().enumerate() {
             if live.has(ordinal) {
                 session.copy(&reader.record(u64::from(entry.offset), entry.stored_bytes)?)?;
             }
@@ -119,7 +119,7 @@ impl Plan {
 fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Result<u64> {
     let mut doomed = Vec::new();
     for row in packs {
-        match store.packs().reader(row.id.number).and_then(|reader| reader.table()) {
+        match store.packs().reader(row.id.number).and_then(|reader| known_table(&reader, &row)) {
             Ok(table) => {
                 forget_records(store, &row, &table)?;
                 doomed.push(row);
@@ -134,6 +134,19 @@ fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Re
     report.freed_bytes += doomed.iter().map(|row| row.bytes).sum::<u64>();
     drop_from_damaged(store, &doomed)?;
     Ok(doomed.len() as u64)
+}
+
+/// A pack's table, if the index knows all of it: where it could not be read when the pack was added, records that are
+/// needed may be missing there, and the others be counted otherwise.
+fn known_table(reader: &PackReader, row: &PackRow) -> Result<Vec<TableEntry>> {
+    let table = reader.table()?;
+    if table.len() as u64 == u64::from(row.records) {
+        return Ok(table);
+    }
+    Err(Error::damaged(
+        format!("pack {}", row.id),
+        format!("it has {} records, of which the index knows {}", table.len(), row.records),
+    ))
 }
 
 /// Takes a pack and those of its records that are nowhere else out of the index, in one synced batch.

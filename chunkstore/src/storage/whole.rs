@@ -47,7 +47,7 @@ pub fn replace_whole(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<
 /// [`replace_whole`] without its last sync, for a caller that changes more in the same directory first.
 pub(crate) fn rename_into_place(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<()> {
     let aside = format!("{path}{ASIDE_SUFFIX}");
-    remove_if_present(storage, &aside)?;
+    remove_aside(storage, path)?;
     let written = write_aside(storage, &aside, bytes)
         .and_then(|()| storage.rename(&aside, path).map_err(|error| Error::io("renaming", &aside, error)));
     if written.is_err() {
@@ -64,9 +64,11 @@ fn write_aside(storage: &dyn Storage, aside: &str, bytes: &[u8]) -> Result<()> {
     file.sync().map_err(failed("syncing"))
 }
 
-fn remove_if_present(storage: &dyn Storage, path: &str) -> Result<()> {
-    match storage.remove(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", path, error)),
+/// Removes what a replacement of a file that was cut short has left.
+pub(crate) fn remove_aside(storage: &dyn Storage, path: &str) -> Result<()> {
+    let aside = format!("{path}{ASIDE_SUFFIX}");
+    match storage.remove(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", aside, error)),
         _ => Ok(()),
     }
 }

@@ -1,24 +1,22 @@
-//! Death and power cuts at every storage call of ingest, remove and gc.
-//!
-//! The storage fails from the n-th call on, for every n; then only what was synced survives. The index lives on a real
-//! disk and keeps what it was told, so it is ahead of or behind the packs, as after a real crash.
+//! A device that can't be read for a moment, and a disk that is full for one, at every call of opening and gc: nothing is
+//! taken for lost that is there. Power cuts and all other faults: `tests/tests/crash.rs` and `storage_faults.rs`.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::open::make_dirs;
 use super::{OpenOptions, Store};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gc;
-use crate::ingest::{Base, ingest};
 use crate::name::SnapshotName;
 use crate::progress::Progress;
 use crate::storage::Storage;
-use crate::storage::memory::MemStorage;
-use crate::testing::{disk, night, noise, options, read_back, small_params};
+use crate::storage::memory::{Failure, MemStorage};
+use crate::storage::power_cut::{Arrived, Recorder};
+use crate::testing::{night, noise, put, read_back, small_params};
 
 type Expected = BTreeMap<SnapshotName, Vec<u8>>;
 
@@ -36,139 +34,81 @@ pub(crate) fn open_on(dir: &Path, storage: &MemStorage) -> Result<Arc<Store>> {
     Store::open(dir, &options).map(Arc::new)
 }
 
-fn first_night() -> Vec<u8> {
-    noise(400_000, 1)
-}
-
-fn second_night() -> Vec<u8> {
-    let mut image = first_night();
-    image[100_000..104_096].copy_from_slice(&noise(4096, 2));
-    image.extend(noise(50_000, 3));
-    image
-}
-
-/// One write of an operator, on a store that has the first night.
-#[derive(Clone, Copy, Debug)]
-enum Write {
-    SecondNight,
-    RemoveFirst,
-    RemoveFirstAndCollect,
-    CollectSmall,
-}
-
-impl Write {
-    fn run(self, store: &Arc<Store>) -> Result<()> {
-        let first = night("web01", 1);
-        match self {
-            Self::SecondNight => {
-                ingest(store, disk(&second_night()), &options(night("web01", 2), Base::Newest), &Progress::default())?;
-            }
-            Self::RemoveFirst => store.catalog().remove(&first)?,
-            Self::RemoveFirstAndCollect => {
-                store.catalog().remove(&first)?;
-                gc::collect(store, false, 1, &Progress::default())?;
-            }
-            Self::CollectSmall => drop(gc::collect(store, false, 1, &Progress::default())?),
-        }
-        Ok(())
-    }
-
-    /// Snapshots that were acknowledged before and that this write does not touch, and what it may change.
-    fn touches(self) -> Option<SnapshotName> {
-        match self {
-            Self::SecondNight => Some(night("web01", 2)),
-            Self::RemoveFirst | Self::RemoveFirstAndCollect => Some(night("web01", 1)),
-            Self::CollectSmall => None,
-        }
-    }
-}
-
-/// A store with a night of two images, in several small packs.
+/// A store with nights of two images, full records and deltas, of which one night was removed.
 fn prepared(dir: &Path) -> (MemStorage, Expected) {
     let storage = new_storage();
     let store = open_on(dir, &storage).unwrap();
     let mut expected = Expected::new();
-    for (name, bytes) in [
-        (night("web01", 1), first_night()),
-        (night("web02", 1), noise(200_000, 9)),
-        (night("web03", 1), second_night()),
-        (night("web04", 1), noise(150_000, 8)),
-    ] {
-        ingest(&store, disk(&bytes), &options(name.clone(), Base::Newest), &Progress::default()).unwrap();
-        expected.insert(name, bytes);
+    for (image, day) in [("web01", 1), ("web01", 2), ("web02", 1), ("web01", 3)] {
+        let mut bytes = noise(100_000, image.len() as u64 + u64::from(image.as_bytes()[4]));
+        bytes[..day as usize * 3000].fill(day as u8 ^ 0x55);
+        put(&store, night(image, day), &bytes);
+        expected.insert(night(image, day), bytes);
     }
+    let removed = night("web01", 1);
+    store.catalog().remove(&removed).unwrap();
+    expected.remove(&removed);
     (storage, expected)
 }
 
-/// Opens what a crash left and checks everything that was promised.
-fn check(dir: &Path, storage: &MemStorage, write: Write, acknowledged: bool, before: &Expected, at: u64) {
-    let context = format!("{write:?} ended at call {at}, acknowledged: {acknowledged}");
+fn copy(storage: &MemStorage) -> MemStorage {
+    Recorder::new(storage, |_| ()).unwrap().recording().power_cut(0, Arrived::EVERYTHING)
+}
+
+fn assert_all_there(dir: &Path, storage: &MemStorage, expected: &Expected, context: &str) {
     let store = open_on(dir, storage).unwrap_or_else(|error| panic!("{context}: {error}"));
-    let touched = write.touches();
-    for (name, bytes) in before.iter().filter(|(name, _)| Some(*name) != touched.as_ref()) {
-        let snapshot = store.catalog().read(name).unwrap_or_else(|error| panic!("{context}: {error}"));
-        assert!(read_back(&*store, snapshot.entry()).unwrap() == *bytes, "{context}: {name}");
-    }
-    if let Some(name) = touched {
-        check_touched(&store, write, acknowledged, &name, &context);
+    for (name, bytes) in expected {
+        let snapshot = store.catalog().read(name).unwrap();
+        let found = read_back(&*store, snapshot.entry()).unwrap_or_else(|error| panic!("{context}: {name}: {error}"));
+        assert!(found == *bytes, "{context}: {name}");
     }
     gc::collect(&store, false, 1, &Progress::default()).unwrap_or_else(|error| panic!("{context}: {error}"));
-    let again = gc::collect(&store, false, 1, &Progress::default()).unwrap();
-    assert_eq!((again.dead_records, again.freed_bytes), (0, 0), "{context}: garbage is left");
-    let name = night("web01", 30);
-    let snapshot = ingest(&store, disk(&second_night()), &options(name, Base::Newest), &Progress::default()).unwrap();
-    assert!(read_back(&*store, snapshot.entry()).unwrap() == second_night(), "{context}: life goes on");
 }
 
-/// What a write touches is wholly as before or wholly as after; as after if it was acknowledged.
-fn check_touched(store: &Arc<Store>, write: Write, acknowledged: bool, name: &SnapshotName, context: &str) {
-    let found = store.catalog().read(name);
-    match (write, &found) {
-        (Write::SecondNight, Ok(snapshot)) => {
-            assert!(read_back(&**store, snapshot.entry()).unwrap() == second_night(), "{context}");
-        }
-        (Write::SecondNight, Err(Error::NotFound { .. })) => assert!(!acknowledged, "{context}: lost"),
-        (_, Ok(snapshot)) => {
-            assert!(!acknowledged, "{context}: came back");
-            assert!(read_back(&**store, snapshot.entry()).unwrap() == first_night(), "{context}");
-        }
-        (_, Err(Error::NotFound { .. })) => {}
-        (_, Err(error)) => panic!("{context}: {error}"),
-    }
-}
-
-/// Lets a write end at every call in turn, by `how`.
-fn at_every_call(write: Write, how: fn(&MemStorage, u64)) -> u64 {
-    let mut at = 0;
-    loop {
-        at += 1;
+/// Lets calls fail, from each on and so many, while a store is opened, perhaps without an index, and collected.
+fn at_every_call(calls: u64, has_index: bool, failure: Failure) {
+    let prepared_dir = tempfile::tempdir().unwrap();
+    let (prepared, expected) = prepared(prepared_dir.path());
+    for nth in 1.. {
+        let context = format!("{failure:?} of {calls} calls from {nth} on, index: {has_index}");
         let dir = tempfile::tempdir().unwrap();
-        let (storage, before) = prepared(dir.path());
-        let store = open_on(dir.path(), &storage).unwrap();
-        let calls = storage.calls();
-        how(&storage, calls + at);
-        let result = write.run(&store);
-        drop(store);
-        let hit = storage.calls() >= calls + at;
+        let storage = copy(&prepared);
+        if has_index {
+            drop(open_on(dir.path(), &storage).unwrap());
+        }
+        let first = storage.accesses() + nth;
+        storage.fail_accesses(first..=first + calls - 1, failure);
+        if let Ok(store) = open_on(dir.path(), &storage) {
+            // It may find that something can't be read; it must not take it for garbage.
+            let _ = gc::collect(&store, false, 1, &Progress::default());
+        }
+        let was_hit = storage.accesses() >= first;
         storage.heal();
-        check(dir.path(), &storage.power_cut(), write, result.is_ok(), &before, at);
-        if !hit {
-            return at;
+        assert_all_there(dir.path(), &storage, &expected, &context);
+        if !was_hit {
+            break;
         }
     }
 }
 
 #[test]
-fn a_power_cut_at_any_call_loses_nothing_acknowledged() {
-    for write in [Write::SecondNight, Write::RemoveFirst, Write::RemoveFirstAndCollect, Write::CollectSmall] {
-        let calls = at_every_call(write, |storage, call| storage.fail_from(call, ErrorKind::Other));
-        assert!(calls > 2, "{write:?} made only {calls} calls");
+fn what_can_not_be_read_for_a_moment_is_not_taken_for_lost() {
+    for (calls, has_index) in [(1, false), (3, false), (1, true), (3, true), (12, true)] {
+        at_every_call(calls, has_index, Failure::Errno(libc::EIO));
     }
+    at_every_call(2, false, Failure::ShortRead);
 }
 
 #[test]
-fn a_full_disk_at_any_call_loses_nothing_acknowledged() {
-    for write in [Write::SecondNight, Write::RemoveFirstAndCollect] {
-        at_every_call(write, |storage, call| storage.fail_at(call, ErrorKind::StorageFull));
-    }
+fn a_disk_that_is_full_for_a_moment_loses_nothing() {
+    at_every_call(2, true, Failure::Errno(libc::ENOSPC));
+}
+
+#[test]
+fn an_index_that_is_a_file_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, expected) = prepared(dir.path());
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    fs::write(dir.path().join("index"), "").unwrap();
+    assert_all_there(dir.path(), &storage, &expected, "a file");
 }

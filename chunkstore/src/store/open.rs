@@ -106,6 +106,7 @@ impl Store {
             // A full disk, most likely: nobody must be kept from making room.
             tracing::warn!("the copy of the configuration can't be written: {error}");
         }
+        Damaged::clean(&*storage)?;
         let damaged = Damaged::load(&*storage)?;
         let inventory = Inventory::read(&*storage)?;
         remove_parts(&*storage, &inventory)?;
@@ -230,7 +231,11 @@ fn build_index(
 }
 
 fn wipe(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
+    let removed = match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removing", path, error)),
         _ => Ok(()),
     }
@@ -284,7 +289,8 @@ fn rebuilt_empty(dir: &Path, config: &Config, why: &str) -> Result<(HashMap<u32,
     Ok((HashMap::new(), open_index(&path, config)?))
 }
 
-/// Adds packs to the index; a damaged one with the whole records that can be found in it.
+/// Adds packs to the index; a damaged one with the whole records that can be found in it. Such a one gets no row there,
+/// so that it is read again when the store is next opened: it may have been the device that could not be read just then.
 fn add_packs<'a>(
     index: &Index,
     storage: &dyn Storage,
@@ -301,6 +307,7 @@ fn add_packs<'a>(
         reindexed.packs += 1;
         reindexed.records += scanned.entries.len() as u64;
         let mut entries = scanned.entries;
+        let is_whole = matches!(scanned.outcome, ScanOutcome::Whole);
         if let ScanOutcome::Damaged(error) = scanned.outcome {
             tracing::error!("{error}; found {} whole records in it", entries.len());
             reindexed.damaged_packs += 1;
@@ -312,7 +319,11 @@ fn add_packs<'a>(
         let class = entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
         let is_there = |place: &Place| there.contains_key(&place.pack);
-        index.apply(&Adoption::plan(index, damaged, row, &entries, is_there)?.change)?;
+        let mut change = Adoption::plan(index, damaged, row, &entries, is_there)?.change;
+        if !is_whole {
+            change.forget_pack(id.number);
+        }
+        index.apply(&change)?;
         there.insert(id.number, row);
     }
     Ok(reindexed)
