@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, IteratorMode,
-    LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, Direction, FlushOptions,
+    IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::codec::Codec;
@@ -372,9 +372,8 @@ impl Index {
     /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
     pub fn flush(&self) -> Result<()> {
         self.check_writable()?;
-        [RECORDS, PACKS, SKETCHES]
-            .into_iter()
-            .try_for_each(|name| self.db.flush_cf(self.family(name)).map_err(|e| self.error(&e)))
+        let families = [RECORDS, PACKS, SKETCHES, STATE].map(|name| self.family(name));
+        self.db.flush_cfs_opt(&families, &FlushOptions::default()).map_err(|error| self.error(&error))
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -411,6 +410,9 @@ fn index_error(path: &Path, error: &rocksdb::Error) -> Error {
     let is_quota = text.contains("Disk quota");
     if is_quota || text.contains("No space left") || text.contains("NoSpace") {
         Error::OutOfSpace { path: path.to_path_buf(), is_quota }
+    } else if text.contains("Too many open files") {
+        // Nothing is wrong with the files.
+        Error::io("opening", path, std::io::Error::from_raw_os_error(libc::EMFILE))
     } else {
         Error::IndexDamaged { detail: text }
     }
@@ -426,6 +428,8 @@ fn db_options() -> Options {
     options.set_max_open_files(256);
     options.set_max_total_wal_size(32 << 20);
     options.set_max_background_jobs(2);
+    // A log that is lost or cut short sets all families back to the same moment: a pack that is known has its records.
+    options.set_atomic_flush(true);
     options
 }
 
