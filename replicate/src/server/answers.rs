@@ -295,8 +295,9 @@ pub(crate) fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
 
 fn lacks(catalog: &Catalog, prefixes: &Prefixes) -> Result<Bits> {
     let listed = catalog.list(None)?;
-    let there: HashSet<_> =
-        listed.iter().filter_map(|listed| Some(prefix_of(listed.snapshot.as_ref().ok()?.entry_id()))).collect();
+    // One that is here in part lacks something.
+    let whole = listed.iter().flat_map(|listed| &listed.snapshot).filter(|snapshot| !snapshot.state.partial);
+    let there: HashSet<_> = whole.map(|snapshot| prefix_of(snapshot.entry_id())).collect();
     Ok(prefixes.0.iter().map(|prefix| !there.contains(prefix)).collect())
 }
 

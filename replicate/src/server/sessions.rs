@@ -148,12 +148,13 @@ impl Session {
         Ok(published)
     }
 
-    /// Whether this very snapshot is there already, durably: it was on its way when a push broke that is now repeated,
+    /// Whether this very snapshot is there already, whole and durably: it was on its way when a push broke that is now repeated,
     /// or another site has it, too.
     fn is_there(&self, snapshot: &Snapshot) -> bool {
         let catalog = self.writer.store().catalog();
         let there = catalog.read(&snapshot.name());
-        there.is_ok_and(|there| there.entry_id() == snapshot.entry_id()) && catalog.sync().is_ok()
+        let is_whole = there.is_ok_and(|there| there.entry_id() == snapshot.entry_id() && !there.state.partial);
+        is_whole && catalog.sync().is_ok()
     }
 }
 
