@@ -13,6 +13,7 @@ mod mounting;
 pub mod netns;
 mod process;
 mod running;
+pub mod scripted;
 mod site;
 pub mod torture;
 pub mod wan;
