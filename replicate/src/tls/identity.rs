@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chunkstore::{Error, Result};
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -24,6 +24,8 @@ const NAME: &str = "vmstore";
 pub struct ServerIdentity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
+    /// Where the key is kept, for messages.
+    pub(super) key_path: PathBuf,
     fingerprint: Fingerprint,
 }
 
@@ -64,7 +66,7 @@ impl ServerIdentity {
         let chain = read_chain(cert)?;
         let fingerprint =
             Fingerprint::of(&chain[0]).map_err(|error| Error::invalid(format!("{}: {error}", cert.display())))?;
-        Ok(Self { chain, key: read_key(key, keep_out)?, fingerprint })
+        Ok(Self { chain, key: read_key(key, keep_out)?, key_path: key.to_path_buf(), fingerprint })
     }
 }
 

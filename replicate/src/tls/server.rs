@@ -46,7 +46,10 @@ impl ServerTls {
             .expect("the provider has TLS 1.3")
             .with_client_cert_verifier(verifier)
             .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-            .map_err(|error| Error::invalid(format!("the server's certificate with its key: {error}")))?;
+            .map_err(|error| {
+                let key = identity.key_path.display();
+                Error::invalid(format!("the server's certificate with its key {key}: {error}"))
+            })?;
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
