@@ -10,6 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use chunkstore::catalog::Snapshot;
+use chunkstore::chunk_source::ChunkSource;
+use chunkstore::id::RecordId;
+use chunkstore::manifest::{self, Node};
 use chunkstore::pack::{self, Class};
 use chunkstore::progress::Progress;
 use chunkstore::repair::RepairReport;
@@ -46,6 +49,17 @@ fn lose(site: &Site, classes: &[Class]) {
         let file = fs::File::options().write(true).open(site.path().join(pack::path(row.id))).unwrap();
         file.write_all_at(&vec![0; row.bytes as usize - 64], 64).unwrap();
     }
+}
+
+fn chunks_of(site: &Site, snapshot: &Snapshot) -> Vec<RecordId> {
+    let (entry, mut ids) = (snapshot.entry(), Vec::new());
+    manifest::walk(&*site.store, entry.root, entry.virtual_bytes, &mut |segment| {
+        let Node::Leaf(leaf) = site.store.node(segment.leaf)? else { panic!("a leaf is a leaf") };
+        ids.extend(leaf.chunks().map(|(_, id, _)| RecordId::from(id)));
+        Ok(())
+    })
+    .unwrap();
+    ids
 }
 
 async fn repair(client: &Client) -> RepairReport {
@@ -89,15 +103,17 @@ async fn several_stores_are_asked_in_turn_and_none_is_believed() {
     let near = site(1);
     let (first, second) = (Site::new(2), Site::new(3));
     // One has only the first night, the other only the second, and that with damage nobody knows of.
-    first.ingest(night("web01", 0), &first_night());
+    let snapshot = first.ingest(night("web01", 0), &first_night());
     second.ingest(night("db", 1), &second_night());
-    let harmed = second.store.packs().rows().into_iter().find(|row| row.class == Class::Data).unwrap();
-    let file = fs::File::options().write(true).open(second.path().join(pack::path(harmed.id))).unwrap();
-    file.write_all_at(&[7; 4], 64 + 96 + 5).unwrap();
+    let places = second.store.places(&chunks_of(&first, &snapshot)).unwrap();
+    let harmed = places.into_iter().flatten().next().unwrap();
+    let pack = second.store.packs().row(harmed.pack).unwrap().id;
+    let file = fs::File::options().write(true).open(second.path().join(pack::path(pack))).unwrap();
+    file.write_all_at(&[7; 4], u64::from(harmed.offset) + 100).unwrap();
     lose(&near, &Class::ALL);
     let client = near.client().await;
     repair(&client).await;
-    let came = fetched(&near, &[&first, &second]).await;
+    let came = fetched(&near, &[&second, &first]).await;
     let report = repair(&client).await;
     assert!(report.is_sound() && came.records > 0, "{report:?}");
     assert!(near.read_back(&night("web01", 1)) == second_night());

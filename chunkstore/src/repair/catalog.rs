@@ -58,22 +58,19 @@ impl Mending<'_> {
         for snapshot in snapshots {
             self.progress.check()?;
             let name = snapshot.name();
-            match self.store.catalog().read(&name) {
-                Err(Error::NotFound { .. }) => {
-                    let snapshot = self.with_state(snapshot)?;
-                    if !self.dry_run {
-                        self.store.catalog().publish(&snapshot)?;
-                    }
-                    self.tell_restored(&snapshot, "was missing");
+            if let Err(Error::NotFound { .. }) = self.store.catalog().read(&name) {
+                let snapshot = self.with_state(snapshot)?;
+                if !self.dry_run {
+                    self.store.catalog().publish(&snapshot)?;
                 }
-                // Names are given out again only after a removal.
-                _ => {
-                    if !self.dry_run {
-                        self.store.catalog().bury(&snapshot)?;
-                    }
-                    self.tell(format!("catalog: an older snapshot {name}, which was removed, has its tombstone again"));
-                }
+                self.tell_restored(&snapshot, "was missing");
+                continue;
             }
+            // Names are given out again only after a removal.
+            if !self.dry_run {
+                self.store.catalog().bury(&snapshot)?;
+            }
+            self.tell(format!("catalog: an older snapshot {name}, which was removed, has its tombstone again"));
         }
         Ok(())
     }

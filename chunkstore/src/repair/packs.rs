@@ -112,7 +112,9 @@ fn forget(store: &Store, gone: &HashSet<u32>) -> Result<()> {
             change.forget(*id);
         }
     }
-    gone.iter().for_each(|number| change.forget_pack(*number));
+    for number in gone {
+        change.forget_pack(*number);
+    }
     store.index().apply(&change)
 }
 

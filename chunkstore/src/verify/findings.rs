@@ -49,8 +49,6 @@ struct PackState {
     good: Vec<u64>,
     /// Something is wrong with the pack as a whole: there may be records that it lost.
     broken: bool,
-    /// Its records are whole, and its header is not what it should be.
-    unfit: bool,
     has_deltas: bool,
     /// The index lacks some of its good records.
     unindexed: bool,
@@ -66,6 +64,8 @@ pub(super) struct Findings {
 #[derive(Default)]
 struct State {
     packs: HashMap<u32, PackState>,
+    /// Packs whose header is not what it should be although their records are.
+    unfit: HashSet<u32>,
     bad: Vec<Bad>,
     entries: Vec<FoundEntry>,
     problems: Vec<String>,
@@ -77,7 +77,7 @@ struct State {
 
 impl PackState {
     fn new(row: PackRow) -> Self {
-        Self { row, good: Vec::new(), broken: false, unfit: false, has_deltas: false, unindexed: false }
+        Self { row, good: Vec::new(), broken: false, has_deltas: false, unindexed: false }
     }
 
     fn set_good(&mut self, ordinal: usize) {
@@ -124,15 +124,15 @@ impl Findings {
 
     /// Notes that a pack is not what it should be although its records are.
     pub(super) fn add_unfit_pack(&self, row: PackRow) {
-        self.lock().pack(row).unfit = true;
+        self.lock().unfit.insert(row.id.number);
     }
 
     /// The packs of which something is damaged, in order. What only lacks its base is whole.
     pub(super) fn unfit_packs(&self) -> Vec<PackRow> {
         let state = self.lock();
         let damaged = state.bad.iter().filter(|bad| !bad.record.base_lost).map(|bad| bad.record.pack.number);
-        let damaged: HashSet<u32> = damaged.collect();
-        let is_unfit = |pack: &&PackState| pack.broken || pack.unfit || damaged.contains(&pack.row.id.number);
+        let others: HashSet<u32> = damaged.chain(state.unfit.iter().copied()).collect();
+        let is_unfit = |pack: &&PackState| pack.broken || others.contains(&pack.row.id.number);
         let mut rows: Vec<_> = state.packs.values().filter(is_unfit).map(|pack| pack.row).collect();
         rows.sort_unstable_by_key(|row| row.id);
         rows
