@@ -12,7 +12,7 @@ pub mod mutate;
 mod peers;
 mod qcow2;
 mod records;
-mod reseal;
+pub mod reseal;
 mod texts;
 mod wire;
 

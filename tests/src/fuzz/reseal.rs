@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use chunkstore::pack::{FOOTER_BYTES, PACK_HEADER_BYTES, TABLE_ENTRY_BYTES};
 use chunkstore::record::HEADER_BYTES;
 
-pub(super) fn record_header(bytes: &[u8]) -> Option<Vec<u8>> {
+/// A record's header.
+pub fn record_header(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut sealed = bytes.to_vec();
     seal_record_header(sealed.get_mut(..HEADER_BYTES)?);
     Some(sealed)
@@ -18,7 +19,7 @@ fn seal_record_header(header: &mut [u8]) {
 }
 
 /// The header, each record as far as they lie one after another, table and footer.
-pub(super) fn pack(bytes: &[u8]) -> Option<Vec<u8>> {
+pub fn pack(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut sealed = bytes.to_vec();
     seal_last_word(sealed.get_mut(..PACK_HEADER_BYTES)?);
     seal_records(&mut sealed[PACK_HEADER_BYTES..]);
@@ -40,7 +41,7 @@ fn table_of<'a>(front: &'a [u8], footer: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Records one after another, without anything around them.
-pub(super) fn records(bytes: &[u8]) -> Vec<u8> {
+pub fn records(bytes: &[u8]) -> Vec<u8> {
     let mut sealed = bytes.to_vec();
     seal_records(&mut sealed);
     sealed
@@ -79,7 +80,7 @@ fn get(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// Files of text whose last line is `blake3 ` and the digits for all lines before.
-pub(super) fn last_line(bytes: &[u8]) -> Option<Vec<u8>> {
+pub fn last_line(bytes: &[u8]) -> Option<Vec<u8>> {
     let body_end = 1 + bytes.strip_suffix(b"\n")?.iter().rposition(|byte| *byte == b'\n')?;
     let body = &bytes[..body_end];
     let line = format!("blake3 {}\n", blake3::hash(body).to_hex());
@@ -87,7 +88,7 @@ pub(super) fn last_line(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The checksum of a configuration's section `[format]`.
-pub(super) fn config(text: &[u8]) -> Option<Vec<u8>> {
+pub fn config(text: &[u8]) -> Option<Vec<u8>> {
     const KEY: &str = "check = \"";
     const DIGITS: usize = 16;
     let text = str::from_utf8(text).ok()?;
