@@ -323,6 +323,50 @@ fn who_waits_for_an_answer_when_the_runtime_ends_waits_no_more() {
     waiting.join().unwrap().unwrap();
 }
 
+fn begins(sessions: u32) -> Vec<u8> {
+    let begin = |number: u32| {
+        let request = Request::Begin { session: SessionId(number), purpose: Purpose::Receive, snapshot: None };
+        frame(Kind::Request as u8, number, &request.to_bytes())
+    };
+    [hello(), (1..=sessions).flat_map(begin).collect()].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_its_connections_own() {
+    let site = Site::new(1);
+    let mut first = site.stream(local());
+    first.write_all(&begins(1)).await.unwrap();
+    assert_serves(&site).await;
+    let claim = Request::Claim { session: SessionId(1), ids: Ids(vec![ChunkId::of(b"x").into()]) };
+    let guess = Request::Attach { session: SessionId(1), secret: replicate::wire::SessionSecret([7; 16]) };
+    for request in [claim, guess, Request::End { session: SessionId(2) }] {
+        let answer = say(&site, &[hello(), frame(Kind::Request as u8, 1, &request.to_bytes())].concat()).await;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert_eq!(answer.contains("the session"), !matches!(request, Request::End { .. }), "{request:?}: {answer:?}");
+    }
+    let put = [&1_u32.to_le_bytes()[..], &raw(b"x").header.encode(), b"x"].concat();
+    let answer = say(&site, &[hello(), frame(Kind::Records as u8, 1, &put)].concat()).await;
+    assert!(String::from_utf8_lossy(&answer).contains("the session"), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_sessions_hold_nobody_up() {
+    let site = Site::new(1);
+    let too_many = say(&site, &begins(65)).await;
+    assert!(String::from_utf8_lossy(&too_many).contains("at most 64 sessions"), "{too_many:?}");
+    let mut open: Vec<DuplexStream> = Vec::new();
+    for _ in 0..157 {
+        let mut stream = site.stream(local());
+        stream.write_all(&begins(64)).await.unwrap();
+        open.push(stream);
+    }
+    assert_serves(&site).await;
+    drop(open);
+    assert_serves(&site).await;
+    site.collect();
+    site.assert_sound();
+}
+
 #[test]
 fn a_frame_knows_its_length() {
     assert_eq!(Frame::new(Kind::Ping, 1, vec![0; 5]).wire_bytes(), frame(7, 1, &[0; 5]).len() as u64);
