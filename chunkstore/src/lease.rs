@@ -52,7 +52,11 @@ impl Lease {
         let mut tries = 0;
         loop {
             match Self::try_take(&dir, roots) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                    tries += 1;
+                    // Copies of a store do without the directory. If it is there, or the store is gone, this fails.
+                    let _ = fs::create_dir(&dir);
+                }
                 taken => return taken.map_err(|error| Error::io("taking a lease in", &dir, error)),
             }
         }
@@ -196,6 +200,15 @@ mod tests {
 
     fn root(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
+    }
+
+    #[test]
+    fn a_copy_of_a_store_needs_no_directory_of_leases() {
+        let dir = tempfile::tempdir().unwrap();
+        let lease = Lease::take(dir.path(), &[root(1)]).unwrap();
+        assert_eq!(roots(dir.path()).unwrap(), [root(1)]);
+        drop(lease);
+        assert!(Lease::take(&dir.path().join("gone"), &[root(1)]).is_err());
     }
 
     #[test]
