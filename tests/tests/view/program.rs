@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tests::images;
@@ -245,4 +247,26 @@ fn the_status_is_for_people_and_for_programs() {
     assert_eq!(json["mountpoint"], viewed.mounted.arg());
     assert!(json["reading"]["reads"].as_u64().unwrap() > 0 && json["uptime_s"].as_f64().unwrap() > 0.0, "{json}");
     drop(file);
+}
+
+/// Takes a minute, which is how often a mount looks at its log.
+#[test]
+fn a_long_log_of_several_mounts_is_put_aside_once_and_all_go_on_in_the_new_one() {
+    let viewed = Viewed::of(1, 1);
+    let (log, older) = (viewed.vmstore.store().join("vmfs.log"), viewed.vmstore.store().join("vmfs.log.1"));
+    let is_open = |pid: u32| fs::read_link(format!("/proc/{pid}/fd/2")).unwrap() == log;
+    assert!(is_open(viewed.mounted.pid()));
+    fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(&b"an old line\n".repeat(100_000)).unwrap();
+    let others = ["second", "third"].map(|name| Mounted::start(&viewed.vmstore, viewed.site.path(name)));
+    assert!(fs::read_to_string(&older).unwrap().contains("an old line"), "it is replaced by nothing newer");
+    let new = || fs::read_to_string(&log).unwrap();
+    eventually("a word of each new mount", || new().matches("is mounted at").count() == 2);
+    assert!(!new().contains("an old line"), "{}", new());
+    assert!(others.iter().all(|mounted| is_open(mounted.pid())));
+    let until = Instant::now() + Duration::from_secs(90);
+    while !is_open(viewed.mounted.pid()) {
+        assert!(Instant::now() < until, "it still writes to the old one");
+        thread::sleep(Duration::from_millis(200));
+    }
+    others.into_iter().for_each(Mounted::unmount);
 }

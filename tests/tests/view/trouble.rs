@@ -1,9 +1,11 @@
 //! What a mount does when the store breaks underneath, its owner ends, or it is killed itself.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tests::images::{self, Rng};
 use tests::{Mounted, eventually, kill};
@@ -119,4 +121,80 @@ fn a_mount_that_hangs_does_not_hang_those_who_ask_for_it() {
     assert!(!viewed.mounted.is_mounted());
     stop("CONT");
     eventually("the end of vmfs", || !viewed.mounted.is_served());
+}
+
+#[test]
+fn a_read_waits_for_an_owner_as_long_as_told_and_no_longer() {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let viewed = Viewed::of(40, 1);
+    let Viewed { site, vmstore, snapshots, mounted: _patient } = viewed;
+    let mounted = Mounted::with(&vmstore, site.path("hasty"), &["--timeout", "3s"]);
+    let (name, source) = snapshots.first_key_value().unwrap();
+    let expected = fs::read(source).unwrap();
+    let file = File::open(mounted.snapshot(name)).unwrap();
+    let lock = File::options().read(true).write(true).open(vmstore.store().join("lock")).unwrap();
+    // Whoever starts from now on finds the store taken.
+    vmstore.owners().into_iter().for_each(kill);
+    lock.lock().unwrap();
+    // What is known from before is read without an owner.
+    let mut failed = 0;
+    for at in (0..40).rev() {
+        let asked = Instant::now();
+        let read = read_at(&file, at * MIB, 4096);
+        let took = asked.elapsed();
+        match read {
+            Ok(part) => assert!(part == expected[(at * MIB) as usize..][..4096]),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                assert!(took > TIMEOUT - Duration::from_millis(100), "after {took:?} already");
+                assert!(took < 4 * TIMEOUT, "after {took:?} only");
+                failed += 1;
+                break;
+            }
+        }
+    }
+    assert_eq!(failed, 1, "all was known from before");
+    lock.unlock().unwrap();
+    eventually("another owner", || file.read_exact_at(&mut vec![0; 40 * MIB as usize], 0).is_ok());
+    images::assert_same(&mounted.snapshot(name), source);
+}
+
+/// Most descriptors that a process may have.
+fn limit_descriptors(pid: u32, most: &str) {
+    let set = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={most}")]).status().unwrap();
+    assert!(set.success());
+}
+
+#[test]
+fn without_descriptors_it_says_so_and_goes_on_when_there_are_some() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let viewed = Viewed::of(4, 2);
+    viewed.mounted.vmfs().run(["clone", "create", "vm", "web01"]);
+    let (pid, path) = (viewed.mounted.pid(), viewed.mounted.clone_file("vm"));
+    let names: Vec<_> = viewed.snapshots.keys().map(|name| viewed.mounted.snapshot(name)).collect();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let largest = descriptors.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap()).max();
+    let use_all = |round: u8| -> io::Result<()> {
+        let clone = File::options().read(true).write(true).open(&path)?;
+        clone.write_all_at(&[round; 9000], 5000)?;
+        clone.sync_all()?;
+        names.iter().try_for_each(|name| {
+            let file = File::open(name)?;
+            forget_pages(&file);
+            read_at(&file, 0, 4096).map(drop)
+        })
+    };
+    let mut failures = Vec::new();
+    for more in 0..12 {
+        limit_descriptors(pid, &format!("{}:", largest.unwrap() + 1 + more));
+        let asked = Instant::now();
+        failures.extend(use_all(more as u8 + 1).err().map(|error| error.raw_os_error().unwrap()));
+        assert!(asked.elapsed() < PATIENCE, "{more} descriptors: {:?}", asked.elapsed());
+    }
+    assert!(failures.contains(&libc::EMFILE), "{failures:?}");
+    assert!(failures.iter().all(|errno| [libc::EMFILE, libc::EIO].contains(errno)), "{failures:?}");
+    limit_descriptors(pid, "4096:");
+    use_all(77).unwrap();
+    assert_eq!(read_at(&File::open(&path).unwrap(), 5000, 9000).unwrap(), [77; 9000]);
+    images::assert_same(&viewed.first().0, &viewed.first().1);
 }
