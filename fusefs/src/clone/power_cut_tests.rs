@@ -167,12 +167,12 @@ impl Workload {
 
     fn step(&mut self, rng: &mut Rng) {
         match rng.below(20) {
-            0..15 => self.change(rng).unwrap(),
-            15 => {
+            0..13 => self.change(rng).unwrap(),
+            13 => {
                 self.close();
                 self.open();
             }
-            16 => {
+            14 => {
                 self.close();
                 self.now = Vec::clone(&self.base);
                 self.expected.disks.push(Possible::only(&self.now));
@@ -181,7 +181,7 @@ impl Workload {
                 self.settle("rolled back");
                 self.open();
             }
-            17 => {
+            15 => {
                 self.close();
                 self.expected.may_be_absent = true;
                 self.mark("discard");
@@ -196,7 +196,7 @@ impl Workload {
 
     /// The process is killed while it does something, and the next one goes on. Then what is seen can be synced.
     fn be_killed(&mut self, rng: &mut Rng) {
-        self.recording.fail_from(self.recording.calls() + 1 + rng.below(40));
+        self.recording.fail_from(self.recording.calls() + 1 + rng.below(25));
         while self.change(rng).is_ok() {}
         self.disk = None;
         self.recording.heal();
