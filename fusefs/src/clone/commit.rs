@@ -113,7 +113,9 @@ impl Shared {
         let named = self.record().numbers();
         let mut let_go = layer::unnamed(&self.dir, &named)?;
         // Now, because a commit may use their numbers.
-        let_go.split_off(&named[0]).into_iter().for_each(|number| layer::remove(&*self.files, &self.dir, number));
+        for number in let_go.split_off(&named[0]) {
+            layer::remove(&*self.files, &self.dir, number);
+        }
         if !let_go.is_empty() {
             layer::remove_later(&self.files, &self.dir, let_go.into_iter().collect(), Vec::new());
         }

@@ -239,9 +239,9 @@ fn whatever_call_fails_the_error_is_told_and_nothing_is_lost() {
         for call in 1.. {
             let at = recording.calls() + call;
             if lasts {
-                recording.run_out_at(at, fault)
+                recording.run_out_at(at, fault);
             } else {
-                recording.fail_at(at, fault)
+                recording.fail_at(at, fault);
             }
             let mut trial = Trial {
                 site: &site,

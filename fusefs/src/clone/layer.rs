@@ -270,7 +270,9 @@ pub(super) fn remove_later(files: &Arc<dyn Files>, dir: &Path, numbers: Vec<u32>
     let files = Arc::clone(files);
     thread::spawn(move || {
         let dir = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string());
-        numbers.into_iter().for_each(|number| remove(&*files, &dir, number));
+        for number in numbers {
+            remove(&*files, &dir, number);
+        }
         // Whoever closes a file last frees it: not one who reads or writes.
         while layers.iter().any(|layer| Arc::strong_count(layer) > 1) {
             thread::sleep(LOOK_EVERY);

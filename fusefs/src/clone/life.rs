@@ -97,8 +97,9 @@ impl Clones {
         record.size_bytes = snapshot.entry().virtual_bytes;
         record.base_bytes_max = record.size_bytes;
         record.store(&*self.files, &dir).map_err(|failed| failed.error)?;
-        let unnamed = layer::unnamed(&dir, &[number])?;
-        unnamed.into_iter().for_each(|number| layer::remove(&*self.files, &dir, number));
+        for unnamed in layer::unnamed(&dir, &[number])? {
+            layer::remove(&*self.files, &dir, unnamed);
+        }
         self.info(name.as_ref())
     }
 

@@ -281,7 +281,9 @@ fn changed(lie: Lie, frame: &Frame, request: Option<&Request>) -> Option<Vec<Vec
     let records = records_of(&frame.payload).expect("the server is honest");
     let batch = |records: &[Record]| {
         let mut batch = RecordBatch::new();
-        records.iter().for_each(|record| batch.push(record));
+        for record in records {
+            batch.push(record);
+        }
         batch.into_payload().to_vec()
     };
     let each = |change: &dyn Fn(&Record) -> Record| batch(&records.iter().map(change).collect::<Vec<_>>());
