@@ -70,7 +70,7 @@ pub fn content(name: &SnapshotName) -> Image {
             bytes.extend(rng.noise(more));
         }
     }
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         let tail = bytes.split_off(bytes.len() / 2);
         bytes.resize(SEGMENT_BYTES, 0);
         bytes.extend(tail);
@@ -511,10 +511,10 @@ impl Expected {
         let open = |seed| open(dir, Arc::new(storage.clone()), seed).unwrap_or_else(|error| fail(error));
         let mut store = open(1_000_000 + order);
         self.check_snapshots(&store, context);
-        if order % 2 == 0 {
+        if order.is_multiple_of(2) {
             self.check_life_goes_on(&store, context);
         }
-        if order % 3 != 0 {
+        if !order.is_multiple_of(3) {
             let problems = self.verify(&store, context);
             if !problems.is_empty() {
                 drop(store);
@@ -529,7 +529,7 @@ impl Expected {
         assert_eq!(garbage, (0, 0, 0), "{}: gc left garbage: {again:?}", context());
         assert_eq!(listed(storage, ".part") + listed(storage, ".tmp"), 0, "{}", context());
         self.check_snapshots(&store, context);
-        if order % 2 == 1 {
+        if !order.is_multiple_of(2) {
             self.check_life_goes_on(&store, context);
         }
     }

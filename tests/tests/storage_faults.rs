@@ -93,7 +93,7 @@ impl Scene {
             match worked.run(act, far) {
                 Ok(()) => {}
                 // The snapshot was seen already, or was gone, and only the last sync had failed.
-                Err(Error::Refused { what }) if what.contains("is there already") => {}
+                Err(Error::Refused { what }) if what.contains(" already") => {}
                 Err(Error::NotFound { .. }) if matches!(act, Act::Remove(_)) => {}
                 Err(error) => panic!("{act:?}, {fault:?}: repeated: {error}"),
             }

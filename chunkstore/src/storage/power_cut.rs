@@ -232,7 +232,7 @@ impl Recording {
         let mut disk = Disk {
             dirs: self.dirs.clone(),
             names: self.names.clone(),
-            files: self.contents.iter().map(|bytes| Content::permanent(bytes)).collect(),
+            files: self.contents.iter().map(Content::permanent).collect(),
             unsynced: Vec::new(),
         };
         disk.files.resize_with(self.files, Content::default);
@@ -284,10 +284,9 @@ impl Content {
 
     fn length(&self, arrived: Arrived, luck: &mut Luck) -> usize {
         match (arrived.sectors_percent, luck.number() % 4) {
-            (100, _) => self.bytes,
             (0, _) if arrived.names_percent == 0 => self.permanent_bytes,
             // A length is part of what describes a file, as its name is, and may arrive without any content.
-            (_, 0 | 1) => self.bytes,
+            (100, _) | (_, 0 | 1) => self.bytes,
             (_, 2) => self.permanent_bytes,
             _ => {
                 let unsynced = self.bytes - self.permanent_bytes;
@@ -318,7 +317,9 @@ impl Disk {
                 });
                 self.unsynced = rest;
                 let synced: Vec<NameChange> = synced;
-                synced.iter().for_each(|change| change.apply(&mut self.names));
+                for change in synced {
+                    change.apply(&mut self.names);
+                }
             }
         }
     }
