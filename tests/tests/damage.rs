@@ -107,6 +107,7 @@ enum Outcome {
 
 impl Kind {
     /// The table.
+    #[expect(clippy::match_same_arms, reason = "each line has its own reason")]
     fn outcome(self, harm: Harm) -> Outcome {
         match (self, harm) {
             (Self::Pack(_) | Self::CatalogFile, _) => Outcome::Noticed,
@@ -156,7 +157,7 @@ impl Template {
             store.run(["remove", &removed]);
             template.images.remove(&removed);
         }
-        template.add_the_rest(&store);
+        Self::add_the_rest(&store);
         store.run(["verify"]);
         copy_dir(&template.place.path("store"), &template.sound());
         template
@@ -168,7 +169,7 @@ impl Template {
     }
 
     /// Files that are not made by backups.
-    fn add_the_rest(&self, store: &Vmstore) {
+    fn add_the_rest(store: &Vmstore) {
         let snapshot = store.json(["show", "web01"]);
         let entry = snapshot["entry"].as_str().unwrap();
         fs::create_dir_all(store.store().join("boot")).unwrap();
@@ -406,7 +407,9 @@ impl Site<'_> {
         let (unread, hurt) = (&all - &before, report.hurt());
         // Those without a catalog file can't be walked.
         if kind == Kind::CatalogFile {
-            unread.iter().for_each(|name| assert!(text.contains(name), "{name} is not in {text}"));
+            for name in &unread {
+                assert!(text.contains(name), "{name} is not in {text}");
+            }
         } else {
             assert_eq!(unread, hurt, "ranges are named of what can't be read, and only of that ({harm:?})");
         }

@@ -183,9 +183,10 @@ impl Report {
             [] => String::new(),
             all => format!("{} in quarantine: {}\n", counted(all.len() as u64, "file"), all.join(", ")),
         };
-        let verdict = match self.is_verified {
-            true => verify::complaint(&repair.verify) + &verify::summary(&repair.verify),
-            false => String::new(),
+        let verdict = if self.is_verified {
+            verify::complaint(&repair.verify) + &verify::summary(&repair.verify)
+        } else {
+            String::new()
         };
         mended.chain([brought, moved]).chain(in_part).chain(beyond_help).chain([verdict]).collect()
     }
