@@ -20,6 +20,9 @@ const NIGHT_FILE: &str = "catalog/web01/20260102T020000Z.snap";
 /// What differs from one opening to the next without being the store's content.
 const OF_THE_MOMENT: [&str; 6] = ["index", "leases", "lock", "owner.sock", "owner.log", "vmfs.log"];
 
+/// What is made newer, how, and commands that must refuse it.
+type Case<'a> = (&'a str, &'a dyn Fn(&Vmstore), &'a [&'a [&'a str]]);
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
@@ -87,10 +90,6 @@ fn change(path: &Path, change: impl Fn(&mut Vec<u8>), seal: fn(&[u8]) -> Option<
 
 fn replace(from: &str, to: &str) -> impl Fn(&mut Vec<u8>) {
     move |bytes| *bytes = String::from_utf8(std::mem::take(bytes)).unwrap().replacen(from, to, 1).into_bytes()
-}
-
-fn unsealed(bytes: &[u8]) -> Option<Vec<u8>> {
-    Some(bytes.to_vec())
 }
 
 /// The pack with this number.
@@ -161,7 +160,6 @@ fn an_index_of_another_store_is_rebuilt() {
 #[test]
 fn what_a_newer_program_wrote_is_refused_and_left_alone() {
     let site = Site::new();
-    type Case<'a> = (&'a str, &'a dyn Fn(&Vmstore), &'a [&'a [&'a str]]);
     let restored = site.arg("never.raw");
     let restore: &[&str] = &["restore", NIGHT, &restored];
     let (gc, verify, list): (&[&str], &[&str], &[&str]) = (&["gc"], &["verify"], &["list"]);
@@ -204,7 +202,9 @@ fn what_a_newer_program_wrote_is_refused_and_left_alone() {
 fn a_newer_clone_is_refused_and_left_alone() {
     let site = Site::new();
     let vmstore = copy(&site).through_owner();
-    change(&vmstore.store().join("clones/test/clone.json"), replace("\"version\": 1", "\"version\": 2"), unsealed);
+    change(&vmstore.store().join("clones/test/clone.json"), replace("\"version\": 1", "\"version\": 2"), |bytes| {
+        Some(bytes.to_vec())
+    });
     let before = content(vmstore.store());
     let vmfs = Vmfs::beside(&vmstore);
     for command in [&["clone", "commit", "test"][..], &["clone", "rollback", "test"]] {
@@ -237,7 +237,7 @@ fn unknown_optional_fields_are_kept_by_who_rewrites() {
     change(&file, replace("\"partial\":", "\"later\":{\"a\":[1]},\"partial\":"), reseal::last_line);
     change(&vmstore.store().join("config.toml"), replace("version = 1\n", "version = 1\nlater = 7\n"), reseal::config);
     let clone = vmstore.store().join("clones/test/clone.json");
-    change(&clone, replace("\"version\": 1", "\"version\": 1, \"later\": [7]"), unsealed);
+    change(&clone, replace("\"version\": 1", "\"version\": 1, \"later\": [7]"), |bytes| Some(bytes.to_vec()));
     // The entry to the byte, the state by its fields.
     let read = || {
         let text = fs::read_to_string(&file).unwrap();

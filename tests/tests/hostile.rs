@@ -30,6 +30,9 @@ const LONGEST: usize = 2 << 20;
 const PEAK_BYTES_MAX: u64 = 512 << 20;
 const NIGHT: &str = "web01@20261101T020000Z";
 
+/// Tokens made so far: no two have one name.
+static TOKENS: AtomicU64 = AtomicU64::new(0);
+
 /// A frame that a server says.
 #[derive(Clone, Debug)]
 struct Said {
@@ -360,7 +363,6 @@ impl Scene {
     /// Runs `vmstore VERB LIAR --image web01` in `near`, with `far` behind the liar.
     fn run(&self, verb: &str, near: &Vmstore, far: &Vmstore, what: &str, lie: Liar) -> Outcome {
         let serving = Serving::start(far, &["--listen", "tcp://127.0.0.1:0", "--allow-plain"]);
-        static TOKENS: AtomicU64 = AtomicU64::new(0);
         let name = format!("site-{}", TOKENS.fetch_add(1, Ordering::Relaxed));
         let token = far.run(["token", "add", &name, "--role", "admin"]).trim().to_owned();
         let (address, lies) = liar(&serving.listening()[0].address, lie);

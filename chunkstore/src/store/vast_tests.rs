@@ -177,7 +177,7 @@ fn a_node_in_its_place_does_not_excuse_it_beyond_the_image() {
         match published {
             Ok(_) => assert!(is_taken, "{bytes}"),
             Err(Error::Damaged { detail, .. }) => {
-                assert!(!is_taken && detail.contains("image's end"), "{bytes}: {detail}")
+                assert!(!is_taken && detail.contains("image's end"), "{bytes}: {detail}");
             }
             Err(error) => panic!("{bytes}: {error}"),
         }
