@@ -378,7 +378,8 @@ impl Catalog {
         let _change = self.change();
         let copy = quarantine::keep_copy(&*self.storage, &path(&snapshot.name()), CATALOG_FILE_BYTES_MAX)?;
         self.replace(snapshot)?;
-        self.bury_no_more(snapshot)?;
+        // A snapshot that is back must not pass for a removed one if its file is lost later.
+        self.remove_file(&Tombstone::of(snapshot).path())?;
         self.sync_image(&snapshot.entry().image)?;
         Ok(copy)
     }
