@@ -69,6 +69,8 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     answers: HashMap<u32, UnboundedSender<Unread>>,
+    /// Bytes that came for requests that were given up, since the last that were waited for.
+    ignored_bytes: usize,
     /// Why the connection ended.
     ended: Option<String>,
 }
@@ -271,6 +273,7 @@ impl Shared {
         let known =
             if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
+            waiting.ignored_bytes = 0;
             // Whoever has given up waiting does not want it.
             let _ = waiter.send(Unread::new(frame, &self.unread_bytes)?);
             return Ok(());
@@ -279,6 +282,11 @@ impl Shared {
         let last = self.next_request.load(Ordering::Relaxed);
         if frame.request == 0 || frame.request >= last {
             return Err(broken("it answers what was not asked"));
+        }
+        // Who says on and on what nobody waits for never says the rest.
+        waiting.ignored_bytes += frame.payload.len();
+        if waiting.ignored_bytes > UNREAD_BYTES_MAX {
+            return Err(broken("it goes on with an answer that was given up"));
         }
         Ok(())
     }
