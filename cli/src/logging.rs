@@ -23,6 +23,8 @@ pub(crate) fn start(global: &Global, console: &MultiProgress, to_file: bool) {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(colors)
+        // It would tell of a failed write to standard error there, and panic.
+        .log_internal_errors(false)
         .with_writer(move || BesideBar(console.clone()));
     match global.log_format {
         LogFormat::Text if global.verbose == 0 && !to_file => builder.without_time().init(),

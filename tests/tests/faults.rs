@@ -270,10 +270,8 @@ fn all_faults(site: &Site) -> Vec<Fault> {
         for (call, made) in count_calls(site, task) {
             let errors = FAULTS.iter().find(|(name, _)| *name == call).expect("it was counted").1;
             for error in errors {
-                // If no write works any more, nothing can be told either.
-                let lasting: &[bool] = if call == "write" { &[false] } else { &[false, true] };
                 for nth in 1..=made {
-                    faults.extend(lasting.iter().map(|lasts| Fault { task, call, error, nth, lasts: *lasts }));
+                    faults.extend([false, true].map(|lasts| Fault { task, call, error, nth, lasts }));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! `vmstore serve`: owns a store, and serves everyone who uses it.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -171,7 +171,8 @@ fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&Server
         (Address::Tls(_), Some(identity)) => format!(" fingerprint {}", identity.fingerprint()),
         _ => String::new(),
     };
-    eprintln!("listening on {scheme}{at}{fingerprint}");
+    // Where standard error is gone, the server is needed none the less.
+    let _ = writeln!(io::stderr(), "listening on {scheme}{at}{fingerprint}");
 }
 
 /// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
