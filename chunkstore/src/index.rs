@@ -372,6 +372,7 @@ impl Index {
     /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
     pub fn flush(&self) -> Result<()> {
         self.check_writable()?;
+        // A log is kept until no family needs it.
         let families = [RECORDS, PACKS, SKETCHES, STATE].map(|name| self.family(name));
         self.db.flush_cfs_opt(&families, &FlushOptions::default()).map_err(|error| self.error(&error))
     }

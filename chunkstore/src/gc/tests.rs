@@ -48,6 +48,21 @@ fn what_was_removed_is_freed() {
 }
 
 #[test]
+fn the_log_of_the_index_ends_with_a_collection() {
+    let dir = tempfile::tempdir().unwrap();
+    init(dir.path());
+    let store = open(dir.path());
+    for day in 0..4 {
+        put(&store, night("web01", day), &noise(1 << 20, u64::from(day)));
+        gc(&store, false);
+    }
+    let files = std::fs::read_dir(dir.path().join("index")).unwrap().map(|file| file.unwrap().file_name());
+    let logs = files.filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "log")).count();
+    // The last but one may still be on its way out.
+    assert!(logs <= 2, "{logs} logs");
+}
+
+#[test]
 fn small_packs_are_put_together() {
     let dir = tempfile::tempdir().unwrap();
     init(dir.path());
