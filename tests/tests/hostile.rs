@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -28,6 +29,10 @@ const HEADER_BYTES: usize = 12;
 const LONGEST: usize = 2 << 20;
 /// More than the program ever needs for images as small as these.
 const PEAK_BYTES_MAX: u64 = 512 << 20;
+/// Much longer than any patience of the program.
+const SECONDS_MAX: &str = "180";
+/// What `timeout` ends with when it had to end the command.
+const LIMITED: i32 = 124;
 const NIGHT: &str = "web01@20261101T020000Z";
 
 /// Tokens made so far: no two have one name.
@@ -367,9 +372,9 @@ impl Scene {
         let token = far.run(["token", "add", &name, "--role", "admin"]).trim().to_owned();
         let (address, lies) = liar(&serving.listening()[0].address, lie);
         let said = self.site.path("said");
-        let mut command = near.command([verb, &address, "--allow-plain", "--retries", "0", "--image", "web01"]);
-        command.env("VMSTORE_TOKEN", token).stderr(File::create(&said).unwrap());
-        let ended = measured(&mut command);
+        let command = near.command([verb, &address, "--allow-plain", "--retries", "0", "--image", "web01"]);
+        let mut limited = limited(&command);
+        let ended = measured(limited.env("VMSTORE_TOKEN", token).stderr(File::create(&said).unwrap()));
         let said = fs::read_to_string(said).unwrap();
         let what = format!(
             "{verb}: {what}: {}, {} lies, {} MB: {said}",
@@ -377,6 +382,7 @@ impl Scene {
             lies.load(Ordering::Relaxed),
             ended.peak_bytes >> 20
         );
+        assert_ne!(ended.status.code(), Some(LIMITED), "hangs: {what}");
         assert!(ended.status.code().is_some() && !said.contains("panicked"), "{what}");
         assert!(ended.peak_bytes < PEAK_BYTES_MAX, "{what}");
         assert!(said.len() < 64 << 10 && !said.contains(['\u{1b}', '\u{7}']), "{what}");
@@ -395,6 +401,19 @@ impl Scene {
         let output = verify.output().unwrap();
         assert!(output.status.success(), "{what}: {output:?}");
     }
+}
+
+/// The same command, but ended after [`SECONDS_MAX`].
+fn limited(command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.arg(SECONDS_MAX).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    limited
 }
 
 /// Tries lies in turn; in the short form some of them, others in each run.
