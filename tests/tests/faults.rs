@@ -253,8 +253,12 @@ impl Fault {
         let output = output_in_time(&mut traced(&site.command(self.task), &options));
         let output = output.unwrap_or_else(|| panic!("{self:?}: it hangs"));
         let said = stderr(&output);
-        assert!(!said.contains("panicked"), "{self:?}: {said}");
         let code = output.status.code();
+        // An event between threads: no kernel fails to write one for these reasons.
+        if self.call == "write" && said.contains("failed to wake I/O driver") {
+            return code;
+        }
+        assert!(!said.contains("panicked"), "{self:?}: {said}");
         // Before `main`, the loader ends with 127, and the runtime of the language may abort.
         let is_before_main = code == Some(127) && said.contains("error while loading shared libraries");
         let is_told = code.is_some_and(|code| CODES.contains(&code)) && (!said.is_empty() || self.call == "write");

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -138,7 +139,10 @@ fn the_golden_clone_reads_as_it_was_and_is_written_on() {
     assert_eq!(digest(&mounted.snapshot(NIGHT)), digests()[NIGHT]);
     let mut bytes = fs::read(&disk).unwrap();
     bytes[123_456] ^= 1;
-    fs::write(&disk, &bytes).unwrap();
+    let written = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    written.write_all_at(&bytes[123_456..=123_456], 123_456).unwrap();
+    written.sync_all().unwrap();
+    drop(written);
     mounted.vmfs().run(["clone", "commit", "test", "--image", "committed", "--time", "20260105T020000Z"]);
     vmstore.run(["restore", "committed", &site.arg("committed.raw")]);
     assert!(fs::read(site.path("committed.raw")).unwrap() == bytes);
