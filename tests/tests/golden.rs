@@ -239,7 +239,9 @@ fn unknown_optional_fields_are_kept_by_who_rewrites() {
     let file = vmstore.store().join("catalog/web01/20260103T020000Z.snap");
     change(&file, replace("{\"image\"", "{\"weight\": 1.50e1, \"image\""), reseal::last_line);
     change(&file, replace("\"partial\":", "\"later\":{\"a\":[1]},\"partial\":"), reseal::last_line);
-    change(&vmstore.store().join("config.toml"), replace("version = 1\n", "version = 1\nlater = 7\n"), reseal::config);
+    for file in ["config.toml", "config.toml.copy"] {
+        change(&vmstore.store().join(file), replace("version = 1\n", "version = 1\nlater = 7\n"), reseal::config);
+    }
     let clone = vmstore.store().join("clones/test/clone.json");
     change(&clone, replace("\"version\": 1", "\"version\": 1, \"later\": [7]"), |bytes| Some(bytes.to_vec()));
     // The entry to the byte, the state by its fields.
