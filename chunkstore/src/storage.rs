@@ -47,7 +47,7 @@ pub trait Storage: Send + Sync + 'static {
 
     /// The path as an operator knows it, for messages.
     fn locate(&self, path: &str) -> PathBuf {
-        path.into()
+        if path.is_empty() { "the store".into() } else { path.into() }
     }
 }
 

@@ -109,7 +109,7 @@ impl Scene {
 /// Whether an error says which part of the store it is about.
 fn names_something(error: &Error) -> bool {
     let said = error.to_string();
-    let parts = ["pack", "catalog", "config.toml", "damaged", "boot", "snapshot", "manifest", "image"];
+    let parts = ["pack", "catalog", "config.toml", "damaged", "boot", "snapshot", "manifest", "image", "the store"];
     parts.iter().any(|part| said.contains(part))
 }
 

@@ -41,7 +41,7 @@ pub fn read_whole(storage: &dyn Storage, path: &str, bytes_max: u64) -> Result<O
 pub fn replace_whole(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<()> {
     rename_into_place(storage, path, bytes)?;
     let dir = parent(path);
-    storage.sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))
+    storage.sync_dir(dir).map_err(|error| Error::io("syncing the directory", storage.locate(dir), error))
 }
 
 /// [`replace_whole`] without its last sync, for a caller that changes more in the same directory first.
