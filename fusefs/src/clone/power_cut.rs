@@ -325,6 +325,16 @@ impl Left {
     }
 }
 
+/// Whether a sector is a new version up to the end that its file had, and zeros from there on, as the old version is. Only who
+/// writes parts of sectors, or has a disk of such a size, can see that: a guest has whole sectors.
+fn ends_within(versions: &[Sector], found: &[u8]) -> bool {
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    versions.iter().any(|new| {
+        let end = found.iter().zip(new).take_while(|(found, new)| found == new).count();
+        is_zero(&found[end..]) && versions.iter().any(|old| is_zero(&old[end..]))
+    })
+}
+
 /// What may be seen of a clone's disk: its size, and each sector.
 #[derive(Clone)]
 pub(super) struct Possible {
@@ -370,7 +380,9 @@ impl Possible {
             return Some(format!("{} bytes long instead of {:?}", found.len(), self.sizes));
         }
         let wrong = found.chunks(SECTOR).enumerate().find(|(number, bytes)| match self.sectors.get(number) {
-            Some(versions) => !versions.iter().any(|version| version[..bytes.len()] == **bytes),
+            Some(versions) => {
+                !versions.iter().any(|version| version[..bytes.len()] == **bytes) && !ends_within(versions, bytes)
+            }
             None => bytes.iter().any(|byte| *byte != 0),
         });
         wrong.map(|(number, _)| format!("sector {number}"))
