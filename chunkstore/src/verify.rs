@@ -21,7 +21,7 @@ use std::time::Instant;
 
 pub(crate) use self::catalog::CatalogCheck;
 use self::closure::{Closure, Lost};
-use self::findings::Findings;
+use self::findings::{Findings, INDEX_LACKED};
 use crate::catalog::Snapshot;
 use crate::damaged::{BadRecord, Damaged};
 use crate::error::{Error, Result};
@@ -142,6 +142,21 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn whole_store(&self) -> Result<Inspection> {
+        let (inspection, was_mended) = self.look_at_all()?;
+        if !was_mended {
+            return Ok(inspection);
+        }
+        // What lacked its base, only because the index had lost that, is judged anew.
+        let healed_records = inspection.report.healed_records;
+        let mended = inspection.report.problems.into_iter().filter(|problem| problem.starts_with(INDEX_LACKED));
+        let (mut inspection, _) = self.look_at_all()?;
+        inspection.report.problems.extend(mended);
+        inspection.report.healed_records += healed_records;
+        Ok(inspection)
+    }
+
+    /// Whether, too, deltas lacked bases while records were put into the index again.
+    fn look_at_all(&self) -> Result<(Inspection, bool)> {
         let missing = self.store.missing_packs();
         let mut problems = self.strangers()?;
         let mut findings = self.check_records(None)?;
@@ -155,9 +170,9 @@ impl Run<'_> {
             self.store.forget_missing_packs()?;
             self.store.set_complete();
         }
-        let unfit = findings.unfit_packs();
+        let (unfit, was_mended) = (findings.unfit_packs(), findings.may_have_bases_now());
         let report = self.report(findings, problems, &catalog.snapshots, &lost)?;
-        Ok(Inspection { report, unfit, missing, catalog, lost: lost.ids })
+        Ok((Inspection { report, unfit, missing, catalog, lost: lost.ids }, was_mended))
     }
 
     fn some(&self, names: &[SnapshotName]) -> Result<VerifyReport> {

@@ -15,6 +15,8 @@ use crate::pack::{PackReader, TableEntry};
 use crate::record::Kind;
 use crate::store::{Store, pack_row};
 
+/// Begins the problem of an index that was mended.
+pub(super) const INDEX_LACKED: &str = "the index lacked";
 /// Most damaged records that a report names one by one.
 const NAMED_MAX: usize = 1000;
 
@@ -228,9 +230,15 @@ impl Findings {
             let count = state.index_wrong;
             state
                 .problems
-                .push(format!("the index lacked {count} records of the packs, or had wrong places; it is right now"));
+                .push(format!("{INDEX_LACKED} {count} records of the packs, or had wrong places; it is right now"));
         }
         Ok(())
+    }
+
+    /// Whether deltas were found without bases while the index lacked good records, which it has now.
+    pub(super) fn may_have_bases_now(&self) -> bool {
+        let state = self.lock();
+        state.packs.values().any(|pack| pack.unindexed) && state.bad.iter().any(|bad| bad.record.base_lost)
     }
 
     /// Writes everything into a report. `entries` are those that the catalog has.
