@@ -62,7 +62,12 @@ impl Rng {
 
 /// The seed of this run: from the clock, or that of a run to repeat.
 pub(crate) fn seed_of_run() -> u64 {
-    std::env::var("VMSTORE_TEST_SEED").map_or_else(|_| clock(), |text| text.parse().unwrap())
+    repeated_seed().unwrap_or_else(clock)
+}
+
+/// The seed of a run to repeat.
+pub(crate) fn repeated_seed() -> Option<u64> {
+    std::env::var("VMSTORE_TEST_SEED").ok().map(|text| text.parse().unwrap())
 }
 
 fn clock() -> u64 {
