@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::pack::Class;
+use crate::storage::memory::Failure;
 use crate::storage::{AppendFile, Listing, LocalDir, ReadFile, Storage};
+use crate::store::crash_tests::{new_storage, open_on};
 use crate::testing::{init, open};
 
 /// A directory in memory, where there is one: these tests sync a lot.
@@ -160,6 +162,22 @@ impl Template {
         assert_eq!(check(store).unwrap().damage, [], "{case}: not healed");
         all
     }
+}
+
+#[test]
+fn what_could_not_be_read_for_a_while_is_healed_by_one_verification() {
+    let (dir, storage) = (directory(), new_storage());
+    let snapshots = put_nights(&open_on(dir.path(), &storage).unwrap(), 1);
+    let store = open_on(dir.path(), &storage).unwrap();
+    storage.fail_accesses(storage.accesses() + 1..=u64::MAX, Failure::ShortRead);
+    assert!(!check(&store).unwrap().is_sound());
+    storage.heal();
+    assert_eq!(restored(&store, &snapshots), 0, "all counts as damaged");
+    drop(store);
+    let store = open_on(dir.path(), &storage).unwrap();
+    assert_eq!(check(&store).unwrap().damage, []);
+    assert_eq!(restored(&store, &snapshots), 2);
+    assert!(check(&store).unwrap().is_sound());
 }
 
 #[test]
