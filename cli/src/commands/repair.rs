@@ -14,7 +14,7 @@ use replicate::repair::{Far, Fetched, fetch};
 use replicate::wire::Job;
 use serde::Serialize;
 
-use super::remote::RemoteArgs;
+use super::remote::{Reachable, RemoteArgs};
 use super::verify;
 use crate::context::{self, Context, Near, Purpose};
 use crate::failure::{Exit, Result};
@@ -67,6 +67,8 @@ struct Report {
 
 impl Repair {
     pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+        // A name that is wrong is told before hours of reading.
+        let from: Vec<_> = self.from.iter().map(|name| self.access.resolve(context, name)).collect::<Result<_>>()?;
         let mut report = Report::default();
         report.repair.dry_run = self.dry_run;
         report.repair.mended = repair::look(context.store_dir()?)?;
@@ -82,7 +84,7 @@ impl Repair {
             Ok(context.watch("repair", Unit::Bytes, |progress| store.run(&job, progress))?)
         })?);
         if !self.from.is_empty() && !self.dry_run && report.can_be_helped() {
-            self.fetch_all(context, &mut report)?;
+            self.fetch_all(context, &from, &mut report)?;
         }
         finish(context, report)
     }
@@ -92,9 +94,9 @@ impl Repair {
     }
 
     /// Fetches what is lacking from the stores that can be reached, until nothing comes any more.
-    fn fetch_all(&self, context: &Context, report: &mut Report) -> Result<()> {
+    fn fetch_all(&self, context: &Context, from: &[Reachable], report: &mut Report) -> Result<()> {
         let near = context.near()?;
-        let far = self.far(context)?;
+        let far = self.far(context, from)?;
         let job = self.job(&context.catalog()?.0);
         while report.can_be_helped() {
             let fetched = report.fetch(context, &near, &far)?;
@@ -114,10 +116,9 @@ impl Repair {
         Ok(())
     }
 
-    fn far(&self, context: &Context) -> Result<Vec<Far>> {
+    fn far(&self, context: &Context, from: &[Reachable]) -> Result<Vec<Far>> {
         let mut far = Vec::new();
-        for name in &self.from {
-            let reachable = self.access.resolve(context, name)?;
+        for (name, reachable) in self.from.iter().zip(from) {
             match context.runtime()?.block_on(reachable.connect(None)) {
                 Ok(client) => far.push(Far { name: name.clone(), client }),
                 // Another may be there.
