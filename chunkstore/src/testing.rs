@@ -1,7 +1,6 @@
 //! What this crate's tests share: images in memory, stores in a temporary directory, reading back.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +13,8 @@ use crate::limits::SEGMENT_BYTES;
 use crate::manifest;
 use crate::name::{SnapshotName, SnapshotTime};
 use crate::progress::Progress;
-use crate::source::{DiskSource, Source};
+use crate::source::Source;
+pub(crate) use crate::source::memory::MemDisk;
 use crate::store::{InitOptions, OpenOptions, Store};
 
 /// Bytes that do not compress, the same for the same seed.
@@ -27,51 +27,6 @@ pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
         state
     };
     (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}
-
-/// A disk in memory that tells its holes if it is asked to.
-pub(crate) struct MemDisk {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) tells_holes: bool,
-}
-
-impl DiskSource for MemDisk {
-    fn name(&self) -> &str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let len = self.size_bytes();
-        if !self.tells_holes {
-            return Ok((offset < len).then_some(offset..len));
-        }
-        let is_data = |at: u64| {
-            let block = at / 4096 * 4096;
-            self.bytes[block as usize..(block + 4096).min(len) as usize].iter().any(|byte| *byte != 0)
-        };
-        let mut start = offset;
-        while start < len && !is_data(start) {
-            start = (start / 4096 + 1) * 4096;
-        }
-        let mut end = start;
-        while end < len && is_data(end) {
-            end = (end / 4096 + 1) * 4096;
-        }
-        Ok((start < len).then_some(start..end.min(len)))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.bytes[offset as usize..offset as usize + buf.len()]);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// An image in memory as a source.

@@ -35,8 +35,6 @@ mod requests;
 pub mod snapshot_disk;
 pub mod stats;
 pub mod status;
-#[cfg(test)]
-mod testing;
 mod tree;
 pub mod upstream;
 pub mod view;

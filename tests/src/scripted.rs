@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +21,8 @@ use chunkstore::manifest::{self, Node};
 use chunkstore::name::{ImageName, SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::retention::{self, Decision, Retention};
-use chunkstore::source::{DiskSource, Source};
+use chunkstore::source::Source;
+use chunkstore::source::memory::MemDisk;
 use chunkstore::storage::Storage;
 use chunkstore::storage::memory::MemStorage;
 use chunkstore::store::{OpenOptions, Store};
@@ -78,41 +78,16 @@ pub fn content(name: &SnapshotName) -> Image {
     Arc::new(bytes)
 }
 
-struct MemDisk(Image);
-
-impl DiskSource for MemDisk {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        Ok((offset < self.size_bytes()).then_some(offset..self.size_bytes()))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
-        Ok(())
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(())
-    }
-}
-
 /// Ingests what an image holds on a day, onto its newest snapshot.
 pub fn ingest_night(store: &Arc<Store>, name: &SnapshotName) -> Result<Snapshot> {
-    ingest_as(store, name, content(name))
+    ingest_as(store, name, &content(name))
 }
 
-fn ingest_as(store: &Arc<Store>, name: &SnapshotName, image: Image) -> Result<Snapshot> {
+fn ingest_as(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) -> Result<Snapshot> {
     let now = name.time.timestamp();
     let (labels, name) = (BTreeMap::new(), name.clone());
     let options = IngestOptions { name, labels, group: None, base: Base::Newest, threads: 1, now };
-    ingest(store, Source::Disk(Box::new(MemDisk(image))), &options, &Progress::default())
+    ingest(store, Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default())
 }
 
 /// All bytes of a snapshot, verified.
@@ -575,8 +550,8 @@ impl Expected {
         let prevented = self.may.values().next().or_else(|| self.must.values().next()).cloned();
         for (name, image) in [(night("later", 0), prevented), (night("later", 1), Some(content(&night("later", 1))))] {
             let Some(image) = image else { continue };
-            let snapshot = ingest_as(store, &name, Arc::clone(&image))
-                .unwrap_or_else(|error| panic!("{}: life goes on: {error}", context()));
+            let snapshot =
+                ingest_as(store, &name, &image).unwrap_or_else(|error| panic!("{}: life goes on: {error}", context()));
             let bytes = read_back(store, &snapshot).unwrap_or_else(|error| panic!("{}: {name}: {error}", context()));
             assert!(bytes == *image, "{}: {name} differs", context());
         }

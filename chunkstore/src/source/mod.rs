@@ -4,6 +4,7 @@
 //! could write a qcow2 header that names a host's file as its backing file into its own raw disk.
 
 mod host_file;
+pub mod memory;
 mod page_cache;
 mod qcow2;
 mod qemu_lock;

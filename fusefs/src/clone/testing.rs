@@ -11,6 +11,7 @@ use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::source::Source;
+use chunkstore::source::memory::MemDisk;
 use chunkstore::storage::Storage;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::{Error, Result};
@@ -25,7 +26,6 @@ use super::publisher::Publisher;
 use super::{CloneInfo, Clones};
 use crate::names::LocalNames;
 use crate::pool::Pool;
-use crate::testing::MemDisk;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -237,7 +237,7 @@ impl Publisher for StorePublisher {
 pub(super) fn put(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) {
     let (name, now) = (name.clone(), name.time.timestamp());
     let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::None, threads: 1, now };
-    ingest(store, Source::Disk(Box::new(MemDisk(image.to_vec()))), &options, &Progress::default()).unwrap();
+    ingest(store, Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default()).unwrap();
 }
 
 impl Clones {

@@ -19,6 +19,7 @@ use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
 use chunkstore::record::{HEADER_BYTES, Kind, Record};
 use chunkstore::source::Source;
+use chunkstore::source::memory::MemDisk;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::verify::{VerifyReport, verify};
 use replicate::client::{Client, Link};
@@ -32,7 +33,6 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::pool::{Pool, PoolOptions};
 use crate::snapshot_disk::SnapshotDisk;
-use crate::testing::MemDisk;
 
 /// Bytes that do not compress, the same for the same seed.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -92,7 +92,7 @@ impl Place {
     fn ingest(&self, name: SnapshotName, bytes: &[u8]) -> Snapshot {
         let now = name.time.timestamp();
         let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::Newest, threads: 2, now };
-        let source = Source::Disk(Box::new(MemDisk(bytes.to_vec())));
+        let source = Source::Disk(Box::new(MemDisk::new(bytes.to_vec())));
         ingest(&self.store, source, &options, &Progress::default()).unwrap()
     }
 

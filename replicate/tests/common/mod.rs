@@ -11,7 +11,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,7 +26,8 @@ use chunkstore::limits::SEGMENT_BYTES;
 use chunkstore::manifest::{self, Node};
 use chunkstore::name::{SnapshotName, SnapshotTime};
 use chunkstore::progress::Progress;
-use chunkstore::source::{DiskSource, Source};
+use chunkstore::source::Source;
+use chunkstore::source::memory::MemDisk;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::verify;
 use replicate::client::{Client, Link};
@@ -48,32 +48,6 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
         state
     };
     (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}
-
-struct MemDisk(Vec<u8>);
-
-impl DiskSource for MemDisk {
-    fn name(&self) -> &str {
-        "memory"
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn next_data(&self, offset: u64) -> chunkstore::Result<Option<Range<u64>>> {
-        let len = self.size_bytes();
-        Ok((offset < len).then_some(offset..len))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> chunkstore::Result<()> {
-        buf.copy_from_slice(&self.0[offset as usize..offset as usize + buf.len()]);
-        Ok(())
-    }
-
-    fn finish(&self) -> chunkstore::Result<()> {
-        Ok(())
-    }
 }
 
 /// Small chunks, so that small images have many.
@@ -122,7 +96,8 @@ impl Site {
     pub fn ingest(&self, name: SnapshotName, bytes: &[u8]) -> Snapshot {
         let now = name.time.timestamp();
         let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::Newest, threads: 2, now };
-        ingest(&self.store, Source::Disk(Box::new(MemDisk(bytes.to_vec()))), &options, &Progress::default()).unwrap()
+        ingest(&self.store, Source::Disk(Box::new(MemDisk::new(bytes.to_vec()))), &options, &Progress::default())
+            .unwrap()
     }
 
     /// A stream to the owner; the other end is served by a task.
