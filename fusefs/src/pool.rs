@@ -176,11 +176,15 @@ impl Pool {
         match found {
             Found::Here(cached) => {
                 self.stats.cache_hits.add(1);
-                if cached.begin_use() {
-                    self.stats.readahead_used_bytes.add(cached.bytes().len() as u64);
-                }
+                self.count_use(cached);
             }
             Found::Coming(_) => self.stats.cache_misses.add(1),
+        }
+    }
+
+    fn count_use(&self, cached: &Cached) {
+        if cached.begin_use() {
+            self.stats.readahead_used_bytes.add(cached.bytes().len() as u64);
         }
     }
 
@@ -199,7 +203,11 @@ impl Pool {
     pub(crate) async fn obtain(&self, key: Key, mut found: Found, patience: &mut Patience) -> Result<Arc<Cached>> {
         loop {
             let error = match self.arrival(found, patience).await {
-                Ok(cached) => return Ok(cached),
+                Ok(cached) => {
+                    // Where the reader came too late for the load to see it.
+                    self.count_use(&cached);
+                    return Ok(cached);
+                }
                 Err(error) => error,
             };
             if !failure::may_pass(&error) || !patience.pause().await {

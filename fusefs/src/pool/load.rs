@@ -82,12 +82,12 @@ impl Pool {
             Err(error) => return taken.tell(Err(Arc::new(error))),
         };
         let bytes = chunk.bytes().len() as u64;
-        self.stats.came(origin, bytes);
         let (was_ahead, is_ahead) = (taken.load().began_ahead(), taken.load().is_ahead());
         if was_ahead {
             self.stats.readahead_bytes.add(bytes);
             self.stats.readahead_used_bytes.add(if is_ahead { 0 } else { bytes });
         }
+        self.stats.came(origin, bytes);
         self.keep(taken, Cached::chunk(chunk, is_ahead));
     }
 
