@@ -6,6 +6,7 @@
 //! A crash anywhere leaves at most packs that the next collection removes.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::GcReport;
@@ -115,7 +116,8 @@ impl Plan {
     }
 }
 
-/// Deletes packs whose live records are elsewhere. Returns how many went; one whose table can't be read stays.
+/// Deletes packs whose live records are elsewhere, and what an earlier collection left of such. Returns how many went; one
+/// whose table can't be read stays.
 fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Result<u64> {
     let mut doomed = Vec::new();
     for row in packs {
@@ -128,9 +130,7 @@ fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Re
             Err(error) => return Err(error),
         }
     }
-    let (deltas, full): (Vec<_>, Vec<_>) = doomed.iter().partition(|row| row.class.is_delta());
-    unlink(store, &deltas)?;
-    unlink(store, &full)?;
+    unlink_forgotten(store)?;
     report.freed_bytes += doomed.iter().map(|row| row.bytes).sum::<u64>();
     drop_from_damaged(store, &doomed)?;
     Ok(doomed.len() as u64)
@@ -166,15 +166,32 @@ fn forget_records(store: &Store, row: &PackRow, table: &[TableEntry]) -> Result<
         }
     }
     change.forget_pack(row.id.number);
-    store.index().apply(&change)
+    store.index().apply(&change)?;
+    store.forget_pack(*row);
+    Ok(())
+}
+
+/// Unlinks the packs that the index has forgotten, be it in a collection before that failed: until they are surely gone,
+/// the tombstones of the snapshots whose entries they repeat must stay. Deltas go before what they build on.
+fn unlink_forgotten(store: &Store) -> Result<()> {
+    let mut forgotten = store.forgotten_packs();
+    // A repair may have found one and added it again.
+    forgotten.retain(|row| store.packs().row(row.id.number).is_none());
+    let (deltas, full): (Vec<_>, Vec<_>) = forgotten.iter().partition(|row| row.class.is_delta());
+    unlink(store, &deltas)?;
+    unlink(store, &full)?;
+    forgotten.clear();
+    Ok(())
 }
 
 fn unlink(store: &Store, rows: &[&PackRow]) -> Result<()> {
     for row in rows {
         let path = pack::path(row.id);
-        store.packs().forget(row.id.number);
-        store.gate.is_gone(row.id.number);
-        store.storage().remove(&path).map_err(|error| Error::io("removing", &path, error))?;
+        match store.storage().remove(&path) {
+            // The collection before came so far.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed.map_err(|error| Error::io("removing", &path, error))?,
+        }
     }
     if rows.is_empty() {
         return Ok(());

@@ -17,6 +17,7 @@ use crate::storage::Storage;
 use crate::storage::memory::{Failure, MemStorage};
 use crate::storage::power_cut::{Arrived, Recorder};
 use crate::testing::{night, noise, put, read_back, small_params};
+use crate::verify;
 
 type Expected = BTreeMap<SnapshotName, Vec<u8>>;
 
@@ -105,4 +106,31 @@ fn an_index_that_is_a_file_is_replaced() {
     fs::remove_dir_all(dir.path().join("index")).unwrap();
     fs::write(dir.path().join("index"), "").unwrap();
     assert_all_there(dir.path(), &storage, &expected, "a file");
+}
+
+#[test]
+fn what_a_collection_could_not_unlink_the_next_does_before_it_forgets_what_was_removed() {
+    let prepared_dir = tempfile::tempdir().unwrap();
+    let (prepared, expected) = prepared(prepared_dir.path());
+    for nth in 1.. {
+        let storage = copy(&prepared);
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_on(dir.path(), &storage).unwrap();
+        let first = storage.accesses() + nth;
+        storage.fail_accesses(first..=u64::MAX, Failure::Errno(libc::EMFILE));
+        let failed = gc::collect(&store, false, 1, &Progress::default()).is_err();
+        storage.heal();
+        gc::collect(&store, false, 1, &Progress::default()).unwrap_or_else(|error| panic!("call {nth}: {error}"));
+        drop(store);
+        let storage = storage.power_cut();
+        let store = open_on(dir.path(), &storage).unwrap();
+        let found = verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+        assert!(found.is_sound(), "call {nth}: {found:?}");
+        drop(store);
+        assert_all_there(dir.path(), &storage, &expected, &format!("call {nth}"));
+        if !failed {
+            assert!(nth > 20, "only {nth} calls were tried");
+            return;
+        }
+    }
 }

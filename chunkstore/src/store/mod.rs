@@ -58,6 +58,8 @@ pub struct Store {
     /// Held from reading the index to changing it by what was read.
     index_changes: Mutex<()>,
     maintenance: Mutex<()>,
+    /// Packs that the index knows no more, and that may be on disk still.
+    forgotten: Mutex<Vec<PackRow>>,
     /// Packs are sealed when they have grown to this.
     pack_bytes: u64,
     _lock: StoreLock,
@@ -103,6 +105,18 @@ impl Store {
     pub(crate) fn sealed_rows(&self) -> Vec<PackRow> {
         let _index = self.change_index();
         self.packs.rows()
+    }
+
+    /// Notes that the index has forgotten a pack, which is still to be unlinked.
+    pub(crate) fn forget_pack(&self, row: PackRow) {
+        self.packs.forget(row.id.number);
+        self.gate.is_gone(row.id.number);
+        self.forgotten_packs().push(row);
+    }
+
+    /// Packs that the index knows no more, and that may be on disk still.
+    pub(crate) fn forgotten_packs(&self) -> MutexGuard<'_, Vec<PackRow>> {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The size at which packs are sealed.

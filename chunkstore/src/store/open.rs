@@ -130,6 +130,7 @@ impl Store {
             gate: Gate::default(),
             index_changes: Mutex::default(),
             maintenance: Mutex::default(),
+            forgotten: Mutex::default(),
             pack_bytes: options.pack_bytes,
             _lock: lock,
         })
