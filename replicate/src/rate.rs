@@ -44,6 +44,11 @@ impl RateLimit {
         sleep_until(self.book(bytes, Instant::now())).await;
     }
 
+    /// Whether something waits that was slower than the link.
+    pub(crate) fn holds_back(&self) -> bool {
+        *self.paid.lock().unwrap_or_else(PoisonError::into_inner) > Instant::now()
+    }
+
     /// Notes that bytes pass, and tells when they may.
     fn book(&self, bytes: u64, now: Instant) -> Instant {
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);

@@ -172,6 +172,28 @@ fn a_client_without_a_certificate_is_refused_where_one_is_required() {
 }
 
 #[test]
+fn a_rate_is_kept_or_refused() {
+    let site = Site::new();
+    let (near, far) = (site.store("near"), site.store("far"));
+    let nights = site.nights(&near, 4, 1);
+    let far_path = site.arg("far");
+    for command in [
+        vec!["push", &far_path, "--all", "--limit-rate", "1MiB"],
+        vec!["remote", "add", "usb-disk", &far_path, "--limit-rate", "1MiB"],
+    ] {
+        let said = near.expect_exit(2, command);
+        assert!(said.contains(&format!("unix:{far_path}/owner.sock")), "{said}");
+    }
+    let serving = Serving::start(&far, &[""; 0]);
+    let socket = format!("unix:{far_path}/owner.sock");
+    let pushed = run(&mut near.command(["push", &socket, "--all", "--limit-rate", "1MiB"]));
+    let [bytes, elapsed_s] = ["wire_bytes_sent", "elapsed_s"].map(|field| pushed[field].as_f64().unwrap());
+    assert!(bytes > 2e6 && elapsed_s * f64::from(1 << 20) > bytes / 2.0, "{pushed}");
+    drop(serving);
+    far.assert_has_all(&nights);
+}
+
+#[test]
 fn other_chunk_parameters_are_refused_unless_made_like_the_others() {
     let site = Site::new();
     let near = site.store("near");

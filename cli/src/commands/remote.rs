@@ -14,7 +14,7 @@ use replicate::owner::{self, Starter};
 use replicate::rate::RateLimit;
 use replicate::remotes::{Remote, Remotes};
 use replicate::tls::Fingerprint;
-use replicate::transport::{self, ConnectOptions};
+use replicate::transport::{self, ConnectOptions, SOCKET_FILE};
 use replicate::wire::Hello;
 use serde::Serialize;
 
@@ -100,7 +100,7 @@ pub(crate) struct Reachable {
     token_file: Option<PathBuf>,
     configured_token_file: Option<PathBuf>,
     /// Most bytes a second.
-    pub(crate) limit_rate_bytes_per_s: Option<NonZeroU64>,
+    limit_rate_bytes_per_s: Option<NonZeroU64>,
     /// Connections.
     pub(crate) streams: Option<NonZeroU32>,
 }
@@ -158,9 +158,16 @@ impl Reachable {
         }
         let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
         let connected = transport::connect(&self.address, &self.options).await?;
-        let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None };
+        let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None, is_far: true };
         let client = Client::start(connected.stream, &hello, &link).await;
         client.map_err(|error| at(&self.address, error))
+    }
+
+    /// The rate that is asked for, or else the one that belongs to its name; [`Error::Invalid`] where none can be kept.
+    pub(crate) fn rate(&self, asked: Option<NonZeroU64>) -> chunkstore::Result<Option<Arc<RateLimit>>> {
+        let rate = asked.or(self.limit_rate_bytes_per_s);
+        check_rate(&self.address, rate)?;
+        Ok(rate.map(|rate| Arc::new(RateLimit::new(rate.get()))))
     }
 
     /// The directory of the store, if it is on this machine.
@@ -182,6 +189,17 @@ impl Reachable {
         let token =
             auth::client_token(self.token_file.as_deref(), env.as_deref(), self.configured_token_file.as_deref())?;
         Ok(token.map(|token| token.text().to_owned()))
+    }
+}
+
+/// Refuses a rate where there is no link that it could limit.
+fn check_rate(address: &Address, rate: Option<NonZeroU64>) -> chunkstore::Result<()> {
+    match address {
+        Address::Path(dir) if rate.is_some() => Err(Error::invalid(format!(
+            "no link leads to {}, so no rate can limit it; to unix:{0}/{SOCKET_FILE}, one does",
+            dir.display()
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -207,6 +225,7 @@ impl RemoteCommand {
         let remotes = Remotes::new(context.store_dir()?);
         match &self.action {
             Action::Add(add) => {
+                check_rate(&add.address, add.limit_rate)?;
                 let access = add.access.clone();
                 let remote = Remote {
                     address: add.address.clone(),

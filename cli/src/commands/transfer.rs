@@ -9,7 +9,6 @@ use chunkstore::Error;
 use chunkstore::name::{ImageName, Selector};
 use chunkstore::progress::Progress;
 use clap::{ArgGroup, Args};
-use replicate::rate::RateLimit;
 use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};
 
 use super::remote::RemoteArgs;
@@ -151,8 +150,7 @@ impl TransferArgs {
     ) -> Result<()> {
         let near = context.near()?;
         let remote = self.access.resolve(context, &self.remote)?;
-        let limit = self.limit_rate.or(remote.limit_rate_bytes_per_s);
-        let limit = limit.map(|rate| Arc::new(RateLimit::new(rate.get())));
+        let limit = remote.rate(self.limit_rate)?;
         let streams = self.streams.or(remote.streams).map_or(1, NonZeroU32::get).min(STREAMS_MAX);
         let transferred = context.runtime()?.block_on(async {
             let mut far = Vec::with_capacity(streams as usize);

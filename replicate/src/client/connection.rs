@@ -11,7 +11,7 @@ use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::direct::Packs;
 use crate::rate::RateLimit;
@@ -25,6 +25,11 @@ use crate::wire::{
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
 /// A side that was not heard for so long is taken for dead.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
+/// A side that says that it lives, and answers nothing that it was asked, is given up after so long: more than it takes to
+/// look through the largest image.
+const ANSWER_TIME_MAX: Duration = Duration::from_mins(30);
+/// More than this side's pings in that time.
+const IDLE_BYTES_MAX: u64 = 16 << 10;
 /// Frames that wait to be written.
 const OUT_FRAMES: usize = 4;
 /// Bytes of answers that have come and that nobody has taken yet: more than all requests together ask for.
@@ -41,6 +46,8 @@ pub struct Link {
     pub tls_bytes: Arc<Counters>,
     /// The store's packs, where the client can open them itself.
     pub packs: Option<Arc<Packs>>,
+    /// Whether the other side is another machine, which may pretend to work. An owner here may take as long as it likes.
+    pub is_far: bool,
 }
 
 /// A connection to a store's owner.
@@ -73,6 +80,20 @@ struct Waiting {
     ignored_bytes: usize,
     /// Why the connection ended.
     ended: Option<String>,
+    worked: Worked,
+}
+
+/// When a connection was last seen to do more than to say that it lives.
+struct Worked {
+    at: Instant,
+    /// What this side had said by then.
+    sent_bytes: u64,
+}
+
+impl Default for Worked {
+    fn default() -> Self {
+        Self { at: Instant::now(), sent_bytes: 0 }
+    }
 }
 
 /// A frame that nobody has taken yet.
@@ -241,6 +262,7 @@ impl Shared {
         }
         if waiting.answers.is_empty() {
             self.round_trips.fetch_add(1, Ordering::Relaxed);
+            waiting.worked.at = Instant::now();
         }
         waiting.answers.insert(request, sender);
         Ok((request, frames))
@@ -263,13 +285,30 @@ impl Shared {
         self.ended.send_replace(true);
     }
 
+    /// Fails if the other side only says that it lives.
+    fn check_works(&self) -> Result<()> {
+        let sent_bytes = self.meter.sent_bytes();
+        let is_slowed = self.link.limit.as_ref().is_some_and(|limit| limit.holds_back());
+        let mut waiting = self.waiting();
+        let Waiting { answers, worked, .. } = &mut *waiting;
+        if answers.is_empty() || is_slowed || sent_bytes > worked.sent_bytes + IDLE_BYTES_MAX {
+            *worked = Worked { at: Instant::now(), sent_bytes };
+        }
+        if self.link.is_far && worked.at.elapsed() > ANSWER_TIME_MAX {
+            let what = format!("the other side lives, and did nothing for {} minutes", ANSWER_TIME_MAX.as_secs() / 60);
+            return Err(Error::Unreachable { what });
+        }
+        Ok(())
+    }
+
     /// Gives a frame to whoever waits for it.
     fn deliver(&self, frame: Frame) -> Result<()> {
         if frame.kind == Kind::Ping {
-            return Ok(());
+            return self.check_works();
         }
         let is_last = matches!(frame.kind, Kind::Reply | Kind::Error);
         let mut waiting = self.waiting();
+        waiting.worked.at = Instant::now();
         let known =
             if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
@@ -424,5 +463,33 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         self.shared.waiting().answers.remove(&self.request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::testing::client_of;
+    use crate::wire::Ids;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_says_that_he_lives_is_given_up_if_far() {
+        let client = client_of(true, |_| None).await;
+        tokio::time::sleep(2 * ANSWER_TIME_MAX).await;
+        assert!(!client.has_ended(), "nothing was asked");
+        let asked = Instant::now();
+        let error = client.call(&Request::Full { ids: Ids(Vec::new()) }).await.unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { what } if what.contains("did nothing")), "{error}");
+        let waited = asked.elapsed();
+        assert!((ANSWER_TIME_MAX..ANSWER_TIME_MAX + 2 * PING_EVERY).contains(&waited), "{waited:?}");
+        assert!(client.has_ended());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_here_may_take_as_long_as_it_likes() {
+        let client = client_of(false, |_| None).await;
+        let request = Request::Full { ids: Ids(Vec::new()) };
+        assert!(timeout(3 * ANSWER_TIME_MAX, client.call(&request)).await.is_err(), "it waits on");
+        assert!(!client.has_ended());
     }
 }

@@ -10,6 +10,8 @@ mod requests;
 mod session;
 mod source;
 mod stored;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use connection::{Client, Link};
 pub(crate) use connection::{PATIENCE, WRITE_BUFFER_BYTES, broken, write_queue};

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use chunkstore::codec::{Codec, Encoder};
 use chunkstore::id::RecordId;
@@ -15,6 +16,7 @@ use chunkstore::sink::Claim;
 use chunkstore::{Error, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::report::Tally;
@@ -30,6 +32,10 @@ const GROUP_RECORDS: usize = 32;
 const SEEN_MAX: usize = 1 << 20;
 /// While so many are elsewhere, no more are claimed.
 const ELSEWHERE_MAX: usize = 32 << 10;
+/// How often progress is told, at least.
+const STEP: Duration = Duration::from_millis(200);
+/// The receiver gives what another sender does not send to somebody else, long before so much time has passed.
+const ELSEWHERE_TIME_MAX: Duration = Duration::from_mins(30);
 
 /// What the receiver is known to have, over several snapshots.
 #[derive(Default)]
@@ -86,10 +92,17 @@ impl Sending {
         let mut asking: JoinSet<Result<Vec<Wanted>>> = JoinSet::new();
         let mut number = 0;
         let mut ended = false;
+        // Of those that are elsewhere.
+        let mut decided_last = Instant::now();
         loop {
             self.progress.check()?;
             self.tell();
             let elsewhere = crate::lock(&self.elsewhere).len();
+            if elsewhere == 0 {
+                decided_last = Instant::now();
+            } else if decided_last.elapsed() > ELSEWHERE_TIME_MAX {
+                return Err(broken("it says for ever that another sender sends the rest"));
+            }
             if elsewhere > 0 && asking.is_empty() {
                 let this = self.clone();
                 asking.spawn(async move { this.ask_again().await });
@@ -109,13 +122,16 @@ impl Sending {
                 Some(done) = tasks.join_next() => done.map_err(|_| failed())??,
                 Some(decided) = asking.join_next() => {
                     let wanted = decided.map_err(|_| failed())??;
+                    if crate::lock(&self.elsewhere).len() < elsewhere {
+                        decided_last = Instant::now();
+                    }
                     if !wanted.is_empty() {
                         let this = self.clone();
                         number += 1;
                         tasks.spawn(async move { this.send(number, wanted).await });
                     }
                 }
-                () = tokio::time::sleep(std::time::Duration::from_millis(200)) => {}
+                () = sleep(STEP) => {}
             }
         }
     }
@@ -159,7 +175,12 @@ impl Sending {
     /// Asks what became of what is elsewhere, and returns what has to be sent after all.
     async fn ask_again(&self) -> Result<Vec<Wanted>> {
         let mut wanted = Vec::new();
-        for Decided { request, position, claim } in self.sinks[0].decided().await? {
+        let decided = self.sinks[0].decided().await?;
+        if decided.is_empty() {
+            // The receiver waits itself before it says so; one that does not is not asked on and on.
+            sleep(STEP).await;
+        }
+        for Decided { request, position, claim } in decided {
             let candidate = crate::lock(&self.elsewhere).remove(&(request, position));
             // An answer to a claim may be overtaken by what became of it.
             let Some(candidate) = candidate else { continue };
@@ -326,4 +347,37 @@ fn delta(whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
         Some(payload) => Record::new(header.kind, header.id, plain.len(), Codec::Delta, payload, Some(base_id)),
         None => whole,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use chunkstore::id::ChunkId;
+
+    use super::*;
+    use crate::client::testing::client_of;
+    use crate::wire::{Purpose, Reply, Request, SessionSecret, claims_to_bytes};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_for_ever_that_another_sender_sends_the_rest_is_given_up() {
+        let far = client_of(true, |request| match request {
+            Request::Begin { .. } => Some(Reply::Begun { secret: SessionSecret([7; 16]), trusts_parent: false }),
+            Request::Claim { ids, .. } => Some(Reply::Claims(claims_to_bytes(&vec![Claim::Elsewhere; ids.0.len()]))),
+            Request::Await { .. } => Some(Reply::Decided(Vec::new())),
+            _ => None,
+        })
+        .await;
+        let session = ClientSession::begin(&far, Purpose::Receive, None).await.unwrap();
+        let (tally, seen, progress) = (Arc::default(), Arc::default(), Arc::default());
+        let shared = Shared { tally: &tally, seen: &seen, progress: &progress };
+        let sending = Sending::new(client_of(false, |_| None).await, vec![Arc::new(session)], false, &shared);
+        let (batches, coming) = mpsc::channel(1);
+        let id = ChunkId::of(b"content").into();
+        let candidate = Candidate { id, plain_bytes: 7, node: None, is_chunk: true, like: None };
+        batches.send(vec![candidate]).await.unwrap();
+        drop(batches);
+        let started = Instant::now();
+        let error = sending.run(coming).await.unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { what } if what.contains("another sender")), "{error}");
+        assert!(started.elapsed() < 2 * ELSEWHERE_TIME_MAX, "{:?}", started.elapsed());
+    }
 }

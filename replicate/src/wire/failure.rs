@@ -94,8 +94,8 @@ fn cut(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// What another machine says is shown on a terminal: it must neither fill nor control it.
-fn shown(text: &str) -> String {
+/// What another process says is shown on a terminal: it must neither fill nor control it.
+pub fn shown(text: &str) -> String {
     cut(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

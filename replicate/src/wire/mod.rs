@@ -10,7 +10,7 @@ mod message;
 mod places;
 mod records;
 
-pub use failure::WireError;
+pub use failure::{WireError, shown};
 pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, Kind};
 pub use io::{FrameReader, FrameWriter, Meter, read_preamble, write_preamble};
 pub use message::{
