@@ -31,6 +31,10 @@ fn site() -> (Site, Vmstore, BTreeMap<String, PathBuf>) {
     (site, vmstore, nights)
 }
 
+/// A collection that puts small packs together while a dying session still protects some records may put them beside
+/// what snapshots need, and a pack is not rewritten while most of it is needed. Each client sends ten times as much.
+const DEAD_BYTES_MAX: u64 = 4 * MIB;
+
 #[test]
 fn a_client_killed_in_the_middle_of_an_ingest_leaves_nothing_behind() {
     let (_site, vmstore, nights) = site();
@@ -48,7 +52,7 @@ fn a_client_killed_in_the_middle_of_an_ingest_leaves_nothing_behind() {
     // What a dying connection had brought is still on its way to a pack when the first of these collects.
     eventually("the end of what killed clients left", || {
         vmstore.collect_all();
-        vmstore.packs_bytes() <= before && vmstore.files("packs", ".part").is_empty()
+        vmstore.packs_bytes() <= before + DEAD_BYTES_MAX && vmstore.files("packs", ".part").is_empty()
     });
     assert_eq!(vmstore.files("leases", ""), [""; 0]);
     vmstore.assert_has_all(&nights);

@@ -28,7 +28,9 @@ use self::slot::Slot;
 /// In the short form; each kind is killed once a round.
 const ROUNDS: u64 = 6;
 /// Of the kills of each kind, those that must hit one at work.
-const HITS_PERCENT_MIN: u64 = 50;
+const HITS_PERCENT_MIN: u64 = 80;
+/// How often a kill that came too late is tried again.
+const TRIES: u32 = 20;
 const IMAGE_MIB: u64 = 16;
 /// Snapshots that removals leave, of all images.
 const KEPT: usize = 6;
@@ -168,10 +170,13 @@ impl Mix {
         hit
     }
 
+    /// If it ended before, tries the next one.
     fn kill_command(&self, slot: &Slot, rng: &mut Rng) -> bool {
-        eventually("the next command", || slot.is_busy() || self.stop.load(Ordering::SeqCst));
-        thread::sleep(slot.whole().mul_f64(rng.fraction()));
-        slot.kill()
+        (0..TRIES).any(|_| {
+            eventually("the next command", || slot.is_busy() || self.stop.load(Ordering::SeqCst));
+            thread::sleep(slot.whole().mul_f64(rng.fraction()));
+            slot.kill()
+        })
     }
 
     fn kill_mount(&self, rng: &mut Rng) -> bool {

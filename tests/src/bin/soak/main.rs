@@ -40,6 +40,8 @@ const SITES: [&str; 3] = ["first", "second", "third"];
 const CLONES: usize = 2;
 /// What each mount may keep decoded.
 const CACHE: &str = "16MiB";
+/// What each store may keep of its index.
+const INDEX_CACHE_BYTES: u64 = 2 << 20;
 
 /// A simulated year of three sites.
 #[derive(Parser)]
@@ -85,11 +87,22 @@ struct Collected {
     live_bytes: u64,
 }
 
+/// A store whose index has a cache that is soon full: also of what was deleted, which grows until then and looks like a
+/// leak.
+fn small_store(site: &Site, name: &str) -> Vmstore {
+    let store = site.store(name);
+    let path = store.store().join("config.toml");
+    let (config, usual) = (fs::read_to_string(&path).unwrap(), "index_cache_bytes = 33554432");
+    assert!(config.contains(usual), "{config}");
+    fs::write(path, config.replace(usual, &format!("index_cache_bytes = {INDEX_CACHE_BYTES}"))).unwrap();
+    store
+}
+
 impl Soak {
     fn new(work: &Path) -> Self {
         let site = Site::below(work);
         Self {
-            stores: SITES.map(|name| site.store(name)).into(),
+            stores: SITES.map(|name| small_store(&site, name)).into(),
             digests: Mutex::default(),
             trouble: Mutex::default(),
             stop: AtomicBool::new(false),

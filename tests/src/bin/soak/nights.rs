@@ -17,8 +17,8 @@ const POLICY: [&str; 6] = ["--keep-daily", "7", "--keep-weekly", "4", "--keep-mo
 pub(crate) const FULL_AFTER: u64 = 62;
 /// Nights from one collection to the next.
 const COLLECT_EVERY: u64 = 4;
-/// 2026-01-01, two o'clock: the first night.
-const FIRST_NIGHT: &str = "2026-01-01T02:00:00Z";
+/// The first night, so long ago that even a soak of days ends before today: stores refuse what is of the future.
+const FIRST_NIGHT: &str = "2001-01-01T02:00:00Z";
 /// What a store may take of a fresh copy of the same snapshots: gc rewrites a pack when half of it is garbage.
 const FRESH_COPIES_MAX: u64 = 2;
 /// Heads and tables of packs, and what is too small to be worth a collection.
