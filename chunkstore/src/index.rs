@@ -17,6 +17,7 @@ use rocksdb::{
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::id::{PackId, RecordId};
+use crate::limits::PACK_NUMBER_MAX;
 use crate::pack::{Class, TableEntry};
 use crate::record::{Kind, check_lengths, get_u32, get_u64};
 
@@ -79,7 +80,7 @@ impl Place {
         self.codec != Codec::Delta
     }
 
-    fn encode(&self) -> [u8; PLACE_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; PLACE_BYTES] {
         let mut bytes = [0; PLACE_BYTES];
         let words = [self.pack, self.ordinal, self.offset, self.stored_bytes, self.plain_bytes];
         for (at, word) in words.into_iter().enumerate() {
@@ -90,7 +91,7 @@ impl Place {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         (bytes.len() == PLACE_BYTES).then_some(())?;
         check_lengths(get_u32(bytes, 16), get_u32(bytes, 12)).ok()?;
         Some(Self {
@@ -121,7 +122,7 @@ pub struct PackRow {
 }
 
 impl PackRow {
-    fn encode(&self) -> [u8; PACK_ROW_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; PACK_ROW_BYTES] {
         let mut bytes = [0; PACK_ROW_BYTES];
         bytes[..4].copy_from_slice(&self.id.tag.to_le_bytes());
         bytes[4..8].copy_from_slice(&self.records.to_le_bytes());
@@ -131,10 +132,12 @@ impl PackRow {
         bytes
     }
 
-    fn decode(key: &[u8], bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(key: &[u8], bytes: &[u8]) -> Option<Self> {
         (bytes.len() == PACK_ROW_BYTES).then_some(())?;
+        let number = u32::from_be_bytes(key.try_into().ok()?);
+        (number <= PACK_NUMBER_MAX).then_some(())?;
         Some(Self {
-            id: PackId { number: u32::from_be_bytes(key.try_into().ok()?), tag: get_u32(bytes, 0) },
+            id: PackId { number, tag: get_u32(bytes, 0) },
             class: Class::from_number(bytes[24])?,
             records: get_u32(bytes, 4),
             bytes: get_u64(bytes, 8),

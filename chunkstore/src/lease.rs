@@ -24,7 +24,7 @@ const SUFFIX: &str = ".lease";
 const ASIDE_SUFFIX: &str = ".lease.tmp";
 const HEAD: &str = "vmstore-lease 1\n";
 /// Most roots of one lease.
-const ROOTS_MAX: usize = 4096;
+pub(crate) const ROOTS_MAX: usize = 4096;
 /// A root's line.
 const LINE_BYTES: usize = 64 + 1;
 const FILE_BYTES_MAX: usize = HEAD.len() + ROOTS_MAX * LINE_BYTES + "blake3 ".len() + LINE_BYTES;
@@ -112,7 +112,7 @@ fn create_aside(dir: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-fn render(roots: &[NodeId]) -> String {
+pub(crate) fn render(roots: &[NodeId]) -> String {
     let lines = roots.iter().map(ToString::to_string).chain([String::new()]).collect::<Vec<_>>().join("\n");
     let body = format!("{HEAD}{lines}");
     format!("{body}blake3 {}\n", blake3::hash(body.as_bytes()).to_hex())
@@ -159,14 +159,14 @@ fn roots_of(entry: &DirEntry) -> Result<Vec<NodeId>, String> {
     }
     let path = entry.path();
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let mut file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+    let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         opened => opened.map_err(|error| error.to_string())?,
     };
     match file.try_lock() {
         // Whoever has not renamed it yet looks into the catalog after gc did.
         Err(TryLockError::WouldBlock) if is_aside => Ok(Vec::new()),
-        Err(TryLockError::WouldBlock) => read(&mut file),
+        Err(TryLockError::WouldBlock) => read(&file),
         Err(TryLockError::Error(error)) => Err(error.to_string()),
         Ok(()) => {
             let _ = fs::remove_file(&path);
@@ -175,7 +175,8 @@ fn roots_of(entry: &DirEntry) -> Result<Vec<NodeId>, String> {
     }
 }
 
-fn read(file: &mut File) -> Result<Vec<NodeId>, String> {
+/// The roots that a lease's file names.
+pub(crate) fn read(file: impl Read) -> Result<Vec<NodeId>, String> {
     let mut text = String::new();
     file.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| error.to_string())?;
     if text.len() > FILE_BYTES_MAX {

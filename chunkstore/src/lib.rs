@@ -33,6 +33,8 @@ pub mod compare;
 pub mod config;
 pub mod damaged;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gc;
 pub mod id;
 pub mod index;

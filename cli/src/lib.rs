@@ -7,9 +7,12 @@ mod args;
 mod commands;
 mod context;
 mod failure;
+#[doc(hidden)]
+pub mod fuzzing;
 mod interrupt;
 mod log_file;
 mod logging;
+mod memory;
 mod output;
 mod progress;
 mod size;

@@ -140,7 +140,8 @@ impl<'a> SnapshotView<'a> {
     }
 }
 
-fn lines_of(ingest: &IngestReport) -> Vec<(&'static str, String)> {
+/// What an ingest did, for people.
+pub(crate) fn lines_of(ingest: &IngestReport) -> Vec<(&'static str, String)> {
     let IngestReport { chunks, new_chunks, delta_chunks, .. } = ingest;
     let rate = bytes(ingest.throughput_bytes_per_s as u64);
     let mut lines = vec![

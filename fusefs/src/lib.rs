@@ -23,6 +23,8 @@ pub mod disk;
 mod errno;
 mod filesystem;
 mod fusermount;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handles;
 mod inodes;
 pub mod mount;

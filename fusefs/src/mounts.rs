@@ -95,7 +95,12 @@ impl Mount {
 /// If they can't be read.
 pub fn all() -> Result<Vec<Mount>> {
     let text = fs::read(MOUNTINFO).map_err(|error| Error::io("reading", MOUNTINFO, error))?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(read(&text))
+}
+
+/// The mounts that a text as in [`MOUNTINFO`] tells of.
+pub(crate) fn read(text: &[u8]) -> Vec<Mount> {
+    text.split(|byte| *byte == b'\n').filter_map(parse).collect()
 }
 
 /// The mounted views, in the order in which they were mounted.

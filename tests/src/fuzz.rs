@@ -7,6 +7,8 @@
 //! `make fuzz` runs them under libFuzzer (`fuzz/fuzz_targets`), `tests/fuzz_short.rs` over their corpus and mutations
 //! of it. The corpus is written by `fuzz-corpus` from the examples here.
 
+mod clones;
+mod commands;
 mod examples;
 pub mod mutate;
 mod peers;
@@ -26,8 +28,12 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    fn when(accepted: bool) -> Self {
+        if accepted { Self::Accepted } else { Self::Refused }
+    }
+
     fn of<T, E>(decoded: &Result<T, E>) -> Self {
-        if decoded.is_ok() { Self::Accepted } else { Self::Refused }
+        Self::when(decoded.is_ok())
     }
 
     fn or(self, other: Self) -> Self {
@@ -62,10 +68,12 @@ macro_rules! targets {
 }
 
 targets! {
+    clones: clone_map, clone_record, clone_socket, lock_holder, mountinfo;
+    commands: mount_status, options, reports;
     peers: peer_names, pem, quotas, remotes, tokens;
     qcow2: qcow2_image;
-    records: record_header, pack, payload, manifest_node;
-    texts: boot_order, catalog_file, snapshot_entry, config, damaged_list, names;
+    records: index_row, record_header, pack, payload, manifest_node;
+    texts: boot_order, catalog_file, snapshot_entry, config, damaged_list, file_names, lease, names;
     wire: frames, messages, wire_records;
 }
 

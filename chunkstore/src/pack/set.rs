@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::error::{Error, Result};
 use crate::id::PackId;
 use crate::index::PackRow;
+use crate::limits::PACK_NUMBER_MAX;
 use crate::pack::{DIR, PackReader};
 use crate::storage::Storage;
 
@@ -102,7 +103,7 @@ impl Inventory {
         let listing = storage.list(DIR).map_err(|error| Error::io("listing", DIR, error))?;
         let mut inventory = Self::default();
         for name in listing.files {
-            if let Some(id) = name.strip_suffix(".pack").and_then(|stem| stem.parse::<PackId>().ok()) {
+            if let Some(id) = name.strip_suffix(".pack").and_then(own_id) {
                 inventory.add(storage, id);
             } else if name.strip_suffix(".part").is_some() {
                 inventory.parts.push(name);
@@ -122,7 +123,32 @@ impl Inventory {
     }
 
     pub(crate) fn next_number(&self) -> u32 {
-        let parts = self.parts.iter().filter_map(|name| name.strip_suffix(".part")?.parse::<PackId>().ok());
+        let parts = self.parts.iter().filter_map(|name| own_id(name.strip_suffix(".part")?));
         self.sealed.keys().copied().chain(parts.map(|id| id.number)).max().map_or(1, |last| last + 1)
+    }
+}
+
+/// The pack that a file's name, without its suffix, tells.
+fn own_id(stem: &str) -> Option<PackId> {
+    stem.parse().ok().filter(|id: &PackId| id.number <= PACK_NUMBER_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemStorage;
+
+    #[test]
+    fn numbers_never_run_out_whatever_lies_there() {
+        let storage = MemStorage::new();
+        storage.create_dir(DIR).unwrap();
+        let names = ["00000007-deadbeef.pack", "ffffffff-deadbeef.pack", "80000001-00000000.part", "README"];
+        for name in names {
+            storage.create(&format!("{DIR}/{name}")).unwrap();
+        }
+        let inventory = Inventory::read(&storage).unwrap();
+        assert_eq!(inventory.next_number(), 8);
+        assert_eq!(inventory.strangers, ["README", "ffffffff-deadbeef.pack"]);
+        assert_eq!(inventory.parts, ["80000001-00000000.part"]);
     }
 }

@@ -87,7 +87,7 @@ impl Keep {
     }
 }
 
-fn parse_zone(name: &str) -> Result<TimeZone, String> {
+pub(crate) fn parse_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|_| "no such time zone; write one such as UTC or Europe/Berlin".to_owned())
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct Repair {
 
 /// What is printed.
 #[derive(Default, Serialize)]
-struct Report {
+pub(crate) struct Report {
     sound: bool,
     /// Whether the store could be opened and read.
     #[serde(skip)]
@@ -137,7 +137,7 @@ fn snapshots<'a>(catalog: &Catalog, names: impl Iterator<Item = &'a &'a str>) ->
 
 impl Report {
     /// Adds what another round came to.
-    fn add(&mut self, round: RepairReport) {
+    pub(crate) fn add(&mut self, round: RepairReport) {
         self.is_verified = true;
         let before = std::mem::replace(&mut self.repair, round);
         let all = &mut self.repair;
@@ -149,7 +149,7 @@ impl Report {
         ] {
             all.splice(0..0, before);
         }
-        all.copied_records += before.copied_records;
+        all.copied_records = all.copied_records.saturating_add(before.copied_records);
         all.elapsed_s += before.elapsed_s;
     }
 
@@ -168,7 +168,8 @@ impl Report {
         !self.repair.verify.damage.is_empty() || !self.repair.restored_in_part.is_empty()
     }
 
-    fn to_text(&self) -> String {
+    /// The report for people.
+    pub(crate) fn to_text(&self) -> String {
         let Self { repair, fetched, .. } = self;
         let verb = if repair.dry_run { "would mend" } else { "mended" };
         let mended = repair.mended.iter().map(|line| format!("{verb}: {line}\n"));

@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::context::{Context, Purpose, random};
 use crate::failure::{Exit, Failure, Result};
 use crate::log_file::{self, LogFile};
+use crate::memory;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -83,6 +84,7 @@ impl Serve {
 
     fn serve(&self, context: &Context) -> Result<Exit> {
         let purpose = if self.frees_space { Purpose::Free } else { Purpose::Use };
+        memory::bound_heaps();
         allow_descriptors();
         let store = if self.background { context.open_alone(purpose)? } else { context.take_over(purpose)? };
         let dir = store.dir().to_path_buf();

@@ -33,7 +33,8 @@ impl Stats {
     }
 }
 
-fn to_text(stats: &stats::Stats) -> String {
+/// The sizes for people.
+pub(crate) fn to_text(stats: &stats::Stats) -> String {
     let lines = [
         ("holds", format!("{} of {}", counted(stats.snapshots, "snapshot"), counted(stats.images, "image"))),
         ("size", format!("{}, holes and zeros included", bytes(stats.virtual_bytes))),

@@ -59,7 +59,7 @@ impl Verify {
 pub(crate) fn complaint(report: &VerifyReport) -> String {
     let problems = report.problems.iter().map(|problem| format!("{problem}\n"));
     let damage = report.damage.iter().map(|range| {
-        let end = range.offset_bytes + range.bytes;
+        let end = range.offset_bytes.saturating_add(range.bytes);
         format!(
             "{}: bytes {} to {end} can't be read: {} is damaged or missing\n",
             range.snapshot, range.offset_bytes, range.id

@@ -2,10 +2,9 @@
 
 mod background;
 mod clone;
-mod memory;
-mod mount;
-mod probe;
-mod status;
+pub(crate) mod mount;
+pub(crate) mod probe;
+pub(crate) mod status;
 mod umount;
 mod upstream;
 

@@ -19,12 +19,13 @@ use jiff::SignedDuration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::background;
 use super::upstream::{self, Local, UpstreamOptions};
-use super::{background, memory};
 use crate::commands::serve::allow_descriptors;
 use crate::context::{Context, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::log_file::{self, LogFile};
+use crate::memory;
 use crate::size;
 
 const AFTER_HELP: &str = "\
@@ -39,6 +40,8 @@ SIGTERM unmounts it, as soon as nobody uses it; a second one whoever uses it. Lo
 /// What the status calls what the data path tells.
 pub(crate) const READING: &str = "reading";
 
+/// The longest time that can be given: 136 years. The moment at which it is over can still be told.
+const DURATION_MAX: Duration = Duration::from_secs(u32::MAX as u64);
 /// How often a mount that is in use is tried again after SIGTERM.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -190,9 +193,13 @@ fn tell(result: chunkstore::Result<()>) {
 }
 
 /// Reads `90s`, `2min` or `PT2M`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    parsed.ok_or_else(|| "write a time such as 90s or 2min".to_owned())
+    match parsed {
+        Some(duration) if duration <= DURATION_MAX => Ok(duration),
+        Some(_) => Err("this is too long".to_owned()),
+        None => Err("write a time such as 90s or 2min".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -204,8 +211,9 @@ mod tests {
         for (text, seconds) in [("0s", 0), ("90s", 90), ("2min", 120), ("1h 30m", 5400), ("PT2M", 120)] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for bad in ["", "2", "-2s", "soon"] {
+        for bad in ["", "2", "-2s", "soon", "1193047h", "9223372036854775807s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        assert!(std::time::Instant::now().checked_add(DURATION_MAX).is_some());
     }
 }

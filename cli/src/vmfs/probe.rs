@@ -14,6 +14,8 @@ use fusefs::status::Status;
 /// A mount that is well answers by then.
 const PATIENCE: Duration = Duration::from_secs(3);
 const FILE: &str = ".vmfs/status.json";
+/// A status is shorter. Who serves the mount may be another user, and write without end.
+const STATUS_BYTES_MAX: u64 = 1 << 20;
 
 /// How a mount is.
 #[derive(Debug)]
@@ -42,11 +44,13 @@ pub(crate) fn probe(mountpoint: &Path) -> Probed {
 }
 
 fn within_patience(mut child: Child) -> Probed {
-    let (mut out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let (out, mut err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         let (mut text, mut said) = (String::new(), String::new());
-        let read = out.read_to_string(&mut text).and_then(|_| err.read_to_string(&mut said));
+        let read = out.take(STATUS_BYTES_MAX).read_to_string(&mut text);
+        // A child that has more to say ends now, because nobody reads it.
+        let read = read.and_then(|_| err.read_to_string(&mut said));
         // If nobody waits any more, nobody wants to know.
         let _ = tell.send(read.map(|_| (text, said)));
     });
@@ -64,7 +68,8 @@ fn within_patience(mut child: Child) -> Probed {
     }
 }
 
-fn understand(text: &str, said: &str) -> Probed {
+/// What the child's output and its complaint say of the mount.
+pub(crate) fn understand(text: &str, said: &str) -> Probed {
     match serde_json::from_str(text) {
         Ok(status) => Probed::Well(Box::new(status)),
         Err(_) if said.contains("not connected") || said.contains("Software caused connection abort") => Probed::Dead,

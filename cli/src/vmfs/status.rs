@@ -6,6 +6,7 @@ use clap::{Args, ValueHint};
 use fusefs::mounts::{self, Mount};
 use fusefs::stats::{Latency, Statistics};
 use fusefs::status::Status;
+use replicate::wire::shown;
 use serde::Serialize;
 
 use super::mount::READING;
@@ -28,7 +29,7 @@ pub(crate) struct StatusCommand {
 
 /// A mount in the output.
 #[derive(Debug, Serialize)]
-struct MountView {
+pub(crate) struct MountView {
     mountpoint: PathBuf,
     store: PathBuf,
     /// `mounted`, `dead`, `hangs`, `closed` or `strange`.
@@ -45,7 +46,11 @@ impl StatusCommand {
             Some(mountpoint) => vec![find(mountpoint)?],
             None => mounts::views()?,
         };
-        let views: Vec<_> = mounts.into_iter().map(view).collect();
+        let ask = |mount: Mount| {
+            let probed = probe(&mount.mountpoint);
+            view(mount, probed)
+        };
+        let views: Vec<_> = mounts.into_iter().map(ask).collect();
         let text = || views.iter().map(text).collect::<Vec<_>>().join("\n");
         match self.mountpoint {
             Some(_) => context.output().result(&views[0], text)?,
@@ -56,8 +61,9 @@ impl StatusCommand {
     }
 }
 
-fn view(mount: Mount) -> MountView {
-    let (state, detail, status) = match probe(&mount.mountpoint) {
+/// A mount and what it answered.
+pub(crate) fn view(mount: Mount, probed: Probed) -> MountView {
+    let (state, detail, status) = match probed {
         Probed::Well(status) => ("mounted", None, Some(status)),
         Probed::Dead => ("dead", Some("its vmfs was killed; `vmfs umount --force` takes it away".to_owned()), None),
         Probed::Hangs => ("hangs", Some("it does not answer; `vmfs umount --force` takes it away".to_owned()), None),
@@ -67,7 +73,8 @@ fn view(mount: Mount) -> MountView {
     MountView { mountpoint: mount.mountpoint, store: mount.source, state, detail, status }
 }
 
-fn text(view: &MountView) -> String {
+/// A mount for people. Who serves it may be another user, so nothing of what it says reaches the terminal as it is.
+pub(crate) fn text(view: &MountView) -> String {
     let state = view.detail.as_ref().map_or(view.state.to_owned(), |detail| format!("{}: {detail}", view.state));
     let mut lines = vec![("store", view.store.display().to_string()), ("state", state)];
     if let Some(status) = &view.status {
@@ -79,7 +86,9 @@ fn text(view: &MountView) -> String {
             }
         }
     }
-    format!("{}\n{}", view.mountpoint.display(), fields(&lines))
+    let names: Vec<_> = lines.iter().map(|(name, _)| shown(name)).collect();
+    let lines: Vec<_> = names.iter().zip(&lines).map(|(name, (_, value))| (name.as_str(), shown(value))).collect();
+    format!("{}\n{}", shown(&view.mountpoint.display().to_string()), fields(&lines))
 }
 
 /// What the view tells.
@@ -97,7 +106,7 @@ fn served(status: &Status) -> [(&'static str, String); 5] {
 
 /// What the data path tells.
 fn reading(of: &Statistics) -> [(&'static str, String); 4] {
-    let looked_up = (of.cache_hits + of.cache_misses).max(1);
+    let looked_up = of.cache_hits.saturating_add(of.cache_misses).max(1);
     let hit_percent = 100.0 * of.cache_hits as f64 / looked_up as f64;
     let Latency { p50_us, p90_us, p99_us, max_us } = of.latency;
     let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
@@ -108,4 +117,26 @@ fn reading(of: &Statistics) -> [(&'static str, String); 4] {
         ("latency", format!("half within {p50}, 90 % {p90}, 99 % {p99}, all {max}")),
         ("waiting", counted(of.waiting_reads, "read")),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::probe::understand;
+    use super::*;
+
+    #[test]
+    fn whatever_a_mount_says_is_shown_without_controlling_the_terminal() {
+        let status = json!({
+            "version": "\u{1b}[2J", "pid": 1, "store": "/srv", "uptime_s": 1e300, "open_files": 1, "requests": {},
+            "reading": { "cache_hits": u64::MAX, "cache_misses": u64::MAX }, "\u{1b}[2J": "\u{9b}2J",
+        });
+        for told in [status.to_string(), "\u{1b}[2J".to_owned()] {
+            let [mountpoint, source] = ["/mnt/vm", "/srv/\u{1b}[2J"].map(Into::into);
+            let mount = Mount { mountpoint, device: "0:53".to_owned(), kind: mounts::TYPE.to_owned(), source };
+            let text = text(&view(mount, understand(&told, "")));
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+        }
+    }
 }

@@ -152,7 +152,7 @@ impl Shared {
         let changed = self.change(
             |record| {
                 // It will be held before it is the clone's.
-                record.releases.push(name.to_string());
+                record.releases.push(name.clone());
                 if is_written {
                     record.add_layer(size_bytes);
                 }
@@ -187,7 +187,7 @@ impl Shared {
         let is_frozen = |number| frozen.layers.iter().any(|layer| layer.number() == number);
         self.change(
             |record| {
-                let old = record.snapshot.to_string();
+                let old = record.snapshot.clone();
                 // What the disk was shortened to meanwhile.
                 let last = record.layers.iter().rfind(|layer| is_frozen(layer.number));
                 let bytes_max = last.map_or(Some(record.base_bytes_max), |layer| layer.bytes_max);
@@ -220,11 +220,8 @@ fn ingest_options(name: SnapshotName, base: &SnapshotName, options: &CommitOptio
 }
 
 /// Releases snapshots that were held for a clone.
-pub(super) fn release_all(publisher: &dyn Publisher, clone: &ImageName, snapshots: &[String]) -> Result<()> {
-    for snapshot in snapshots {
-        publisher.release(&snapshot.parse()?, &hold_reason(clone))?;
-    }
-    Ok(())
+pub(super) fn release_all(publisher: &dyn Publisher, clone: &ImageName, snapshots: &[SnapshotName]) -> Result<()> {
+    snapshots.iter().try_for_each(|snapshot| publisher.release(snapshot, &hold_reason(clone)))
 }
 
 #[cfg(test)]

@@ -225,7 +225,7 @@ pub(super) fn blocks_of(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The files of a layer: data and map.
-fn paths(dir: &Path, number: u32) -> [PathBuf; 2] {
+pub(super) fn paths(dir: &Path, number: u32) -> [PathBuf; 2] {
     [DATA_SUFFIX, MAP_SUFFIX].map(|suffix| dir.join(format!("{number}{suffix}")))
 }
 
@@ -256,10 +256,16 @@ pub(super) fn unnamed(dir: &Path, named: &[u32]) -> Result<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        let number = name.strip_suffix(DATA_SUFFIX).or_else(|| name.strip_suffix(MAP_SUFFIX));
-        numbers.extend(number.and_then(|number| number.parse::<u32>().ok()).filter(|number| !named.contains(number)));
+        numbers.extend(number_of(&name).filter(|number| !named.contains(number)));
     }
     Ok(numbers)
+}
+
+/// The layer that a file of this name belongs to.
+pub(super) fn number_of(file: &str) -> Option<u32> {
+    let digits = file.strip_suffix(DATA_SUFFIX).or_else(|| file.strip_suffix(MAP_SUFFIX))?;
+    // Only as it is written: a sign, or zeros before it, would make it another file.
+    digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
 }
 
 /// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take seconds

@@ -109,8 +109,7 @@ impl Clones {
         let mut tidied = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let name = file.strip_suffix(NEW_SUFFIX).or_else(|| file.strip_suffix(GONE_SUFFIX));
-            if let Some(name) = name.and_then(|name| name.strip_prefix('.')?.parse::<ImageName>().ok()) {
+            if let Some(name) = begun(&file) {
                 self.clear(&name, &self.dir.join(&file))?;
                 tidied.push(name);
             }
@@ -122,7 +121,7 @@ impl Clones {
     fn clear(&self, name: &ImageName, dir: &Path) -> Result<()> {
         let publisher = self.publisher()?;
         let held = match Record::read(dir) {
-            Ok(record) => [vec![record.snapshot.to_string()], record.releases].concat(),
+            Ok(record) => [vec![record.snapshot], record.releases].concat(),
             // It was never there: nothing was held before that.
             Err(Error::NotFound { .. }) => Vec::new(),
             Err(error) => {
@@ -162,14 +161,20 @@ impl Clones {
     }
 
     /// All snapshots that are held for a clone.
-    fn held_for(&self, name: &ImageName) -> Result<Vec<String>> {
+    fn held_for(&self, name: &ImageName) -> Result<Vec<SnapshotName>> {
         let reason = hold_reason(name);
         let listed = Store::open_catalog(&self.store_dir)?.1.list(None)?;
         let is_held = |snapshot: &Result<Snapshot>| snapshot.as_ref().is_ok_and(|it| it.state.holds.contains(&reason));
-        Ok(listed.iter().filter(|it| is_held(&it.snapshot)).map(|it| it.name.to_string()).collect())
+        Ok(listed.into_iter().filter(|it| is_held(&it.snapshot)).map(|it| it.name).collect())
     }
 
     fn read_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
         Store::open_catalog(&self.store_dir)?.1.read(name)
     }
+}
+
+/// The clone that was being made or discarded in a directory of this name.
+pub(super) fn begun(dir: &str) -> Option<ImageName> {
+    let name = dir.strip_suffix(NEW_SUFFIX).or_else(|| dir.strip_suffix(GONE_SUFFIX))?;
+    name.strip_prefix('.')?.parse().ok()
 }

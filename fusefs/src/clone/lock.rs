@@ -56,13 +56,14 @@ impl CloneLock {
 pub(super) fn open_by(dir: &Path) -> Option<u32> {
     let mut file = File::open(dir.join(FILE)).ok()?;
     match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => {
-            let text = holder(&mut file);
-            let digits = text.strip_prefix("process ").and_then(|text| text.split(' ').next());
-            Some(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
-        }
+        Err(TryLockError::WouldBlock) => Some(number_of(&holder(&mut file)).unwrap_or(0)),
         _ => None,
     }
+}
+
+/// The number of a process, by what it has written into the lock's file.
+pub(super) fn number_of(holder: &str) -> Option<u32> {
+    holder.strip_prefix("process ")?.split(' ').next()?.parse().ok()
 }
 
 /// Keeps other processes from making and discarding clones in `dir` until it is dropped; waits for that.

@@ -8,6 +8,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use chunkstore::limits::IMAGE_BYTES_MAX;
+
+use super::BLOCK_BYTES;
 use super::file::LayerFile;
 
 /// The unit of a map's file: what disks write whole or not at all.
@@ -16,6 +19,8 @@ pub(super) const SECTOR_BYTES: usize = 512;
 const BITMAP_BYTES: usize = SECTOR_BYTES - 4;
 /// Blocks that a sector tells of.
 pub(super) const SECTOR_BLOCKS: u64 = BITMAP_BYTES as u64 * 8;
+/// Sectors of the map of the longest disk.
+const SECTORS_MAX: u64 = IMAGE_BYTES_MAX.div_ceil(SECTOR_BLOCKS * BLOCK_BYTES);
 /// Room in the file is taken by so much at a time.
 const RESERVE_BYTES: u64 = 4096;
 /// So much of the file is read at a time.
@@ -55,7 +60,7 @@ impl Map {
     /// Reads the map in `file`; an empty file is a map of nothing.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if a sector is damaged.
+    /// [`io::ErrorKind::InvalidData`] if a sector is damaged, or of no disk.
     pub(super) fn open(file: Box<dyn LayerFile>) -> io::Result<Self> {
         let mut sectors = BTreeMap::new();
         let mut at = 0;
@@ -198,16 +203,20 @@ fn encode(number: u64, bits: &Bits) -> Sector {
 /// The bits of a sector; none if nothing was written there.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if it is damaged.
+/// [`io::ErrorKind::InvalidData`] if it is damaged, or no disk can be so long.
 fn decode(number: u64, sector: &Sector) -> io::Result<Option<Box<Bits>>> {
     if sector.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
     let (bits, found) = sector.split_first_chunk::<BITMAP_BYTES>().expect("a sector is longer than its bits");
-    if found == checksum(number, bits).to_le_bytes() {
-        return Ok(Some(Box::new(*bits)));
+    let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    if found != checksum(number, bits).to_le_bytes() {
+        wrong(format!("the checksum of sector {number} does not match"))
+    } else if number >= SECTORS_MAX {
+        wrong(format!("sector {number} is beyond the longest disk"))
+    } else {
+        Ok(Some(Box::new(*bits)))
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, format!("the checksum of sector {number} does not match")))
 }
 
 fn checksum(number: u64, bits: &Bits) -> u32 {

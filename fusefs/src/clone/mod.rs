@@ -10,6 +10,7 @@ mod disk;
 mod fault_tests;
 mod file;
 mod frozen;
+pub(crate) mod fuzzing;
 mod gate;
 mod layer;
 mod life;

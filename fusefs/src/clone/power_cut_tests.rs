@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use chunkstore::Result;
+use chunkstore::gc::{self, GcReport};
+use chunkstore::progress::Progress;
 use chunkstore::storage::LocalDir;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -28,6 +30,8 @@ const STATES: usize = 3000;
 const CUTS: u64 = 3;
 /// In so many states the clone is used on.
 const GOES_ON_EVERY: usize = 8;
+/// When what is committed there is committed.
+const GOES_ON_SECONDS: i64 = 100_000;
 
 /// What is expected of what a power cut leaves.
 #[derive(Clone)]
@@ -290,16 +294,7 @@ impl Remains {
 /// Opens what a power cut left, and fails if it is not as expected. Returns the store, if it is as it was.
 fn check(remains: Remains, expected: &Expected, goes_on: bool, place: &str) -> Option<Remains> {
     let site = &remains.site;
-    let mut missing: BTreeSet<&String> =
-        expected.snapshots.iter().filter(|(_, (_, is_acknowledged))| *is_acknowledged).map(|(name, _)| name).collect();
-    for listed in site.store().catalog().list(None).unwrap() {
-        let name = listed.name.to_string();
-        let (expected, _) = expected.snapshots.get(&name).unwrap_or_else(|| panic!("{place}: {name} was never made"));
-        let snapshot = listed.snapshot.unwrap_or_else(|error| panic!("{place}: {name}: {error}"));
-        assert!(site.content(&snapshot) == **expected, "{place}: {name} has other bytes");
-        missing.remove(&name);
-    }
-    assert!(missing.is_empty(), "{place}: lost {missing:?}");
+    check_snapshots(site, expected, place);
     match &site.clones.list().unwrap()[..] {
         [] => assert!(expected.may_be_absent, "{place}: the clone is lost"),
         [name] if name == "c" && !expected.disks.is_empty() => check_clone(site, expected, goes_on, place),
@@ -315,7 +310,33 @@ fn check(remains: Remains, expected: &Expected, goes_on: bool, place: &str) -> O
     site.clones.discard("d").unwrap();
     assert_eq!(site.held(), [""; 0], "{place}: all is released");
     assert_eq!(names_in(&site.dir().join("clones")), BTreeSet::from(["lock".to_owned()]), "{place}");
+    collect(site, place);
+    let again = collect(site, place);
+    let garbage = (again.freed_bytes, again.removed_packs, again.missing_records);
+    assert_eq!(garbage, (0, 0, 0), "{place}: gc left garbage: {again:?}");
+    check_snapshots(site, expected, place);
     None
+}
+
+/// Fails unless all snapshots that were acknowledged are there, and whatever is there is right.
+fn check_snapshots(site: &Site, expected: &Expected, place: &str) {
+    let mut missing: BTreeSet<&String> =
+        expected.snapshots.iter().filter(|(_, (_, is_acknowledged))| *is_acknowledged).map(|(name, _)| name).collect();
+    for listed in site.store().catalog().list(None).unwrap() {
+        let name = listed.name.to_string();
+        if name == commit_name(GOES_ON_SECONDS) {
+            continue;
+        }
+        let (expected, _) = expected.snapshots.get(&name).unwrap_or_else(|| panic!("{place}: {name} was never made"));
+        let snapshot = listed.snapshot.unwrap_or_else(|error| panic!("{place}: {name}: {error}"));
+        assert!(site.content(&snapshot) == **expected, "{place}: {name} has other bytes");
+        missing.remove(&name);
+    }
+    assert!(missing.is_empty(), "{place}: lost {missing:?}");
+}
+
+fn collect(site: &Site, place: &str) -> GcReport {
+    gc::collect(site.store(), false, 1, &Progress::default()).unwrap_or_else(|error| panic!("{place}: gc: {error}"))
 }
 
 fn check_clone(site: &Site, expected: &Expected, goes_on: bool, place: &str) {
@@ -330,7 +351,7 @@ fn check_clone(site: &Site, expected: &Expected, goes_on: bool, place: &str) {
         site.runtime.block_on(disk.write(b"afterwards", 4000)).unwrap();
         found.resize(found.len().max(4010), 0);
         found[4000..4010].copy_from_slice(b"afterwards");
-        let committed = site.commit(&disk, 100_000).unwrap_or_else(|error| panic!("{place}: {error}"));
+        let committed = site.commit(&disk, GOES_ON_SECONDS).unwrap_or_else(|error| panic!("{place}: {error}"));
         assert!(site.content(&committed.snapshot) == found && content(site, &disk) == found, "{place}: goes on");
         assert_eq!(site.held(), [committed.snapshot.name().to_string()], "{place}");
     }

@@ -9,12 +9,14 @@ use std::str::FromStr;
 
 use chunkstore::catalog::Snapshot;
 use chunkstore::id::EntryId;
+use chunkstore::limits::IMAGE_BYTES_MAX;
 use chunkstore::name::{ImageName, SnapshotName};
 use chunkstore::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::file::Files;
+use super::life;
 
 /// The file's name in a clone's directory.
 pub(super) const FILE: &str = "clone.json";
@@ -48,8 +50,8 @@ pub(super) struct Record {
     /// The lowest first; the last one is written.
     pub(super) layers: Vec<LayerRecord>,
     /// Other snapshots that may be held for this clone, because a commit did not come to its end.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) releases: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "texts")]
+    pub(super) releases: Vec<SnapshotName>,
     pub(super) created: Timestamp,
     #[serde(flatten)]
     extra: Extra,
@@ -98,7 +100,6 @@ impl Record {
     /// [`Error::NotFound`] if there is none; [`Error::Damaged`]; [`Error::Refused`] if a newer version made it.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let damaged = |detail: String| Error::damaged(path.display().to_string(), detail);
         let bytes = match read_limited(&path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -106,18 +107,36 @@ impl Record {
             }
             read => read.map_err(|error| Error::io("reading", &path, error))?,
         };
-        check_version(&path, &bytes)?;
-        let record: Self = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        record.check().map_err(|detail| damaged(detail.to_owned()))?;
+        let record = Self::decode(&path, &bytes)?;
+        // A copy would release what the other clone holds.
+        let own = dir.file_name().unwrap_or_default().to_string_lossy();
+        if life::begun(&own).or_else(|| own.parse().ok()).as_ref() == Some(&record.name) {
+            Ok(record)
+        } else {
+            Err(Error::damaged(path.display().to_string(), format!("it is that of clone {}", record.name)))
+        }
+    }
+
+    /// Reads the record in a file of this path.
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged = |detail: String| Error::damaged(path.display().to_string(), detail);
+        check_version(path, bytes)?;
+        let record: Self = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        record.check().and_then(|()| check_len(bytes)).map_err(|detail| damaged(detail.to_owned()))?;
         Ok(record)
     }
 
     fn check(&self) -> Result<(), &'static str> {
         let numbers = self.layers.iter().map(|layer| layer.number);
+        let mut sizes = self.layers.iter().filter_map(|layer| layer.bytes_max).chain([self.size_bytes]);
         if self.layers.is_empty() || self.layers.len() > LAYERS_MAX {
             Err("its number of layers is impossible")
-        } else if !numbers.is_sorted_by(|a, b| a < b) {
+        } else if !numbers.clone().is_sorted_by(|a, b| a < b) {
             Err("its layers are not in order")
+        } else if numbers.max() == Some(u32::MAX) {
+            Err("after its last layer no number is left")
+        } else if self.base_bytes_max > IMAGE_BYTES_MAX || sizes.any(|bytes| bytes > IMAGE_BYTES_MAX) {
+            Err("no disk can be so long")
         } else {
             Ok(())
         }
@@ -126,7 +145,7 @@ impl Record {
     /// Replaces the record, durably: written aside and synced, which makes the bytes permanent, then renamed, then the
     /// directory synced, which makes the name permanent.
     pub(super) fn store(&self, files: &dyn Files, dir: &Path) -> Result<(), NotStored> {
-        self.check().map_err(|what| NotStored {
+        let encoding = self.encode().map_err(|what| NotStored {
             error: Error::refused(format!("clone {}: {what}", self.name)),
             is_unknown: false,
         })?;
@@ -134,7 +153,7 @@ impl Record {
             |action, is_unknown| move |error| NotStored { error: Error::io(action, dir.join(FILE), error), is_unknown };
         let aside = dir.join(ASIDE);
         let written = files.create(&aside).map_err(failed("creating", false)).and_then(|file| {
-            file.write(&self.encode(), 0).map_err(failed("writing", false))?;
+            file.write(&encoding, 0).map_err(failed("writing", false))?;
             file.sync().map_err(failed("syncing", false))?;
             files.rename(&aside, &dir.join(FILE)).map_err(failed("renaming", false))
         });
@@ -146,10 +165,15 @@ impl Record {
         files.sync_dir(dir).map_err(failed("syncing", true))
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// What would keep them from being read again.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, &'static str> {
+        self.check()?;
         let mut bytes = serde_json::to_vec_pretty(self).expect("all keys are strings");
         bytes.push(b'\n');
-        bytes
+        check_len(&bytes).map(|()| bytes)
     }
 
     /// Puts the clone on another snapshot.
@@ -183,9 +207,8 @@ impl Record {
     }
 
     /// The snapshots that are to be released.
-    pub(super) fn to_release(&self) -> Vec<String> {
-        let own = self.snapshot.to_string();
-        self.releases.iter().filter(|name| **name != own).cloned().collect()
+    pub(super) fn to_release(&self) -> Vec<SnapshotName> {
+        self.releases.iter().filter(|name| **name != self.snapshot).cloned().collect()
     }
 
     /// The numbers of all layers.
@@ -202,8 +225,12 @@ impl LayerRecord {
 
 fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+fn check_len(bytes: &[u8]) -> Result<(), &'static str> {
+    if bytes.len() as u64 > BYTES_MAX { Err("it is over the limit") } else { Ok(()) }
 }
 
 /// Judged before all else: a newer version may mean other things by the same fields.
@@ -240,5 +267,26 @@ mod text {
         D: Deserializer<'de>,
     {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Lists of values that are written as their texts.
+mod texts {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{Display, FromStr};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(values.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect()
     }
 }

@@ -14,10 +14,10 @@ use std::time::Duration;
 use chunkstore::catalog::Snapshot;
 use chunkstore::progress::Progress;
 use chunkstore::{Error, Result};
-use replicate::wire::WireError;
+use replicate::wire::{WireError, shown};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -28,7 +28,7 @@ use super::publisher::Publisher;
 
 const FILE: &str = "socket";
 /// Longest line.
-const LINE_BYTES_MAX: u64 = 1 << 20;
+pub(super) const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Who connects asks by then.
 const ASK_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often is told how far it is.
@@ -36,16 +36,16 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 const FAILED: &str = "the commit failed; the log of the process that has the clone open tells why";
 
 /// What is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Question {
+pub(super) enum Question {
     Commit(CommitOptions),
 }
 
 /// What is answered.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+pub(super) enum Answer {
     Progress {
         done_bytes: u64,
         total_bytes: u64,
@@ -128,11 +128,11 @@ async fn serve(stream: UnixStream, shared: Weak<Shared>, publisher: Arc<dyn Publ
 }
 
 /// What is asked; none if nothing comes.
-async fn read_question(stream: OwnedReadHalf) -> Option<Result<Question>> {
+pub(super) async fn read_question(stream: impl AsyncRead + Unpin) -> Option<Result<Question>> {
     let mut reading = tokio::io::BufReader::new(stream.take(LINE_BYTES_MAX));
     let mut line = String::new();
     timeout(ASK_TIME_MAX, reading.read_line(&mut line)).await.ok()?.ok()?;
-    Some(serde_json::from_str(&line).map_err(|error| Error::invalid(format!("not understood: {error}"))))
+    Some(understand(&line))
 }
 
 async fn commit(
@@ -174,7 +174,7 @@ impl Drop for StopOnDrop {
 }
 
 impl Answer {
-    fn of(done: Result<Committed>) -> Self {
+    pub(super) fn of(done: Result<Committed>) -> Self {
         match done {
             Ok(Committed { snapshot, base, written_bytes }) => {
                 let snapshot = String::from_utf8_lossy(&snapshot.encode()).into_owned();
@@ -185,12 +185,12 @@ impl Answer {
     }
 }
 
-/// A clone in messages.
-fn shown(dir: &Path) -> String {
-    format!("clone {}", dir.file_name().unwrap_or_default().to_string_lossy())
+/// Reads a line.
+pub(super) fn understand<'line, T: Deserialize<'line>>(line: &'line str) -> Result<T> {
+    serde_json::from_str(line).map_err(|error| Error::invalid(format!("not understood: {}", shown(&error.to_string()))))
 }
 
-fn encode(line: &impl Serialize) -> Vec<u8> {
+pub(super) fn encode(line: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(line).expect("all keys are strings");
     line.push(b'\n');
     line
@@ -211,23 +211,53 @@ pub(super) fn ask(dir: &Path, options: &CommitOptions, progress: &Progress) -> R
         connected => connected.map_err(failed)?,
     };
     stream.write_all(&encode(&Question::Commit(options.clone()))).map_err(failed)?;
-    let mut answers = BufReader::new(stream);
+    hear(BufReader::new(stream), dir, progress).map(Some)
+}
+
+/// Reads answers to the last one. `dir` is the clone's.
+pub(super) fn hear(mut answers: impl BufRead, dir: &Path, progress: &Progress) -> Result<Committed> {
     loop {
         progress.check()?;
         let mut line = String::new();
         let read = answers.by_ref().take(LINE_BYTES_MAX).read_line(&mut line);
-        if read.map_err(failed)? == 0 {
+        if read.map_err(|error| Error::io("asking at", dir.join(FILE), error))? == 0 {
             return Err(Error::unreachable("the process that has the clone open ended before it answered"));
         }
-        let answer = serde_json::from_str(&line);
-        match answer.map_err(|error| Error::invalid(format!("an answer can't be read: {error}")))? {
+        match understand(&line)? {
             Answer::Progress { done_bytes, total_bytes } => progress.follow(done_bytes, total_bytes),
-            Answer::Failed(WireError::Busy { holder }) => return Err(Error::busy(shown(dir), holder)),
-            Answer::Failed(error) => return Err(error.into()),
+            Answer::Failed(error) => return Err(about(dir, error.into())),
             Answer::Committed { snapshot, base, written_bytes } => {
                 let snapshot = Snapshot::read_file(snapshot.as_bytes())?;
-                return Ok(Some(Committed { snapshot, base: base.parse()?, written_bytes }));
+                return Ok(Committed { snapshot, base: base.parse()?, written_bytes });
             }
+        }
+    }
+}
+
+/// What is in use is the clone: an error that travels does not say.
+fn about(dir: &Path, error: Error) -> Error {
+    let name = || format!("clone {}", dir.file_name().unwrap_or_default().to_string_lossy());
+    match error {
+        Error::Busy { holder, .. } => Error::busy(name(), holder),
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_answered_controls_the_terminal() {
+        let answers = [
+            r#"{"failed":{"Busy":{"holder":"\u001b[2J"}}}"#,
+            r#"{"failed":{"Refused":{"what":"\u001b[2J"}}}"#,
+            r#"{"\u001b[2J":1}"#,
+            "{\u{1b}[2J}",
+        ];
+        for answer in answers {
+            let error = hear(answer.as_bytes(), Path::new("clones/c"), &Progress::default()).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control), "{error:?}");
         }
     }
 }

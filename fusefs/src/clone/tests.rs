@@ -1,7 +1,9 @@
 //! Clones against a plain vector, and their life: made, opened, discarded, rolled back.
 
 use chunkstore::gc;
+use chunkstore::limits::IMAGE_BYTES_MAX;
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::testing::{Point, Site, noise};
 use super::*;
@@ -223,7 +225,26 @@ fn damage_is_named() {
     site.open();
     let record = site.clone_dir().join("clone.json");
     let text = fs::read_to_string(&record).unwrap();
-    for bad in [text.replace("\"version\": 1", "\"version\": 0"), text.replace("\"layers\"", "\"l\""), String::new()] {
+    let with = |field: &str, value: Value| {
+        let mut record: Value = serde_json::from_str(&text).unwrap();
+        record[field] = value;
+        record.to_string()
+    };
+    let too_long = IMAGE_BYTES_MAX + 1;
+    for bad in [
+        with("version", json!(0)),
+        with("name", json!("another")),
+        with("layers", json!([])),
+        with("layers", json!([{ "number": 2, "bytes_max": 4096 }, { "number": 1 }])),
+        with("layers", json!([{ "number": u32::MAX }])),
+        with("layers", json!([{ "number": 0, "bytes_max": too_long }, { "number": 1 }])),
+        with("size_bytes", json!(too_long)),
+        with("base_bytes_max", json!(too_long)),
+        with("releases", json!(["no snapshot's name"])),
+        with("later", json!("x".repeat(1 << 20))),
+        text.replace("\"layers\"", "\"l\""),
+        String::new(),
+    ] {
         fs::write(&record, bad).unwrap();
         assert!(matches!(site.try_open("c"), Err(Error::Damaged { what, .. }) if what.contains("clone.json")));
     }
@@ -232,4 +253,30 @@ fn damage_is_named() {
     // It can be discarded still, and its snapshot is found.
     site.clones.discard("c").unwrap();
     assert_eq!(site.held(), [""; 0]);
+}
+
+#[test]
+fn a_clone_that_names_no_snapshot_to_release_is_discarded_and_stops_nobody() {
+    let site = Site::with_clone(&image());
+    let record = site.clone_dir().join("clone.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("\"created\"", "\"releases\": [\"web01\"], \"created\"")).unwrap();
+    site.clones.discard("c").unwrap();
+    assert_eq!(site.held(), [""; 0]);
+    site.create("c").unwrap();
+}
+
+#[test]
+fn a_copy_of_a_clone_does_not_release_what_the_clone_holds() {
+    let site = Site::with_clone(&image());
+    let copy = site.clone_dir().with_file_name("copy");
+    fs::create_dir(&copy).unwrap();
+    for file in ["clone.json", "1.data", "1.map"] {
+        fs::copy(site.clone_dir().join(file), copy.join(file)).unwrap();
+    }
+    assert!(matches!(site.try_open("copy"), Err(Error::Damaged { detail, .. }) if detail.contains("clone c")));
+    site.clones.rollback("copy").unwrap_err();
+    site.clones.discard("copy").unwrap();
+    assert_eq!(site.held().len(), 1);
+    site.open();
 }

@@ -1,9 +1,12 @@
 //! Valid inputs of each target, made by the library's own encoders where there are any; always the same bytes. What they
 //! show is small: a fuzzer needs one of each kind, not much of any.
 
+mod clones;
+mod commands;
 mod peers;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -14,16 +17,21 @@ use chunkstore::codec::{Codec, Encoder};
 use chunkstore::config::Config;
 use chunkstore::damaged::{BadRecord, Damaged, FILE};
 use chunkstore::id::{ChunkId, EntryId, NodeId, PackId, RecordId};
+use chunkstore::lease::{self, Lease};
 use chunkstore::manifest::{self, Inner, Leaf, Node};
 use chunkstore::pack::{Class, DIR, PackHeader, PackWriter, path};
 use chunkstore::record::{Kind, Record};
 use chunkstore::retention::Retention;
 use chunkstore::storage::Storage;
 use chunkstore::storage::memory::MemStorage;
+use serde::Serialize;
+use tempfile::TempDir;
 
 use super::Example;
 use crate::images::Rng;
 
+pub(super) use clones::{clone_map, clone_record, clone_socket, lock_holder, mountinfo};
+pub(super) use commands::{mount_status, options, reports};
 pub(super) use peers::{frames, messages, peer_names, pem, quotas, remotes, tokens, wire_records};
 
 const ENTRY: &str = concat!(
@@ -41,6 +49,10 @@ const STATE: &str = concat!(
     r#"{"holds":["clone a","operator"],"partial":true,"received_from":"site-b","ingest":{"parent":null,"data_bytes":5,"#,
     r#""elapsed_s":0.25,"throughput_bytes_per_s":20.0},"later":18446744073709551615}"#,
 );
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("all keys are strings")
+}
 
 /// Pages that compress a little, as a disk's do.
 fn plain(seed: u64) -> Vec<u8> {
@@ -185,6 +197,38 @@ pub(super) fn damaged_list() -> Vec<Example> {
     }
     damaged.save(&storage).expect("memory can always be written");
     vec![("list", content(&storage, FILE))]
+}
+
+pub(super) fn lease() -> Vec<Example> {
+    let roots = [1, 2].map(|n| NodeId::of(&[n]));
+    vec![("two", lease_of(&roots)), ("zeros", lease_of(&[]))]
+}
+
+fn lease_of(roots: &[NodeId]) -> Vec<u8> {
+    let dir = TempDir::new().expect("a directory for a lease");
+    let _held = Lease::take(dir.path(), roots).expect("a lease can be taken there");
+    let mut files = fs::read_dir(dir.path().join(lease::DIR)).expect("it was just made");
+    let file = files.next().expect("the lease is there").expect("it can be listed");
+    fs::read(file.path()).expect("it can be read")
+}
+
+/// A row of the family `packs` and a value of `records` (FORMAT.md, "Index").
+pub(super) fn index_row() -> Vec<Example> {
+    let numbers = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>();
+    let place = [numbers(&[3, 0, 4096, 700, 70_000]), vec![Kind::Chunk as u8, Codec::Delta as u8]].concat();
+    let lengths = [1_u64 << 20, 3 << 20].map(u64::to_le_bytes).concat();
+    let pack = [vec![0, 0, 0, 3], numbers(&[0xdead_beef, 17]), lengths, vec![Class::Data as u8], vec![0; 7]].concat();
+    vec![("place", place), ("pack", pack)]
+}
+
+pub(super) fn file_names() -> Vec<Example> {
+    let packs = "0000000c-deadbeef.pack\n0000000d-00000000.part\nffffffff-00000000.pack\nREADME\n";
+    let catalog = concat!(
+        "20261120T020000Z.snap\n20261120T020000Z.snap.tmp\n20261121T020000Z.0123456789abcdef.removed\n",
+        "20261121T020000Z.0123456789abcdef.removed.tmp\nweb01\n",
+    );
+    let clones = "1.data\n1.map\n+1.data\n01.map\n.web01.new\n.web01.gone\nclone.json\nlock\n";
+    vec![("packs", packs.into()), ("catalog", catalog.into()), ("clones", clones.into())]
 }
 
 pub(super) fn names() -> Vec<Example> {

@@ -29,7 +29,7 @@ fn memory_dir() -> TempDir {
 }
 
 /// Runs with an empty directory that holds `bytes` as a file, and the path of that.
-fn with_file<T>(name: &str, bytes: &[u8], run: impl FnOnce(&Path, &Path) -> T) -> T {
+pub(super) fn with_file<T>(name: &str, bytes: &[u8], run: impl FnOnce(&Path, &Path) -> T) -> T {
     DIR.with(|dir| {
         let path = dir.path().join(name);
         let _ = fs::remove_file(&path);

@@ -29,6 +29,11 @@ pub fn record_header(bytes: &[u8]) -> Verdict {
     })
 }
 
+/// A row of the index.
+pub fn index_row(bytes: &[u8]) -> Verdict {
+    Verdict::when(chunkstore::fuzzing::index_row(bytes))
+}
+
 /// A sealed pack: header, records, table and footer.
 pub fn pack(bytes: &[u8]) -> Verdict {
     as_given_and_resealed(bytes, reseal::pack, decode_pack)

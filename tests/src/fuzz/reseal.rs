@@ -79,6 +79,19 @@ fn get(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
+/// Sectors of a clone's map, of which the first has this number (fusefs/CLONES.md). A sector of zeros has no checksum.
+pub fn map_sectors(first: u64, sectors: &[u8]) -> Vec<u8> {
+    const SECTOR_BYTES: usize = 512;
+    let mut sealed = sectors.to_vec();
+    for (number, sector) in (first..).zip(sealed.as_chunks_mut::<SECTOR_BYTES>().0) {
+        if sector.iter().any(|byte| *byte != 0) {
+            let crc = crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), &sector[..SECTOR_BYTES - 4]);
+            put(sector, SECTOR_BYTES - 4, crc);
+        }
+    }
+    sealed
+}
+
 /// Files of text whose last line is `blake3 ` and the digits for all lines before.
 pub fn last_line(bytes: &[u8]) -> Option<Vec<u8>> {
     let body_end = 1 + bytes.strip_suffix(b"\n")?.iter().rposition(|byte| *byte == b'\n')?;

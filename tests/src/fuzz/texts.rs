@@ -1,10 +1,12 @@
-//! Formats of text: catalog files, entries, the configuration, the list of damage, names.
+//! Formats of text: catalog files, entries, the configuration, the list of damage, leases, names.
 
+use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use chunkstore::boot_order::BootOrder;
-use chunkstore::catalog::{Entry, Snapshot, State, label};
+use chunkstore::catalog::{Catalog, Entry, Snapshot, State, label};
 use chunkstore::config::Config;
 use chunkstore::damaged::{Damaged, FILE};
 use chunkstore::id::{ChunkId, EntryId, NodeId, PackId};
@@ -18,6 +20,8 @@ use super::{Verdict, as_given_and_resealed, reseal};
 
 /// A number as `1e20` is written with all its digits: JSON that is read may need this many times its length again.
 const JSON_GROWTH_MAX: usize = 8;
+/// Most names of [`file_names`]: what storage in memory does with them grows faster than their number.
+const NAMES_MAX: usize = 32;
 
 /// A snapshot's file in the catalog.
 pub fn catalog_file(bytes: &[u8]) -> Verdict {
@@ -94,6 +98,49 @@ pub fn boot_order(bytes: &[u8]) -> Verdict {
         }
         Verdict::of(&decoded)
     })
+}
+
+/// A lease's file.
+pub fn lease(bytes: &[u8]) -> Verdict {
+    as_given_and_resealed(bytes, reseal::last_line, |bytes| Verdict::when(chunkstore::fuzzing::lease(bytes)))
+}
+
+/// Names of files in a store's directories, a line each: `packs/`, `catalog/` and below it, `clones/` and below it.
+pub fn file_names(bytes: &[u8]) -> Verdict {
+    let Ok(text) = str::from_utf8(bytes) else { return Verdict::Refused };
+    let can_be = |name: &&str| !name.is_empty() && !name.contains('/');
+    let names: BTreeSet<_> = text.lines().filter(can_be).take(NAMES_MAX).collect();
+    Verdict::when(catalog_files(&names))
+        .or(Verdict::when(chunkstore::fuzzing::pack_files(&names)))
+        .or(Verdict::when(fusefs::fuzzing::clone_files(names.iter().copied())))
+}
+
+/// Each name as that of an image's directory, and of a file in one.
+fn catalog_files(names: &BTreeSet<&str>) -> bool {
+    const IMAGE: &str = "catalog/web01";
+    let storage = MemStorage::new();
+    let catalog = Catalog::create(Arc::new(storage.clone())).expect("memory can always be written");
+    storage.create_dir(IMAGE).expect("memory can always be written");
+    for name in names {
+        storage.create_dir(&format!("catalog/{name}")).expect("memory can always be written");
+        storage.create(&format!("{IMAGE}/{name}")).expect("memory can always be written");
+    }
+    let image: ImageName = "web01".parse().expect("a name");
+    let times = catalog.times(&image).expect("memory can always be read");
+    assert!(times.iter().all(|time| names.contains(&*format!("{time}.snap"))));
+    let tombstones = catalog.tombstones().expect("memory can always be read");
+    for tombstone in &tombstones {
+        assert!(names.contains(&*format!("{}.{}.removed", tombstone.name.time, tombstone.entry_prefix)));
+        let _ = tombstone.entry_prefix_bytes();
+    }
+    let strangers = catalog.strangers().expect("memory can always be read");
+    for name in names {
+        assert_eq!(strangers.contains(&format!("catalog/{name}")), name.parse::<ImageName>().is_err(), "{name:?}");
+    }
+    let strangers = names.iter().filter(|name| strangers.contains(&format!("{IMAGE}/{name}"))).count();
+    let aside = catalog.clean().expect("memory can always be written");
+    assert_eq!(times.len() + tombstones.len() + strangers + aside, names.len(), "each is one of the four");
+    !times.is_empty() || !tombstones.is_empty()
 }
 
 /// Names, times, selectors, labels and ids, as command lines and other machines send them.

@@ -73,6 +73,17 @@ fn a_map_of_nothing_costs_nothing_and_of_a_huge_disk_little() {
 }
 
 #[test]
+fn sectors_beyond_the_longest_disk_are_damage() {
+    let read = |number, bits: &Bits| decode(number, &encode(number, bits)).map_err(|error| error.kind());
+    let bits = [1; BITMAP_BYTES];
+    assert_eq!(read(SECTORS_MAX - 1, &bits), Ok(Some(Box::new(bits))));
+    for beyond in [SECTORS_MAX, u64::MAX / SECTOR_BYTES as u64] {
+        assert_eq!(read(beyond, &bits), Err(io::ErrorKind::InvalidData));
+        assert_eq!(decode(beyond, &[0; SECTOR_BYTES]).unwrap(), None, "there is nothing");
+    }
+}
+
+#[test]
 fn what_could_not_be_written_is_dirty_again() {
     let file = TornFile::default();
     let map = open(&file).unwrap();

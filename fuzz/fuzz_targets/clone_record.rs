@@ -1,0 +1,9 @@
+//! Runs `tests::fuzz::clone_record`.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    tests::fuzz::clone_record(bytes);
+});
