@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 
 use chunkstore::{Error, Result};
 use fuser::{Config, Session, SessionACL};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::mounts::{self, Mount, TYPE};
@@ -106,7 +107,7 @@ fn check(options: &MountOptions, store: &Path) -> Result<PathBuf> {
 fn clear_dead(mountpoint: &Path) -> Result<()> {
     let Some(mount) = mounts::at(mountpoint)?.filter(|mount| mount.kind == TYPE) else { return Ok(()) };
     // Attributes could come from the kernel's memory.
-    if rustix::fs::statvfs(mountpoint).err() == Some(rustix::io::Errno::NOTCONN) {
+    if let Err(Errno::NOTCONN | Errno::CONNABORTED) = rustix::fs::statvfs(mountpoint) {
         tracing::warn!("unmounting {}, whose vmfs was killed", mountpoint.display());
         return mount.force();
     }
@@ -142,7 +143,7 @@ fn connect(mountpoint: &Path, store: &Path, options: &MountOptions) -> Result<Ow
     let data = std::ffi::CString::new(data).expect("it has no zero byte");
     match rustix::mount::mount(store, mountpoint, TYPE, MountFlags::NODEV | MountFlags::NOSUID, data.as_c_str()) {
         Ok(()) => Ok(connection),
-        Err(rustix::io::Errno::PERM) => by_program(mountpoint, store, options),
+        Err(Errno::PERM) => by_program(mountpoint, store, options),
         Err(error) => Err(Error::io("mounting", mountpoint, error.into())),
     }
 }

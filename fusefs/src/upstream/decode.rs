@@ -69,15 +69,15 @@ impl<'a> Decoding<'a> {
             }
         }
         let counters = &self.fetcher.counters;
-        counters.records.fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(record.bytes() as u64, Ordering::Relaxed);
         match self.verified(id, kind, &record) {
             Ok((got, whole)) => {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
                 let whole = Arc::new(whole);
                 self.fetcher.fresh.add(Arc::clone(&whole));
-                self.fetcher.queue.answer(id, &Ok(got));
+                // First: who is answered may stop the site at once.
                 self.fetcher.keeper.offer(Kept { whole, delta });
+                self.fetcher.queue.answer(id, &Ok(got));
             }
             Err(error) => {
                 counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -85,6 +85,7 @@ impl<'a> Decoding<'a> {
                 self.fetcher.queue.answer(id, &Err(told(&error)));
             }
         }
+        counters.records.fetch_add(1, Ordering::Relaxed);
         true
     }
 
