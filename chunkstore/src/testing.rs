@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::{Entry, Snapshot};
 use crate::chunk_source::ChunkSource;
@@ -45,9 +46,14 @@ pub(crate) fn init(dir: &Path) {
     Store::init(dir, &options, [7; 16], "2026-11-20T00:00:00Z".parse().unwrap()).unwrap();
 }
 
+/// How stores are opened. A program that another test has just started holds their locks, too, until it has its own image.
+pub(crate) fn open_options() -> OpenOptions {
+    OpenOptions { wait: Duration::from_mins(1), ..OpenOptions::default() }
+}
+
 /// Opens a store.
 pub(crate) fn open(dir: &Path) -> Arc<Store> {
-    Arc::new(Store::open(dir, &OpenOptions::default()).unwrap())
+    Arc::new(Store::open(dir, &open_options()).unwrap())
 }
 
 /// The name of an image's snapshot of a day of January 2026, or of the days after.

@@ -5,8 +5,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::running::PATIENCE;
 
 /// A file system that is mounted.
 #[derive(Debug)]
@@ -89,6 +93,12 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         take_down("losetup", &[OsStr::new("--detach"), self.device.as_os_str()]);
+        // Who looks at new devices may have it open; until they let go, the file is in use.
+        let backing = Path::new("/sys/block").join(self.device.file_name().unwrap()).join("loop/backing_file");
+        let limit = Instant::now() + PATIENCE;
+        while backing.exists() && Instant::now() < limit {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -11,6 +11,8 @@ use crate::{Vmstore, kill, stderr};
 
 /// What a machine lacks that has none.
 const DEVICE: &str = "/dev/fuse";
+/// How `vmfs umount` ends where files are open.
+const BUSY: i32 = 4;
 
 /// A mount in the background.
 #[derive(Debug)]
@@ -152,14 +154,22 @@ impl Mounted {
 
     /// Unmounts it, which nobody must be using.
     pub fn unmount(self) {
-        self.vmfs.run(["umount", self.arg()]);
-        assert!(!self.is_mounted() && !self.is_served(), "{self:?}");
+        // A program that another test has just started holds files that are open here, too, until it has its own image.
+        crate::eventually("the unmount", || {
+            let output = self.vmfs.command(["umount", self.arg()]).output().unwrap();
+            assert!(output.status.success() || output.status.code() == Some(BUSY), "{output:?}");
+            output.status.success()
+        });
+        assert!(!self.is_mounted(), "{self:?}");
+        crate::eventually("the end of vmfs", || !self.is_served());
     }
 
     /// Kills the process, and leaves the mount behind as that does.
     pub fn kill(&self) {
         kill(self.pid);
         crate::eventually("the end of vmfs", || !self.is_served());
+        // Its last thread lets go of the kernel's queue.
+        crate::eventually("the end of the connection", || is_disconnected(&self.mountpoint));
     }
 }
 
@@ -173,6 +183,11 @@ impl Drop for Mounted {
             kill(self.pid);
         }
     }
+}
+
+/// Whether nobody serves what is mounted here any more.
+fn is_disconnected(mountpoint: &Path) -> bool {
+    rustix::fs::statvfs(mountpoint).err() == Some(rustix::io::Errno::NOTCONN)
 }
 
 /// Whether something is mounted on a directory itself.

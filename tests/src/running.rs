@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{Vmstore, stderr};
 
 /// What has not happened by then does not happen.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Waits until something holds; fails, naming it, if that does not come to pass.
@@ -106,26 +106,43 @@ impl Serving {
         let mut command = vmstore.command(["serve"].iter().chain(&args));
         // An owner that an operator starts stays.
         command.env_remove("VMSTORE_IDLE_EXIT");
-        Self::of(&mut command, vmstore.store(), args.iter().filter(|arg| **arg == "--listen").count())
+        let addresses = args.iter().filter(|arg| **arg == "--listen").count();
+        let mut started = None;
+        eventually("a free port", || match Self::try_of(&mut command, vmstore.store(), addresses) {
+            // A port that was left may be another connection's for a moment.
+            Err(said) if said.contains("Address already in use") => false,
+            outcome => {
+                started = Some(outcome.unwrap_or_else(|said| panic!("{command:?}: {said}")));
+                true
+            }
+        });
+        started.expect("it waited for it")
     }
 
     /// Starts a command that runs an owner of a store, and waits until it listens there and on so many addresses.
     pub fn of(command: &mut Command, store: &Path, addresses: usize) -> Self {
+        Self::try_of(command, store, addresses).unwrap_or_else(|said| panic!("{command:?}: {said}"))
+    }
+
+    /// Starts one; what it said if it ends before it listens on all addresses.
+    fn try_of(command: &mut Command, store: &Path, addresses: usize) -> Result<Self, String> {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (said, pipe) = (Arc::default(), child.stderr.take().expect("it was piped"));
         let (tell, heard) = mpsc::channel();
         let reader = read_along(pipe, Arc::clone(&said), tell);
         let mut serving = Self { child, said, reader: Some(reader), listening: Vec::new() };
         for _ in 0..addresses {
-            let listening = heard.recv_timeout(PATIENCE);
-            serving.listening.push(listening.unwrap_or_else(|_| panic!("{command:?}: {}", serving.said())));
+            match heard.recv_timeout(PATIENCE) {
+                Ok(listening) => serving.listening.push(listening),
+                Err(_) => return Err(serving.said()),
+            }
         }
         eventually("an owner", || {
             assert!(serving.child.try_wait().unwrap().is_none(), "{command:?} ended: {}", serving.said());
             // Until it has taken the place of another owner, that one listens.
             holder(store) == Some(serving.pid()) && listens(store)
         });
-        serving
+        Ok(serving)
     }
 
     /// Where it listens besides its store, in the order of its arguments.

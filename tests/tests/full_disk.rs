@@ -25,7 +25,8 @@ impl Site {
     /// With a snapshot of `kept` and two of `drop`.
     fn new(disk_mib: u64, init: &[&str]) -> Self {
         let disk = Mount::tmpfs(disk_mib);
-        let site = Self { vmstore: Vmstore::new(disk.path().join("store")), disk, images: TempDir::new().unwrap() };
+        let images = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let site = Self { vmstore: Vmstore::new(disk.path().join("store")), disk, images };
         site.vmstore.run(["init"].iter().chain(init));
         images::make(&site.image("kept"), KEPT_BYTES, 1);
         images::make(&site.image("drop"), KEPT_BYTES, 2);

@@ -12,7 +12,7 @@ const PEAK_BYTES_MAX: u64 = 300_000_000;
 
 #[test]
 fn no_command_takes_much_memory() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let vmstore = Vmstore::init_in(dir.path());
     let path = |name| dir.path().join(name).into_os_string().into_string().unwrap();
     let (first, next, restored) = (path("first"), path("next"), path("restored"));

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tests::images::{self, Rng};
 use tests::memory_limit::MemoryLimit;
 use tests::torture::Torture;
@@ -115,8 +116,17 @@ fn succeed_in(limit: &MemoryLimit, command: &Command) {
     assert!(output.status.success(), "{command:?}: {}, {} killed: {said}", output.status, limit.kills());
 }
 
+/// What this thread starts from now on sees two processors: each has threads of its own, with memory of their own.
+fn on_two_processors() {
+    let may_use = sched_getaffinity(None).unwrap();
+    let mut two = CpuSet::new();
+    (0..CpuSet::MAX_CPU).filter(|cpu| may_use.is_set(*cpu)).take(2).for_each(|cpu| two.set(cpu));
+    sched_setaffinity(None, &two).unwrap();
+}
+
 #[test]
 fn everything_works_in_little_memory() {
+    on_two_processors();
     let sites = Sites::new();
     let images: BTreeMap<String, PathBuf> =
         [("dense", FIRST, "dense"), ("dense", SECOND, "next"), ("sparse", FIRST, "sparse")]

@@ -44,6 +44,13 @@ fn start_owner(vmstore: &Vmstore) -> u32 {
     the_owner(vmstore)
 }
 
+/// Starts an owner that stays, in the place of one that may be about to leave.
+fn start_owner_anew(vmstore: &Vmstore) -> u32 {
+    vmstore.owners().into_iter().for_each(kill);
+    eventually("a killed owner's end", || vmstore.owners().is_empty());
+    start_owner(vmstore)
+}
+
 fn the_owner(vmstore: &Vmstore) -> u32 {
     let owners = vmstore.owners();
     let [owner] = owners[..] else { panic!("one owner, and not {owners:?}, should be there") };
@@ -179,7 +186,7 @@ fn an_idle_owner_leaves_and_what_is_left_of_one_confuses_nobody() {
     assert!(!listens(vmstore.store()));
     vmstore.run(["stats"]);
 
-    let killed = start_owner(&vmstore);
+    let killed = start_owner_anew(&vmstore);
     kill(killed);
     eventually("a killed owner's end", || vmstore.owners().is_empty());
     assert_eq!(holder(&vmstore), Some(killed), "the lock's text should be left");
@@ -275,7 +282,7 @@ fn long_and_relative_paths() {
     let image = site.make("web01.raw", 4, 1);
     vmstore.run(["ingest", image.to_str().unwrap(), "--image", "web01"]);
     vmstore.assert_holds("web01", &image);
-    let owner = start_owner(&vmstore);
+    let owner = start_owner_anew(&vmstore);
     for (cwd, store) in
         [(site.dir().to_path_buf(), deep.as_str()), (site.path(&deep), "."), (site.path(&deep), "../store")]
     {
@@ -302,7 +309,8 @@ fn another_user_is_denied_and_told_so() {
     start_owner(&vmstore);
     // What lies in root's directories no other user can run.
     let program = site.path("vmstore");
-    fs::copy(vmstore.program(), &program).unwrap();
+    // By another process: one that a test has just started would hold a file of this one open for writing.
+    tool("cp", &[vmstore.program().as_os_str(), program.as_os_str()]);
     for dir in [site.dir(), vmstore.store()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     }

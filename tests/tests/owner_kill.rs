@@ -118,10 +118,11 @@ fn a_restore_goes_on_through_the_next_owner() {
         vmstore.run(["stats"]);
         match with_owner_killed(&vmstore, &mut restore(), whole.mul_f64(rng.fraction())) {
             Some(output) => {
-                hits += 1;
+                (hits, whole) = (hits + 1, whole.mul_f64(1.1));
                 assert!(output.status.success(), "what only reads need not give up: {}", stderr(&output));
             }
-            None => whole = whole.mul_f64(0.9),
+            // The first run may have been a slow one.
+            None => whole = whole.mul_f64(0.7),
         }
         images::assert_same(&restored, image);
     }

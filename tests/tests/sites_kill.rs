@@ -111,9 +111,10 @@ impl Sites {
         self.kills += 1;
         if push.is_running() {
             self.hits += 1;
+            self.whole = self.whole.mul_f64(1.1);
         } else {
             // The first push may have been a slow one, and a repeated one has less to do.
-            self.whole = self.whole.mul_f64(0.95);
+            self.whole = self.whole.mul_f64(0.7);
         }
         match victim {
             Victim::Client => push.child().kill().unwrap(),

@@ -124,7 +124,7 @@ fn a_source_that_changes_its_size_is_refused() {
     let place = Place::new();
     let path = place.path("growing.raw");
     for step in [4096_i64, -4096] {
-        fs::write(&path, Rng::new(7).noise(64 << 20)).unwrap();
+        fs::write(&path, Rng::new(7).noise(256 << 20)).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
         let mut command = place.vmstore.command(["ingest", path.to_str().unwrap(), "--image", "web01"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -15,8 +15,8 @@ use crate::manifest::Node;
 use crate::name::SnapshotName;
 use crate::record::{Kind, Record};
 use crate::sink::Claim;
-use crate::store::{OpenOptions, WriteSession};
-use crate::testing::{init, night, noise, open, put, read_back};
+use crate::store::WriteSession;
+use crate::testing::{init, night, noise, open, open_options, put, read_back};
 
 fn gc(store: &Arc<Store>, dry_run: bool) -> GcReport {
     collect(store, dry_run, 2, &Progress::default()).unwrap()
@@ -324,7 +324,7 @@ proptest! {
                     if matches!(step, Step::LoseIndex) {
                         std::fs::remove_dir_all(dir.path().join("index")).unwrap();
                     }
-                    store = Arc::new(Store::open(dir.path(), &OpenOptions::default()).unwrap());
+                    store = Arc::new(Store::open(dir.path(), &open_options()).unwrap());
                 }
             }
         }

@@ -12,8 +12,7 @@ use crate::gc;
 use crate::pack::Class;
 use crate::storage::memory::MemStorage;
 use crate::storage::{Storage, whole};
-use crate::store::OpenOptions;
-use crate::testing::{init, night, noise, open, put, read_back};
+use crate::testing::{init, night, noise, open, open_options, put, read_back};
 
 const WEB: &str = "web01";
 
@@ -265,13 +264,13 @@ fn removed_snapshots_stay_removed_unless_their_tombstone_is_lost() {
 
 /// Opens a store without its configuration, as far as that goes.
 fn try_open(dir: &Path) -> Result<Arc<Store>> {
-    Store::open(dir, &OpenOptions::default()).map(Arc::new)
+    Store::open(dir, &open_options()).map(Arc::new)
 }
 
 #[test]
 fn a_lost_configuration_is_put_back_from_its_copy_or_from_the_packs() {
     let now = "2026-11-20T00:00:00Z".parse().unwrap();
-    let options = OpenOptions::default();
+    let options = open_options();
     let foreign = || {
         let dir = tempfile::tempdir().unwrap();
         let other = crate::store::InitOptions { params: crate::testing::small_params(), reserve: false };
@@ -347,7 +346,7 @@ fn a_lost_list_of_damage_or_catalog_is_made_anew() {
     fs::remove_dir_all(site.dir().join("catalog")).unwrap();
     let message = try_open(site.dir()).err().unwrap().to_string();
     assert!(message.contains("`vmstore repair`"), "{message}");
-    assert_eq!(mend(site.dir(), &OpenOptions::default(), now).unwrap().len(), 2);
+    assert_eq!(mend(site.dir(), &open_options(), now).unwrap().len(), 2);
     let store = open(site.dir());
     let report = repaired(&store);
     assert_eq!(report.mended.len(), 4, "{report:?}");

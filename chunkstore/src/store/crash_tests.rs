@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::storage::Storage;
 use crate::storage::memory::{Failure, MemStorage};
 use crate::storage::power_cut::{Arrived, Recorder};
-use crate::testing::{night, noise, put, read_back, small_params};
+use crate::testing::{night, noise, open_options, put, read_back, small_params};
 use crate::verify;
 
 type Expected = BTreeMap<SnapshotName, Vec<u8>>;
@@ -31,7 +31,7 @@ pub(crate) fn new_storage() -> MemStorage {
 }
 
 pub(crate) fn open_on(dir: &Path, storage: &MemStorage) -> Result<Arc<Store>> {
-    let options = OpenOptions { storage: Some(Arc::new(storage.clone())), ..OpenOptions::default() };
+    let options = OpenOptions { storage: Some(Arc::new(storage.clone())), ..open_options() };
     Store::open(dir, &options).map(Arc::new)
 }
 

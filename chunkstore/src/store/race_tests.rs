@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::record::Record;
 use crate::sink::{self, Claim, Like, Sink};
 use crate::storage::memory::MemStorage;
-use crate::testing::{disk, night, noise, options, read_back};
+use crate::testing::{disk, night, noise, open_options, options, read_back};
 use crate::verify::verify;
 
 const WRITERS: usize = 3;
@@ -300,8 +300,7 @@ fn check_sound(round: &Round, context: &str) {
 }
 
 fn open_small(dir: &Path, storage: &MemStorage) -> Arc<Store> {
-    let options =
-        OpenOptions { storage: Some(Arc::new(storage.clone())), pack_bytes: PACK_BYTES, ..OpenOptions::default() };
+    let options = OpenOptions { storage: Some(Arc::new(storage.clone())), pack_bytes: PACK_BYTES, ..open_options() };
     Arc::new(Store::open(dir, &options).unwrap())
 }
 

@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::record::{Kind, Record};
 use crate::sink::Claim::{Elsewhere, Present, Yours};
 use crate::sink::Like;
-use crate::testing::{init, night, noise, open, put, read_back};
+use crate::testing::{init, night, noise, open, open_options, put, read_back};
 
 fn store() -> (tempfile::TempDir, Arc<Store>) {
     let dir = tempfile::tempdir().unwrap();
@@ -75,7 +75,7 @@ fn of_two_sessions_one_does_the_work() {
     let seconds = Arc::new(AtomicU64::new(0));
     let (start, passed) = (Instant::now(), Arc::clone(&seconds));
     let clock = Clock::new(move || start + Duration::from_secs(passed.load(Ordering::Relaxed)));
-    let store = Arc::new(Store::open(dir.path(), &OpenOptions { clock, ..OpenOptions::default() }).unwrap());
+    let store = Arc::new(Store::open(dir.path(), &OpenOptions { clock, ..open_options() }).unwrap());
     let (a, b) = (store.session(None).unwrap(), store.session(None).unwrap());
     let ids: Vec<RecordId> = [b"1", b"2", b"3", b"4"].map(|bytes| id(bytes)).to_vec();
     assert_eq!(a.claim(&[ids[0], ids[0], ids[1]]).unwrap(), [Yours, Present, Yours]);

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use super::*;
-use crate::store::{OpenOptions, Store};
-use crate::testing::{night, noise, put, read_back};
+use crate::store::Store;
+use crate::testing::{night, noise, open_options, put, read_back};
 
 /// Opens a store, which damage may prevent.
 fn try_open(dir: &Path) -> Result<Arc<Store>> {
-    Ok(Arc::new(Store::open(dir, &OpenOptions::default())?))
+    Ok(Arc::new(Store::open(dir, &open_options())?))
 }
 
 fn check(store: &Arc<Store>) -> Result<VerifyReport> {

@@ -19,7 +19,7 @@ fn written() -> (TempDir, PathBuf, Written, Vec<Ended>) {
     fs::copy(&base, &disk).unwrap();
     let mut written = Written::new(&base, 2, 7);
     let writers = written.start(&disk);
-    thread::sleep(std::time::Duration::from_millis(200));
+    crate::eventually("a sync of each", || writers.synced().0.iter().all(|synced| *synced > 0));
     (dir, disk, written, writers.stop())
 }
 

@@ -284,6 +284,11 @@ impl Mix {
 
     /// With nobody at work: both sites are sound, have what they must, bit for bit, and nothing else but what gc frees.
     fn assert_sound(&self) {
+        // What a killed client asked for, an owner finishes; a killed one does not.
+        for vmstore in [&self.near, &self.far] {
+            vmstore.owners().into_iter().for_each(kill);
+            eventually("the end of the owners", || vmstore.owners().is_empty());
+        }
         let (near, far) = (self.near.snapshots(), self.far.snapshots());
         self.ledger().settle(&near, &far);
         for (vmstore, names) in [(&self.near, &near), (&self.far, &far)] {

@@ -136,7 +136,7 @@ fn many_readers_at_once() {
             });
         }
     });
-    assert_eq!(viewed.mounted.status()["open_files"], 0);
+    tests::eventually("the end of all handles", || viewed.mounted.status()["open_files"] == 0);
     assert_eq!(viewed.mounted.status()["requests"]["failures"], 0);
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -128,14 +128,17 @@ fn signals_end_it_well() {
         images::assert_same(path.as_ref(), &source);
         let file = File::open(&path).unwrap();
         signal(&mut running, which);
+        let mut said = String::new();
         // It is in use, so it goes on.
-        thread::sleep(std::time::Duration::from_millis(400));
+        let mut stderr = BufReader::new(running.child().stderr.take().unwrap());
+        while !said.contains("in use") {
+            assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+        }
         assert!(running.is_running() && is_mounted(place.as_ref()));
         images::assert_same(path.as_ref(), &source);
         drop(file);
         let output = running.wait();
-        let said = tests::stderr(&output);
-        assert!(output.status.success() && said.contains("in use"), "{}: {said}", output.status);
+        assert!(output.status.success(), "{}: {said}", output.status);
         assert!(!is_mounted(place.as_ref()));
     }
 }
@@ -149,9 +152,14 @@ fn a_second_signal_does_not_wait() {
     let place = site.arg("mnt");
     let mut running = in_foreground(&Vmfs::beside(&vmstore), &place);
     let file = File::open(format!("{place}/snapshots/{image}/{time}.raw")).unwrap();
-    signal(&mut running, Signal::TERM);
-    thread::sleep(std::time::Duration::from_millis(100));
-    signal(&mut running, Signal::TERM);
+    // Two that come at once may be told as one.
+    eventually("its end", || {
+        let is_running = running.is_running();
+        if is_running {
+            signal(&mut running, Signal::TERM);
+        }
+        !is_running
+    });
     let output = running.wait();
     assert!(output.status.success(), "{}: {}", output.status, tests::stderr(&output));
     assert!(!is_mounted(place.as_ref()));
@@ -237,6 +245,7 @@ fn the_status_is_for_people_and_for_programs() {
     let (path, source) = viewed.first();
     let file = File::open(&path).unwrap();
     images::assert_same(&path, &source);
+    eventually("the end of the second handle", || viewed.mounted.status()["open_files"] == 1);
     let vmfs = viewed.mounted.vmfs();
     let text = vmfs.run(["status", viewed.mounted.arg()]);
     for line in ["mounted", "1 file", "2.0 MiB in", "cache", "256.0 MiB", "latency", "0 requests"] {

@@ -8,8 +8,9 @@ use super::*;
 use crate::pack::Class;
 use crate::storage::memory::Failure;
 use crate::storage::{AppendFile, Listing, LocalDir, ReadFile, Storage};
+use crate::store::OpenOptions;
 use crate::store::crash_tests::{new_storage, open_on};
-use crate::testing::{init, open};
+use crate::testing::{init, open, open_options};
 
 /// A directory in memory, where there is one: these tests sync a lot.
 fn directory() -> tempfile::TempDir {
@@ -139,7 +140,7 @@ impl Template {
         drop(store);
         assert!(packs.iter().all(|pack| sealed(dir).contains(pack)), "{case}");
         let before = sealed(dir);
-        Store::reindex(dir, &OpenOptions::default()).unwrap();
+        Store::reindex(dir, &open_options()).unwrap();
         assert_eq!(sealed(dir), before, "{case}");
         let store = open(dir);
         assert_eq!(restored(&store, &healed), 4, "{case}: after a reindex");
@@ -403,7 +404,7 @@ fn what_a_device_can_not_read_is_damage_like_any_other() {
                 fs::remove_dir_all(dir.path().join("index")).unwrap();
             }
             let storage = BadBlocks { inner: LocalDir::new(dir.path()), path: crate::pack::path(id), bad };
-            let options = OpenOptions { storage: Some(Arc::new(storage)), ..OpenOptions::default() };
+            let options = OpenOptions { storage: Some(Arc::new(storage)), ..open_options() };
             let store = Arc::new(Store::open(dir.path(), &options).unwrap());
             let report = check(&store).unwrap();
             assert!(text(&report).contains(&id.to_string()), "{case}: {}", brief(&report));
