@@ -11,7 +11,7 @@ use chunkstore::Error;
 use chunkstore::catalog::Snapshot;
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, NodeId, RecordId};
+use chunkstore::id::{ChunkId, EntryId, NodeId, RecordId};
 use chunkstore::manifest::{self, Node};
 use chunkstore::record::{Kind as RecordKind, Record};
 use common::{Site, local, night, noise, push_all, read_back, run};
@@ -130,6 +130,9 @@ fn lies() -> Vec<(&'static str, Record)> {
     };
     let base: RecordId = ChunkId::of(b"a base that is nowhere").into();
     let orphan = Record::new(RecordKind::Chunk, ChunkId::of(b"x").into(), 1, Codec::Delta, vec![1; 20], Some(base));
+    let entry = br#"{"image":"db01","time":"20990101T000000Z","root":null,"virtual_bytes":4096,"origin":"x","created":"2026-11-01T02:00:00Z"}"#;
+    let entry =
+        Record::new(RecordKind::Entry, EntryId::of(entry).into(), entry.len(), Codec::Raw, entry.to_vec(), None);
     let not_a_node = b"not a node".to_vec();
     let id = chunkstore::id::NodeId::of(&not_a_node).into();
     vec![
@@ -138,6 +141,7 @@ fn lies() -> Vec<(&'static str, Record)> {
         ("smaller than it says", bomb(1000, 1 << 20)),
         ("garbage", Record::new(RecordKind::Chunk, ChunkId::of(b"x").into(), 1, Codec::Zstd, vec![7; 50], None)),
         ("a delta without base", orphan),
+        ("an entry", entry),
         ("no node", Record::new(RecordKind::Node, id, not_a_node.len(), Codec::Raw, not_a_node, None)),
     ]
 }

@@ -9,10 +9,14 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chunkstore::codec::Codec;
+use chunkstore::id::{ChunkId, EntryId, RecordId};
+use chunkstore::record::{Kind as RecordKind, Record};
+use jiff::{SignedDuration, Timestamp};
 use replicate::wire::{
     Fetch, ForStream, Hello, Ids, Job, Kind, Names, Prefixes, Purpose, Reply, Request, SessionId, WireError,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{Running, Serving, Site, Vmstore, eventually, expect_exit_of, stderr};
 
 const PREAMBLE: &[u8] = b"VMSTORE\0\x01\0\x01\0";
@@ -86,16 +90,16 @@ impl Stranger {
         let mut stranger = Self { stream, last_request: 0 };
         stranger.stream.write_all(PREAMBLE).unwrap();
         let hello = Hello { program: "by hand".into(), token: Some(token.into()) };
-        stranger.say(0, &hello.to_bytes());
+        stranger.say(Kind::Request, 0, &hello.to_bytes());
         let mut preamble = [0; PREAMBLE.len()];
         stranger.stream.read_exact(&mut preamble).unwrap();
         assert_eq!(preamble, PREAMBLE);
         stranger.hear().map(|_| stranger)
     }
 
-    fn say(&mut self, request: u32, payload: &[u8]) {
+    fn say(&mut self, kind: Kind, request: u32, payload: &[u8]) {
         let mut frame = (payload.len() as u32).to_le_bytes().to_vec();
-        frame.extend([Kind::Request as u8, 0, 0, 0]);
+        frame.extend([kind as u8, 0, 0, 0]);
         frame.extend(request.to_le_bytes());
         frame.extend(payload);
         // The server may have closed the connection: what it said before is heard.
@@ -120,20 +124,48 @@ impl Stranger {
 
     fn ask(&mut self, request: &Request) -> Result<Reply, WireError> {
         self.last_request += 1;
-        self.say(self.last_request, &request.to_bytes());
+        self.say(Kind::Request, self.last_request, &request.to_bytes());
         self.hear().map(|payload| Reply::from_bytes(&payload).unwrap())
+    }
+
+    /// Begins a session to push in.
+    fn begin(&mut self) -> Result<SessionId, WireError> {
+        let session = SessionId(self.last_request + 1);
+        self.ask(&Request::Begin { session, purpose: Purpose::Receive, snapshot: None }).map(|_| session)
+    }
+
+    fn put(&mut self, session: SessionId, record: &Record) -> Result<(), WireError> {
+        self.last_request += 1;
+        let payload = [&session.0.to_le_bytes()[..], &record.header.encode(), &record.payload].concat();
+        self.say(Kind::Records, self.last_request, &payload);
+        self.hear().map(drop)
     }
 
     /// Publishes an image of zeros, for which no record is needed.
     fn publish(&mut self, image: &str, time: &str) -> Result<Reply, WireError> {
-        let session = SessionId(self.last_request + 1);
-        self.ask(&Request::Begin { session, purpose: Purpose::Receive, snapshot: None })?;
-        let entry = json!({
-            "image": image, "time": time, "root": null, "virtual_bytes": 4096, "origin": "by hand",
-            "created": "2026-11-01T02:00:00Z",
-        });
+        self.publish_entry(&entry(image, time))
+    }
+
+    fn publish_entry(&mut self, entry: &Value) -> Result<Reply, WireError> {
+        let session = self.begin()?;
         self.ask(&Request::Publish { session, entry: entry.to_string().into_bytes(), report: None })
     }
+}
+
+fn entry(image: &str, time: &str) -> Value {
+    json!({
+        "image": image, "time": time, "root": null, "virtual_bytes": 4096, "origin": "by hand",
+        "created": "2026-11-01T02:00:00Z",
+    })
+}
+
+fn raw(kind: RecordKind, id: RecordId, bytes: Vec<u8>) -> Record {
+    Record::new(kind, id, bytes.len(), Codec::Raw, bytes, None)
+}
+
+fn chunk() -> Record {
+    let bytes = b"some content of a chunk".to_vec();
+    raw(RecordKind::Chunk, ChunkId::of(&bytes).into(), bytes)
 }
 
 #[test]
@@ -171,6 +203,13 @@ fn a_push_token_is_for_pushing_alone() {
         let answer = stranger.publish(image, time);
         assert!(matches!(answer, Err(WireError::Refused { .. })), "{image}@{time}: {answer:?}");
     }
+    let in_minutes =
+        |minutes| (Timestamp::now() + SignedDuration::from_mins(minutes)).strftime("%Y%m%dT%H%M%SZ").to_string();
+    let answer = stranger.publish("web01", &in_minutes(10));
+    assert!(matches!(answer, Err(WireError::Refused { .. })), "in ten minutes: {answer:?}");
+    let soon = in_minutes(2);
+    assert!(matches!(stranger.publish("web02", &soon), Ok(Reply::Published(_))));
+    sites.far.run(["remove", &format!("web02@{soon}")]);
     // That none of this is for some other reason.
     assert!(matches!(stranger.publish("web02", NIGHT), Ok(Reply::Published(_))));
     assert_eq!(sites.far.snapshots(), [mine, format!("web02@{NIGHT}")]);
@@ -203,6 +242,88 @@ fn a_push_with_a_token_goes_so_far_and_no_further() {
     }
     sites.far.collect_all();
     sites.far.assert_has_all(&sites.nights);
+}
+
+#[test]
+fn a_read_token_writes_nothing() {
+    let sites = Sites::new();
+    sites.push(&sites.token);
+    let read = token(&sites.far, "reader", &["--role", "read"]);
+    let mut stranger = sites.stranger(&read);
+    assert!(matches!(stranger.begin(), Err(WireError::Denied { .. })));
+    let (session, snapshot) = (SessionId(7), Some(format!("web01@{NIGHT}")));
+    stranger.ask(&Request::Begin { session, purpose: Purpose::Read, snapshot }).unwrap();
+    let before = sites.far.packs_bytes();
+    let record = chunk();
+    let entry = entry("web09", NIGHT).to_string().into_bytes();
+    let answers = [
+        stranger.put(session, &record),
+        stranger.ask(&Request::Claim { session, ids: Ids(vec![record.header.id]) }).map(drop),
+        stranger.ask(&Request::Publish { session, entry, report: None }).map(drop),
+    ];
+    for answer in answers {
+        assert!(matches!(answer, Err(WireError::Refused { .. } | WireError::Denied { .. })), "{answer:?}");
+    }
+    drop(stranger);
+    sites.far.run(["verify"]);
+    assert_eq!(sites.far.packs_bytes(), before);
+    sites.far.assert_has_all(&sites.nights);
+}
+
+/// An entry among the records would be taken for that of a snapshot that was lost.
+#[test]
+fn no_snapshot_comes_but_by_its_publication() {
+    let sites = Sites::new();
+    sites.push(&sites.token);
+    let admin = token(&sites.far, "admin", &["--role", "admin"]);
+    for token in [&sites.token, &admin] {
+        let mut stranger = sites.stranger(token);
+        let session = stranger.begin().unwrap();
+        let bytes = entry("db01", FUTURE).to_string().into_bytes();
+        let planted = raw(RecordKind::Entry, EntryId::of(&bytes).into(), bytes);
+        let answer = stranger.put(session, &planted);
+        assert!(matches!(answer, Err(WireError::Refused { .. })), "{answer:?}");
+        stranger.put(session, &chunk()).unwrap();
+    }
+    assert_eq!(sites.far.json(["verify"])["sound"], true);
+    sites.far.run(["repair"]);
+    sites.far.assert_has_all(&sites.nights);
+}
+
+/// What others pushed, of however new a time and whatever they say of its origin, drops nobody else's snapshots.
+#[test]
+fn a_token_evicts_nobody_elses_snapshots() {
+    let sites = Sites::new();
+    let file = sites.site.make("own.raw", 4, 81);
+    sites.far.run(["ingest", file.to_str().unwrap(), "--image", "web01", "--time", NIGHT]);
+    let own = format!("web01@{NIGHT}");
+    let origin = sites.far.json(["show", &own])["origin"].clone();
+    let other = token(&sites.far, "site-b", &["--role", "push"]);
+    for (token, time) in
+        [(&sites.token, "20261102T020000Z"), (&sites.token, "20261103T020000Z"), (&other, "20261104T020000Z")]
+    {
+        let mut forged = entry("web01", time);
+        forged["origin"] = origin.clone();
+        sites.stranger(token).publish_entry(&forged).unwrap();
+    }
+    sites.far.run(["prune", "--keep-last", "1"]);
+    assert_eq!(sites.far.snapshots(), [&own, "web01@20261103T020000Z", "web01@20261104T020000Z"]);
+    sites.far.assert_holds(&own, &file);
+}
+
+#[test]
+fn what_is_published_counts_against_the_quota() {
+    let sites = Sites::new();
+    let small = token(&sites.far, "small", &["--role", "push", "--quota", "2MiB"]);
+    let mut stranger = sites.stranger(&small);
+    let publish = |day: u32| {
+        let mut large = entry("web05", &format!("202610{day:02}T020000Z"));
+        large["attachment"] = "x".repeat(400 << 10).into();
+        stranger.publish_entry(&large)
+    };
+    let answers: Vec<_> = (1..=4).map(publish).collect();
+    assert!(answers[0].is_ok() && matches!(answers[3], Err(WireError::Denied { .. })), "{answers:?}");
+    assert!(sites.far.snapshots().len() < 4);
 }
 
 /// All files below a directory but those of `except`, with what is in them.
@@ -295,7 +416,13 @@ fn a_removed_token_is_dead_at_once() {
     let sites = Sites::new();
     sites.push(&sites.token);
     let other = token(&sites.far, "other", &["--role", "push"]);
+    let mut stranger = sites.stranger(&sites.token);
+    let session = stranger.begin().unwrap();
     sites.far.run(["token", "remove", "site-a"]);
+    let asked = stranger.ask(&Request::Lacks { prefixes: Prefixes::default() }).map(drop);
+    for answer in [asked, stranger.put(session, &chunk())] {
+        assert!(matches!(answer, Err(WireError::Denied { .. })), "on a connection that was open: {answer:?}");
+    }
     let said = sites.refused(&sites.near, &sites.token, &["push", "--all"], 8);
     assert!(said.contains("token"), "{said}");
     assert!(matches!(Stranger::connect(sites.address(), &sites.token), Err(WireError::Denied { .. })));

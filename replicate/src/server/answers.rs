@@ -1,6 +1,6 @@
 //! The answers to requests.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use chunkstore::catalog::Catalog;
@@ -42,6 +42,7 @@ impl Connection {
     }
 
     async fn put(&self, frame: Frame) -> Result<Reply> {
+        self.check_grant()?;
         let (session, payload) = split_session(&frame.payload).map_err(Error::invalid)?;
         let (session, server) = (self.session(session)?, Arc::clone(&self.server));
         let put = move |_: &Arc<Store>| session.put(&server, records_of(&payload).map_err(Error::invalid)?);
@@ -333,8 +334,12 @@ impl Selection {
 fn names_of(catalog: &Catalog, names: &Names) -> Result<Vec<SnapshotName>> {
     let images = match names {
         Names::Selectors(selectors) => {
+            if selectors.len() > IDS_MAX {
+                return Err(Error::invalid("too many snapshots are named"));
+            }
             let resolve = |selector: &String| catalog.resolve(&selector.parse::<Selector>()?);
-            return selectors.iter().map(resolve).collect();
+            let names: Result<BTreeSet<SnapshotName>> = selectors.iter().map(resolve).collect();
+            return Ok(names?.into_iter().collect());
         }
         Names::Image(image) => vec![image.parse::<ImageName>()?],
         Names::All => catalog.images()?,

@@ -266,10 +266,16 @@ impl Connection {
 
     /// Checks that the client may ask this, and may still do what it was admitted for.
     pub(super) fn check(&self, request: &Request) -> Result<()> {
+        self.check_grant()?;
+        rights::check(&self.grant, request)
+    }
+
+    /// Checks that the client may still do what it was admitted for.
+    pub(super) fn check_grant(&self) -> Result<()> {
         if self.server.grant_by(&self.credential)? != self.grant {
             return Err(Error::denied("what the client may do has changed; connect anew"));
         }
-        rights::check(&self.grant, request)
+        Ok(())
     }
 
     fn add(&self, id: SessionId, session: Arc<Session>) -> Result<()> {

@@ -40,6 +40,7 @@ impl Connection {
                 Ok(Reply::BootOrder(order.map(|order| order.encode())))
             }
             Request::PutBootOrder { snapshot, order } => {
+                self.server.quota.charge(&self.grant, order.len() as u64)?;
                 self.server.work(move |store| put_order(store, &snapshot, &order)).await?;
                 Ok(Reply::Done)
             }

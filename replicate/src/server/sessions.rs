@@ -7,7 +7,7 @@ use std::time::Duration;
 use chunkstore::catalog::{IngestReport, Snapshot, State};
 use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
-use chunkstore::record::Record;
+use chunkstore::record::{Kind, Record};
 use chunkstore::sink::Claim;
 use chunkstore::store::{Store, WriteSession};
 use chunkstore::{Error, Result};
@@ -25,6 +25,8 @@ const AWAIT_TIME_MAX: Duration = Duration::from_secs(8);
 const AWAIT_POLL: Duration = Duration::from_millis(50);
 /// Of those that wait, how many are looked at in one poll.
 const AWAIT_LOOKED_AT: usize = 4096;
+/// What a published snapshot takes besides its entry, about: a pack's frame and the rest of its file.
+const PUBLISHED_BYTES: u64 = 4 << 10;
 /// How far a pushed snapshot's time may lie ahead of this machine's clock.
 const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
 
@@ -109,6 +111,10 @@ impl Session {
     /// checked against its id.
     pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
         self.check_writes()?;
+        // `verify` would take one for the name of a snapshot that was lost, and `repair` would publish it, past all checks.
+        if records.iter().any(|record| record.header.kind == Kind::Entry) {
+            return Err(Error::refused("a snapshot's entry comes with its publication, and in no other way"));
+        }
         let bytes: u64 = records.iter().map(|record| record.bytes() as u64).sum();
         server.quota.charge(&self.grant, bytes)?;
         self.has_put.store(true, Ordering::Relaxed);
@@ -139,6 +145,8 @@ impl Session {
             check_time(&name, server.now())?;
             snapshot.state.received_from = self.grant.received_from();
         }
+        // The entry is in a pack and in the catalog.
+        server.quota.charge(&self.grant, PUBLISHED_BYTES + 2 * snapshot.entry_encoding().len() as u64)?;
         server.quota.save()?;
         let report = report.map(parse_report).transpose()?;
         let received = (self.purpose == Purpose::Receive).then(|| snapshot.clone());
