@@ -4,9 +4,9 @@
 //! both a local directory and an object store can do. Tests put faults under this seam. Paths are relative to the
 //! store and use `/`. Nothing here knows formats.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,6 +107,13 @@ impl LocalDir {
     }
 }
 
+/// How directories of a store are made: for its user alone. What guests have on their disks is in there.
+pub(crate) fn private_dir() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
 impl Storage for LocalDir {
     fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>> {
         let file = File::create_new(self.path(path))?;
@@ -141,7 +148,7 @@ impl Storage for LocalDir {
 
     fn create_dir(&self, dir: &str) -> io::Result<()> {
         let path = self.path(dir);
-        match fs::create_dir(&path) {
+        match private_dir().create(&path) {
             Ok(()) => sync_path(path.parent().unwrap_or(&self.root)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
             Err(error) => Err(error),

@@ -50,24 +50,23 @@ pub struct Starter {
 /// What came of starting an owner.
 enum Started {
     Listens,
-    /// Another one was faster.
-    Lost,
+    /// Another process has the store: an owner that was faster, or one that has it for itself, which the error tells.
+    Lost(Error),
 }
 
 /// Connects to the owner of the store in `dir`; if there is none and a starter is given, starts it.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there is
-/// no owner and none was to be started; otherwise why none could be started.
+/// no owner and none was to be started; [`Error::Busy`] if another process has the store for itself; otherwise why none could
+/// be started.
 pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
     connect_with(dir, starter, &Packs::new(dir, &Handle::current())).await
 }
 
 /// [`connect`], with packs that other connections use as well.
 async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>) -> Result<Client> {
-    if !dir.join("config.toml").exists() && !dir.join("packs").exists() {
-        return Err(Error::not_found(format!("store {}", dir.display())));
-    }
+    check_is_store(dir)?;
     let until = Instant::now() + RETRY_TIME_MAX;
     let mut pause = RETRY;
     loop {
@@ -78,17 +77,33 @@ async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>)
             Err(error) => return Err(error),
         };
         let Some(starter) = starter else { return Err(error) };
-        if Instant::now() >= until {
+        let is_over = Instant::now() >= until;
+        if matches!(error, Error::Unreachable { .. }) {
+            match start(dir, starter).await? {
+                Started::Listens => continue,
+                Started::Lost(busy) if is_over => return Err(busy),
+                Started::Lost(_) => {}
+            }
+        } else if is_over {
             return Err(error);
-        }
-        if matches!(error, Error::Unreachable { .. })
-            && let Started::Listens = start(dir, starter).await?
-        {
-            continue;
         }
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_SLOWEST);
     }
+}
+
+fn check_is_store(dir: &Path) -> Result<()> {
+    for name in ["config.toml", "packs"] {
+        match dir.join(name).try_exists() {
+            Ok(true) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::denied(format!("store {} is another user's", dir.display())));
+            }
+            // What else keeps it from being found is told by who opens it.
+            _ => {}
+        }
+    }
+    Err(Error::not_found(format!("store {}", dir.display())))
 }
 
 /// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a hand-shake: for passing on
@@ -164,7 +179,7 @@ async fn outcome(mut child: Child) -> Result<Started> {
     let last = said.lines().last().unwrap_or_default();
     if let Ok(error) = serde_json::from_str::<WireError>(last) {
         return match error {
-            WireError::Busy { .. } => Ok(Started::Lost),
+            busy @ WireError::Busy { .. } => Ok(Started::Lost(busy.into())),
             error => Err(error.into()),
         };
     }

@@ -66,6 +66,16 @@ fn the_second_is_told_who_holds_the_store_and_list_and_show_work() {
     vmstore.run(["verify"]);
 }
 
+/// Without `--standalone` a command first looks for an owner, and starts one, which can't open the store.
+#[test]
+fn a_command_without_an_owner_is_told_who_has_the_store_for_itself() {
+    let (_dir, vmstore) = site();
+    let holder = ingest_under_way(&vmstore);
+    let said = vmstore.through_owner().expect_exit(4, ["stats"]);
+    assert!(said.contains(&format!("in use by process {} ", holder.id())), "{said}");
+    assert!(holder.wait_with_output().unwrap().status.success());
+}
+
 #[test]
 fn who_waits_gets_the_store_when_it_is_free() {
     let (dir, vmstore) = site();

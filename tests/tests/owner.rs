@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
@@ -311,21 +311,32 @@ fn another_user_is_denied_and_told_so() {
     let program = site.path("vmstore");
     // By another process: one that a test has just started would hold a file of this one open for writing.
     tool("cp", &[vmstore.program().as_os_str(), program.as_os_str()]);
-    for dir in [site.dir(), vmstore.store()] {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    let let_in = |dir: &Path| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let_in(site.dir());
     let vmstore = vmstore.with_program(program);
-    let stats = vmstore.command(["stats"]);
+    let refused = |command: &Command, what: &str| {
+        let mut refused = Command::new("setpriv");
+        refused.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(command.get_program());
+        refused.args(command.get_args()).env_remove("VMSTORE_STANDALONE").current_dir("/");
+        let said = expect_exit_of(&refused.output().unwrap(), 8, &format!("{refused:?} {what}"));
+        assert!(said.contains("user"), "{said}");
+    };
+    let (list, stats) = (vmstore.command(["list"]), vmstore.command(["stats"]));
+    refused(&stats, "of a store as it was made");
+    refused(&list, "of a store as it was made");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(vmstore.store()), 0o700);
+    let_in(vmstore.store());
+    for dir in ["packs", "catalog", "catalog/web01"] {
+        assert_eq!(mode(&vmstore.store().join(dir)), 0o700, "{dir}");
+    }
+    refused(&list, "of a store that others may look into");
     let socket = vmstore.store().join("owner.sock");
-    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(mode(&socket), 0o600);
     // The second is a socket whose mode somebody has changed: the owner looks at who asks.
     for mode in [0o600, 0o666] {
         fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).unwrap();
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(stats.get_program());
-        command.args(stats.get_args()).env_remove("VMSTORE_STANDALONE").current_dir("/");
-        let said = expect_exit_of(&command.output().unwrap(), 8, &format!("{command:?} with mode {mode:o}"));
-        assert!(said.contains("user"), "{said}");
+        refused(&stats, &format!("with mode {mode:o}"));
     }
     vmstore.run(["stats"]);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::limits::PACK_BYTES_TARGET;
 use crate::lock::StoreLock;
 use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
 use crate::reserve;
-use crate::storage::{LocalDir, Storage};
+use crate::storage::{LocalDir, Storage, private_dir};
 use crate::store::claims::{Claims, Clock};
 use crate::store::protect::Gate;
 use crate::store::{Adoption, Store, pack_row};
@@ -76,7 +77,7 @@ impl Store {
     /// Makes a store in `dir`, which must be empty or not exist. `seed` names the store and should be random.
     pub fn init(dir: &Path, options: &InitOptions, seed: [u8; 16], now: jiff::Timestamp) -> Result<()> {
         let config = Config::new(seed, now, options.params)?;
-        fs::create_dir_all(dir).map_err(|error| Error::io("creating", dir, error))?;
+        create_private(dir).map_err(|error| Error::io("creating", dir, error))?;
         let mut entries = fs::read_dir(dir).map_err(|error| Error::io("reading", dir, error))?;
         if entries.next().is_some() {
             let kind = if dir.join("config.toml").exists() { "already holds a store" } else { "is not empty" };
@@ -164,6 +165,17 @@ impl Store {
 }
 
 /// Makes the directories of a store.
+/// Makes a directory for its user alone, and those that lead to it as usual. One that is there stays as it is.
+fn create_private(dir: &Path) -> io::Result<()> {
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match private_dir().create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
 pub(super) fn make_dirs(storage: &Arc<dyn Storage>) -> Result<()> {
     Catalog::create(Arc::clone(storage))?;
     for name in [pack::DIR, "leases"] {
@@ -179,7 +191,8 @@ fn open_config(dir: &Path, options: &OpenOptions) -> Result<(Arc<dyn Storage>, C
     };
     if let Err(error) = storage.list(pack::DIR) {
         return Err(match error.kind() {
-            std::io::ErrorKind::NotFound => Error::not_found(format!("store {}", dir.display())),
+            io::ErrorKind::NotFound => Error::not_found(format!("store {}", dir.display())),
+            io::ErrorKind::PermissionDenied => Error::denied(format!("store {} is another user's", dir.display())),
             _ => Error::io("listing", dir.join(pack::DIR), error),
         });
     }
