@@ -21,7 +21,7 @@ help:
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
 	@echo 'make torture every attack on the store in its long form; TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these,'
 	@echo '             then fuzz as above; FUZZ_SECONDS=0 leaves that out'
-	@echo 'make soak    a simulated year of three sites under readers and writers; SOAK="--seconds 1800" passes options'
+	@echo 'make soak    simulated nights of three sites under readers and writers; SOAK="--seconds 1800" passes options'
 	@echo 'make bench   compare with zstd, restic, borg, rsync and QEMU; BENCH="--runs 1 --only NAME" passes options'
 
 setup:

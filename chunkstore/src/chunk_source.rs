@@ -1,6 +1,6 @@
 //! The seam for reading: whatever can give verified chunks and nodes by their names.
 //!
-//! A local store is one; a remote, and a cache over both, will be others. Whoever restores, compares or shows a
+//! A store is one, a client of its owner another. Whoever restores, compares or shows a
 //! snapshot goes through it and cannot tell them apart.
 
 use crate::chunk::Chunk;

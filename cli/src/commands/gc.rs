@@ -21,7 +21,7 @@ pub(crate) struct Gc {
     /// Only print what would be freed
     #[arg(long)]
     dry_run: bool,
-    /// Threads that work [default: all cores]
+    /// Threads that work [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

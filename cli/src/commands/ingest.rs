@@ -59,7 +59,7 @@ pub(crate) struct Ingest {
     /// The name that the disks of one machine share
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
-    /// The sources' format [default: by the suffix: .qcow2, else raw; never by content]
+    /// The sources' format [default: by the suffix: .qcow2 or .qcow, else raw; never by content]
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
     /// Where qcow2 backing files may lie besides the image's own directory
@@ -68,7 +68,7 @@ pub(crate) struct Ingest {
     /// Read an image even while QEMU has it open for writing; the snapshot may then be torn
     #[arg(long)]
     live: bool,
-    /// Threads that read, cut and compress [default: all cores]
+    /// Threads that read, cut and compress [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

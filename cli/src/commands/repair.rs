@@ -46,7 +46,7 @@ pub(crate) struct Repair {
     /// Only tell what would be mended
     #[arg(long)]
     dry_run: bool,
-    /// Threads that decode and check [default: all cores]
+    /// Threads that decode and check [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]

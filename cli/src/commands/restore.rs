@@ -51,7 +51,7 @@ pub(crate) struct Restore {
     /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
-    /// Threads that decode and verify [default: all cores]
+    /// Threads that decode and verify [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

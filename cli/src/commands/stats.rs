@@ -17,7 +17,7 @@ use crate::progress::Unit;
 /// what removing it would free.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Threads that work [default: all cores]
+    /// Threads that work [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

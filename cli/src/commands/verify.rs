@@ -23,7 +23,7 @@ pub(crate) struct Verify {
     /// Only what these snapshots need
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<Selector>,
-    /// Threads that decode and check [default: all cores]
+    /// Threads that decode and check [default: as in config.toml, else all cores]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

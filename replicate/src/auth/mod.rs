@@ -32,7 +32,7 @@ pub enum Role {
     Read,
     /// Push snapshots, and neither read nor remove any.
     Push,
-    /// Everything.
+    /// Everything; with patterns of images, only to read and push those.
     Admin,
 }
 

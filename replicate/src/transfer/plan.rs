@@ -60,7 +60,7 @@ pub(super) struct Item {
     pub(super) name: SnapshotName,
     pub(super) entry: Entry,
     pub(super) encoding: Vec<u8>,
-    /// The newest snapshot of the image that both stores have.
+    /// The newest older snapshot of the image that both stores have, or else the oldest newer one.
     pub(super) parent: Option<Entry>,
     parent_name: Option<SnapshotName>,
 }

@@ -1,5 +1,5 @@
-//! The soak: a year of nights, and more as long as time is left, of several machines at three sites, simulated as fast as it
-//! goes. Each night all machines are ingested, pushed to the second site and pulled by the third; then each site prunes by
+//! The soak: nights of several machines at three sites, as many as the time allows (half an hour is about a year), by a
+//! simulated calendar. Each night all machines are ingested, pushed to the second site and pulled by the third; then each site prunes by
 //! one policy, and now and then collects. Meanwhile eight mounts are read and verified, and two clones are written,
 //! verified and committed. What processes take is drawn, and must be flat when they are warm.
 //!
@@ -43,7 +43,7 @@ const CACHE: &str = "16MiB";
 /// What each store may keep of its index.
 const INDEX_CACHE_BYTES: u64 = 2 << 20;
 
-/// A simulated year of three sites.
+/// Simulated nights of three sites.
 #[derive(Parser)]
 struct Options {
     /// How long it lasts, without its end, which verifies everything
