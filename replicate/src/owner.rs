@@ -68,7 +68,7 @@ pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
 async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>) -> Result<Client> {
     check_is_store(dir)?;
     let until = Instant::now() + RETRY_TIME_MAX;
-    let mut pause = RETRY;
+    let (mut pause, mut busy) = (RETRY, None);
     loop {
         let error = match greet(dir, packs).await {
             Ok(client) => return Ok(client),
@@ -77,15 +77,18 @@ async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>)
             Err(error) => return Err(error),
         };
         let Some(starter) = starter else { return Err(error) };
-        let is_over = Instant::now() >= until;
-        if matches!(error, Error::Unreachable { .. }) {
+        let is_absent = matches!(error, Error::Unreachable { .. });
+        if Instant::now() >= until {
+            return Err(busy.filter(|_| is_absent).unwrap_or(error));
+        }
+        if is_absent {
             match start(dir, starter).await? {
-                Started::Listens => continue,
-                Started::Lost(busy) if is_over => return Err(busy),
-                Started::Lost(_) => {}
+                Started::Listens => {
+                    busy = None;
+                    continue;
+                }
+                Started::Lost(holder) => busy = Some(holder),
             }
-        } else if is_over {
-            return Err(error);
         }
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_SLOWEST);

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
@@ -41,9 +40,12 @@ fn what_was_synced_is_there_after_every_kill() {
     let (vmstore, mut mounted) = clone_in(&site);
     let mut rng = Rng::from_clock();
     let mut written = Written::new(&site.path("image"), THREADS, rng.number());
-    let syncs = Cell::new(0);
+    let mut syncs = 0;
     // On a slow disk a round may be over before the first sync returns.
-    for round in (1..=10 * KILLS).take_while(|round| *round <= KILLS || syncs.get() <= KILLS as usize) {
+    for round in 1..=10 * KILLS {
+        if round > KILLS && syncs > KILLS as usize {
+            break;
+        }
         let writers = written.start(&mounted.clone_file("work"));
         thread::sleep(Duration::from_millis(rng.below(ROUND_MS_MAX)));
         // Killed with the mount, however far it came.
@@ -54,9 +56,8 @@ fn what_was_synced_is_there_after_every_kill() {
         // It would have the clone open, now that nobody else has.
         drop(commit);
         mounted = vmstore.mount_again(mounted);
-        syncs.set(syncs.get() + written.judge(&mounted.clone_file("work"), &ended));
+        syncs += written.judge(&mounted.clone_file("work"), &ended);
     }
-    let syncs = syncs.get();
     println!("{syncs} syncs");
     assert!(syncs > KILLS as usize, "only {syncs} syncs returned: nothing was tested");
     mounted.unmount();

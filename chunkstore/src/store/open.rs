@@ -164,7 +164,6 @@ impl Store {
     }
 }
 
-/// Makes the directories of a store.
 /// Makes a directory for its user alone, and those that lead to it as usual. One that is there stays as it is.
 fn create_private(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
@@ -176,6 +175,7 @@ fn create_private(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the directories of a store.
 pub(super) fn make_dirs(storage: &Arc<dyn Storage>) -> Result<()> {
     Catalog::create(Arc::clone(storage))?;
     for name in [pack::DIR, "leases"] {
