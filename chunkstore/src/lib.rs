@@ -21,6 +21,7 @@
 #[cfg(test)]
 extern crate self as chunkstore;
 
+pub mod beside;
 pub mod boot_order;
 mod buffers;
 

@@ -122,6 +122,11 @@ impl Header {
         Ok(header)
     }
 
+    /// Bytes that the record takes in a pack, the table's entry not counted.
+    pub fn record_bytes(&self) -> u64 {
+        HEADER_BYTES as u64 + u64::from(self.stored_bytes)
+    }
+
     /// Whether this is the payload the header was written for.
     pub fn payload_matches(&self, payload: &[u8]) -> bool {
         payload.len() == self.stored_bytes as usize && crc32c::crc32c(payload) == self.payload_crc
@@ -203,6 +208,12 @@ impl Record {
     /// Bytes it takes in a pack, the table's entry not counted.
     pub fn bytes(&self) -> usize {
         HEADER_BYTES + self.payload.len()
+    }
+
+    /// Appends the record's bytes.
+    pub fn write_to(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.header.encode());
+        bytes.extend_from_slice(&self.payload);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The seam under packs and catalog: a flat set of named files in a few directories.
 //!
 //! Files are written once from start to end, synced, renamed to their final name and never changed, which is what
-//! both a local directory and an object store can do. Tests put faults under this seam. Paths are relative to the
+//! both a local directory and an object store can do. Others may take part in writing one ([`Storage::write_at`]), where
+//! the storage lets them. Tests put faults under this seam. Paths are relative to the
 //! store and use `/`. Nothing here knows formats.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +27,13 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Opens a file for reading at any offset.
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>>;
+
+    /// Writes into a file that another appends to, behind what it has appended so far; the other [skips](AppendFile::skip)
+    /// it. Permanent with the other's sync.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file. What was written of the bytes then is not known.
+    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Gives a file another name, replacing what had it. Atomic; durable after [`Storage::sync_dir`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -55,6 +63,10 @@ pub trait Storage: Send + Sync + 'static {
 pub trait AppendFile: Send {
     /// Appends all the bytes, or fails; after a failure the file must be given up.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Leaves so many bytes to others, who have written them ([`Storage::write_at`]) or not: what is not written reads as
+    /// zeros once something was appended behind it. After a failure the file must be given up.
+    fn skip(&mut self, bytes: u64) -> io::Result<()>;
 
     /// Lets the system begin to write what was appended, so that [`AppendFile::sync`] has less to wait for.
     fn start_writeback(&mut self) {}
@@ -124,6 +136,10 @@ impl Storage for LocalDir {
         Ok(Arc::new(LocalRead(File::open(self.path(path))?)))
     }
 
+    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        File::options().write(true).open(self.path(path))?.write_all_at(bytes, offset)
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         fs::rename(self.path(from), self.path(to))
     }
@@ -179,6 +195,11 @@ impl AppendFile for LocalAppend {
         self.file.write_all(bytes)?;
         self.appended_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.appended_bytes += bytes;
+        self.file.seek(SeekFrom::Start(self.appended_bytes)).map(drop)
     }
 
     fn start_writeback(&mut self) {

@@ -7,6 +7,7 @@ mod common;
 #[path = "../../chunkstore/src/chunk_source/contract.rs"]
 mod contract;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -15,14 +16,22 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use chunkstore::Error;
+use chunkstore::beside::Lender;
 use chunkstore::catalog::Snapshot;
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::Codec;
 use chunkstore::id::{ChunkId, NodeId, PackId, RecordId};
+use chunkstore::ingest::{Base, IngestInto, IngestOptions};
 use chunkstore::limits::STORED_BYTES_MAX;
 use chunkstore::manifest::Node;
-use chunkstore::record::Kind as RecordKind;
+use chunkstore::name::SnapshotName;
+use chunkstore::pack::Class;
+use chunkstore::progress::Progress;
+use chunkstore::record::{Header, Kind as RecordKind, Record};
 use chunkstore::sink::{Like, Sink};
+use chunkstore::source::Source;
+use chunkstore::source::memory::MemDisk;
+use chunkstore::store::Room;
 use common::{Site, local, night, noise, read_back};
 use replicate::client::{Client, ClientSession, Link, Packs};
 use replicate::server::serve_stream;
@@ -239,6 +248,84 @@ fn a_session_reads_the_bases_that_it_is_told() {
     assert!(fetched.iter().filter(|base| base.is_some()).count() == ids.len() + 1 && fetched[ids.len()].is_none());
     assert!(read == fetched && fallen_back == fetched);
     assert!(moved > 0 && nothing == 0 && as_before == moved);
+}
+
+/// Ingests through an owner.
+fn ingest_by(client: &Client, name: SnapshotName, image: &[u8]) -> Snapshot {
+    let session = ClientSession::begin_blocking(client, Purpose::Ingest, None).unwrap();
+    let into = IngestInto {
+        sink: &session,
+        source: client,
+        params: common::small_params(),
+        zstd_level: 1,
+        store_id: "here",
+        trusts_parent: false,
+        parent: None,
+    };
+    let now = name.time.timestamp();
+    let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::None, threads: 2, now };
+    into.ingest(Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default()).unwrap()
+}
+
+#[test]
+fn an_ingest_writes_packs_beside_their_owner_and_where_it_can_not_it_sends_records() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::create_dir(elsewhere.path().join("packs")).unwrap();
+    // A store, where the client looks for its packs, whether it may open them, and whether it writes them then.
+    let cases: [(u8, Option<&Path>, bool, bool); 4] = [
+        (1, Some(Path::new("")), true, true),
+        (2, Some(elsewhere.path()), true, false),
+        (3, Some(Path::new("")), false, false),
+        (4, None, true, false),
+    ];
+    let image = noise(9 << 20, 5);
+    let roots = cases.map(|(seed, looks_in, may_open, writes)| {
+        let owned = Owned::new(seed);
+        // An absolute path stays what it is.
+        let link = looks_in.map_or_else(Link::default, |dir| owned.link(&owned.site.path().join(dir)));
+        let (client, _serving) = owned.client(&link);
+        let ingest = || {
+            if !may_open {
+                // SAFETY: a plain system call that concerns this thread only, and those that it starts.
+                unsafe { libc::setfsuid(65534) };
+            }
+            ingest_by(&client, night("web01", 1), &image)
+        };
+        let snapshot = thread::scope(|scope| scope.spawn(ingest).join().unwrap());
+        let sent = client.meter().record_bytes() as usize;
+        assert!(if writes { sent < image.len() / 50 } else { sent > image.len() }, "case {seed}: {sent} bytes sent");
+        assert!(read_back(&client, &snapshot) == image);
+        let report = chunkstore::verify::verify(&owned.site.store, &[], 2, &Progress::default()).unwrap();
+        assert!(report.is_sound(), "case {seed}: {report:?}");
+        let stored = snapshot.state.ingest.as_ref().unwrap().stored_bytes as usize;
+        assert!((image.len()..image.len() * 103 / 100).contains(&stored), "case {seed}: {stored}");
+        snapshot.entry().root
+    });
+    assert!(roots.iter().all(|root| *root == roots[0] && root.is_some()));
+}
+
+#[test]
+fn room_is_lent_to_ingests_alone_and_what_was_never_lent_is_not_taken() {
+    let owned = Owned::new(1);
+    let (client, _serving) = owned.direct();
+    let begin = |purpose| ClientSession::begin_blocking(&client, purpose, None).unwrap();
+    for purpose in [Purpose::Receive, Purpose::Read] {
+        let session = begin(purpose);
+        assert!(matches!(session.lend(Class::Data, 1000), Err(Error::Refused { .. })), "{purpose:?}");
+    }
+    let session = begin(Purpose::Ingest);
+    let bytes = noise(5000, 1);
+    let id: RecordId = ChunkId::of(&bytes).into();
+    let header = Record::new(RecordKind::Chunk, id, bytes.len(), Codec::Raw, bytes, None).header;
+    let entry = Header { kind: RecordKind::Entry, ..header };
+    let room = session.lend(Class::Data, 5096).unwrap();
+    let never = PackId { number: room.pack.number + 1, ..room.pack };
+    assert!(!session.put_written(Room { pack: never, ..room }, &[header]).unwrap());
+    assert!(!begin(Purpose::Ingest).put_written(room, &[header]).unwrap());
+    assert!(matches!(session.put_written(room, &[header, header]), Err(Error::Invalid { .. })));
+    let room = session.lend(Class::Meta, 5096).unwrap();
+    assert!(matches!(session.put_written(room, &[entry]), Err(Error::Refused { .. })), "names of snapshots");
+    assert!(matches!(session.lend(Class::Data, u32::MAX), Err(Error::Invalid { .. })));
 }
 
 /// What a hostile owner answers to where records lie.

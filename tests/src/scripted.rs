@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chunkstore::beside::WritesBeside;
 use chunkstore::boot_order::{self, BootOrder};
 use chunkstore::catalog::{Catalog, Snapshot};
 use chunkstore::chunk_source::ChunkSource;
@@ -15,7 +16,7 @@ use chunkstore::chunker::ChunkParams;
 use chunkstore::config::Config;
 use chunkstore::error::{Error, Result};
 use chunkstore::gc;
-use chunkstore::ingest::{Base, IngestOptions, ingest};
+use chunkstore::ingest::{Base, IngestInto, IngestOptions, find_parent, ingest};
 use chunkstore::limits::SEGMENT_BYTES;
 use chunkstore::manifest::{self, Node};
 use chunkstore::name::{ImageName, SnapshotName, SnapshotTime};
@@ -59,7 +60,7 @@ pub fn night(image: &str, day: u32) -> SnapshotName {
 pub fn content(name: &SnapshotName) -> Image {
     let image: String = name.image.to_string();
     let number = image.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31) ^ u64::from(byte));
-    let day = name.time.timestamp().as_second() as u64 / 86400 - 20454;
+    let day = day_of(name);
     let mut rng = Rng::new(number);
     let mut bytes = rng.noise(60_000 + rng.clone().below(60_000) as usize);
     for _ in 0..day {
@@ -78,7 +79,7 @@ pub fn content(name: &SnapshotName) -> Image {
     Arc::new(bytes)
 }
 
-/// Ingests what an image holds on a day, onto its newest snapshot.
+/// Ingests what an image holds on a day, onto its newest snapshot. Every second night is written beside the session.
 pub fn ingest_night(store: &Arc<Store>, name: &SnapshotName) -> Result<Snapshot> {
     ingest_as(store, name, &content(name))
 }
@@ -87,7 +88,26 @@ fn ingest_as(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) -> Result<Sn
     let now = name.time.timestamp();
     let (labels, name) = (BTreeMap::new(), name.clone());
     let options = IngestOptions { name, labels, group: None, base: Base::Newest, threads: 1, now };
-    ingest(store, Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default())
+    let source = Source::Disk(Box::new(MemDisk::new(image.to_vec())));
+    if day_of(&options.name).is_multiple_of(2) {
+        return ingest(store, source, &options, &Progress::default());
+    }
+    let parent = find_parent(store.catalog(), &options)?.map(|parent| parent.name());
+    let session = store.session(parent.as_ref())?;
+    let into = IngestInto {
+        sink: &WritesBeside::new(&session),
+        source: &**store,
+        params: store.config().format.chunk_params(),
+        zstd_level: store.config().defaults.zstd_level,
+        store_id: &store.config().format.store_id,
+        trusts_parent: session.trusts_parent(),
+        parent: session.parent().cloned(),
+    };
+    into.ingest(source, &options, &Progress::default())
+}
+
+fn day_of(name: &SnapshotName) -> u64 {
+    name.time.timestamp().as_second() as u64 / 86400 - 20454
 }
 
 /// All bytes of a snapshot, verified.

@@ -5,7 +5,9 @@ use crate::codec::Codec;
 use crate::id::{PackId, RecordId};
 use crate::limits::{PACK_BYTES_MAX, PACK_RECORDS_MAX};
 use crate::pack::Class;
-use crate::record::{HEADER_BYTES, Kind, Unreadable, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64};
+use crate::record::{
+    HEADER_BYTES, Header, Kind, Unreadable, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64,
+};
 
 /// Length of a pack's header.
 pub const PACK_HEADER_BYTES: usize = 64;
@@ -112,6 +114,20 @@ pub struct TableEntry {
 }
 
 impl TableEntry {
+    /// The entry of a record at an offset.
+    pub fn new(header: &Header, offset: u32) -> Self {
+        Self {
+            id: header.id,
+            base: header.base,
+            offset,
+            stored_bytes: header.stored_bytes,
+            plain_bytes: header.plain_bytes,
+            kind: header.kind,
+            codec: header.codec,
+            sketch: header.sketch,
+        }
+    }
+
     /// The class of the pack it lies in.
     pub fn class(&self) -> Class {
         Class::of(self.kind, self.codec)
@@ -206,7 +222,7 @@ impl Footer {
     }
 }
 
-/// Reads a table and checks that its records lie one after another from the header to the table.
+/// Reads a table and checks that its records lie one behind another between the header and the table.
 pub(super) fn decode_table(bytes: &[u8], footer: &Footer) -> Result<Vec<TableEntry>, String> {
     if crc32c::crc32c(bytes) != footer.table_crc {
         return Err("the table's checksum does not match".into());
@@ -214,10 +230,10 @@ pub(super) fn decode_table(bytes: &[u8], footer: &Footer) -> Result<Vec<TableEnt
     let entries: Vec<_> = bytes.chunks_exact(TABLE_ENTRY_BYTES).map(TableEntry::decode).collect::<Result<_, _>>()?;
     let mut end = PACK_HEADER_BYTES as u64;
     for entry in &entries {
-        if u64::from(entry.offset) != end {
-            return Err(format!("the table has a gap at offset {end}"));
+        if u64::from(entry.offset) < end {
+            return Err(format!("the table has records that overlap at offset {}", entry.offset));
         }
-        end += entry.record_bytes();
+        end = u64::from(entry.offset) + entry.record_bytes();
     }
-    if end == footer.table_offset { Ok(entries) } else { Err("the table does not cover the pack".into()) }
+    if end <= footer.table_offset { Ok(entries) } else { Err("the table lies within its records".into()) }
 }

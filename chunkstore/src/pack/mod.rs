@@ -13,7 +13,7 @@ pub use layout::{FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES,
 pub use reader::{PackReader, ScanOutcome, Scanned};
 pub(crate) use set::Inventory;
 pub use set::PackSet;
-pub use writer::{PackWriter, SealedPack};
+pub use writer::{PackWriter, SealedPack, write_records};
 
 use crate::codec::Codec;
 use crate::id::PackId;

@@ -203,7 +203,7 @@ fn search_window(window: &[u8], offset: u64, is_last: bool, entries: &mut Vec<Ta
         let longest = HEADER_BYTES + STORED_BYTES_MAX;
         match whole_record(&window[at..]) {
             Some(header) => {
-                entries.push(table_entry(&header, (offset + at as u64) as u32));
+                entries.push(TableEntry::new(&header, (offset + at as u64) as u32));
                 at += HEADER_BYTES + header.stored_bytes as usize;
             }
             None if !is_last && window.len() - at < longest => return at,
@@ -236,17 +236,4 @@ pub enum ScanOutcome {
     Whole,
     /// By searching, because of this damage: there may have been more.
     Damaged(Error),
-}
-
-fn table_entry(header: &Header, offset: u32) -> TableEntry {
-    TableEntry {
-        id: header.id,
-        base: header.base,
-        offset,
-        stored_bytes: header.stored_bytes,
-        plain_bytes: header.plain_bytes,
-        kind: header.kind,
-        codec: header.codec,
-        sketch: header.sketch,
-    }
 }

@@ -2,16 +2,44 @@
 
 use std::sync::Arc;
 
+use crate::buffers;
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::limits::PACK_RECORDS_MAX;
+use crate::limits::{PACK_RECORDS_MAX, PLAIN_BYTES_MAX};
 use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 use crate::pack::{Class, DIR, part_path, path};
-use crate::record::{HEADER_BYTES, Record};
+use crate::record::{Header, Record};
 use crate::storage::{AppendFile, Storage};
 
 /// Bytes after which the system is told to begin writing a pack, so that sealing has little to wait for.
 const WRITEBACK_BYTES: u64 = 8 << 20;
+
+/// Bytes that are collected before they are written.
+const WRITE_BYTES: usize = 512 << 10;
+
+/// Writes records one after another into a pack that another is writing, from where room was lent.
+pub fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
+    let path = part_path(pack);
+    let mut at = u64::from(offset);
+    let mut write = |bytes: &[u8]| {
+        storage.write_at(&path, at, bytes).map_err(|error| Error::io("writing", storage.locate(&path), error))?;
+        at += bytes.len() as u64;
+        Ok(())
+    };
+    let mut buffer = buffers::take(WRITE_BYTES + PLAIN_BYTES_MAX);
+    let written = records.iter().try_for_each(|record| {
+        record.write_to(&mut buffer);
+        if buffer.len() < WRITE_BYTES {
+            return Ok(());
+        }
+        write(&buffer)?;
+        buffer.clear();
+        Ok(())
+    });
+    let written = written.and_then(|()| write(&buffer));
+    buffers::give(buffer);
+    written
+}
 
 /// A pack that grows. Dropping it without [`PackWriter::seal`] leaves a `.part` file, which the next open removes.
 pub struct PackWriter {
@@ -89,26 +117,42 @@ impl PackWriter {
             "callers sort records by class"
         );
         self.buffer.clear();
-        self.buffer.extend_from_slice(&record.header.encode());
-        self.buffer.extend_from_slice(&record.payload);
+        record.write_to(&mut self.buffer);
         self.file.append(&self.buffer).map_err(|error| self.failed("writing", error))?;
-        self.entries.push(TableEntry {
-            id: record.header.id,
-            base: record.header.base,
-            offset: self.bytes as u32,
-            stored_bytes: record.header.stored_bytes,
-            plain_bytes: record.header.plain_bytes,
-            kind: record.header.kind,
-            codec: record.header.codec,
-            sketch: record.header.sketch,
-        });
-        self.bytes += (HEADER_BYTES + record.payload.len()) as u64;
-        self.plain_bytes += u64::from(record.header.plain_bytes);
+        self.add(&record.header);
+        Ok(())
+    }
+
+    /// Where the next record begins.
+    pub fn end(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds the record with this header, of this pack's class, which someone else has written at the pack's end. After an
+    /// error the pack must be given up.
+    pub fn add_written(&mut self, header: &Header) -> Result<()> {
+        assert_eq!(Class::of(header.kind, header.codec), self.header.class, "callers sort records by class");
+        self.file.skip(header.record_bytes()).map_err(|error| self.failed("writing", error))?;
+        self.add(header);
+        Ok(())
+    }
+
+    /// Leaves a gap, in which someone else has written, or still may. After an error the pack must be given up.
+    pub fn skip(&mut self, bytes: u64) -> Result<()> {
+        self.file.skip(bytes).map_err(|error| self.failed("writing", error))?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Adds a record that lies at the end.
+    fn add(&mut self, header: &Header) {
+        self.entries.push(TableEntry::new(header, self.bytes as u32));
+        self.bytes += header.record_bytes();
+        self.plain_bytes += u64::from(header.plain_bytes);
         if self.bytes - self.written_back_bytes >= WRITEBACK_BYTES {
             self.file.start_writeback();
             self.written_back_bytes = self.bytes;
         }
-        Ok(())
     }
 
     /// Writes table and footer and makes the pack durable under its final name: the file is synced, renamed, and

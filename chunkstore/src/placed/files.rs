@@ -75,6 +75,11 @@ impl PackFiles {
         Ok(pack)
     }
 
+    /// Where the files are.
+    pub fn storage(&self) -> &LocalDir {
+        &self.storage
+    }
+
     /// Closes the packs that were not used since this was last called, and those that were removed.
     pub fn close_unused(&self) {
         self.open().readers.retain(|_, reader| std::mem::take(&mut reader.is_used) && !reader.pack.is_removed());

@@ -25,6 +25,16 @@ struct Content {
     durable_bytes: usize,
 }
 
+impl Content {
+    fn write_at(&mut self, at: usize, bytes: &[u8]) {
+        let end = at + bytes.len();
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+}
+
 /// A directory; both views name the same files.
 #[derive(Default)]
 struct Dir {
@@ -100,7 +110,7 @@ impl MemStorage {
 
     /// Makes one changing call fail, counted as by [`MemStorage::calls`], from 1 at the storage's creation.
     ///
-    /// A failed append leaves half of its bytes; any other failed call changes nothing.
+    /// A failed append or write leaves half of its bytes; any other failed call changes nothing.
     pub fn fail_at(&self, nth_call: u64, kind: io::ErrorKind) {
         self.add_fault(true, nth_call..=nth_call, Failure::Kind(kind));
     }
@@ -220,7 +230,7 @@ impl Storage for MemStorage {
         let (dir, name) = split(path);
         let file = File::default();
         disk.dir(dir)?.seen.insert(name.to_owned(), Arc::clone(&file));
-        Ok(Box::new(MemAppend { disk: Arc::clone(&self.disk), file }))
+        Ok(Box::new(MemAppend { disk: Arc::clone(&self.disk), file, appended_bytes: 0 }))
     }
 
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
@@ -228,6 +238,17 @@ impl Storage for MemStorage {
         disk.count(Access::Look)?;
         let file = disk.find(path)?;
         Ok(Arc::new(MemRead { disk: Arc::clone(&self.disk), file }))
+    }
+
+    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (allowed, file) = {
+            let mut disk = lock(&self.disk);
+            let allowed = disk.count(Access::Change);
+            (allowed, disk.find(path)?)
+        };
+        let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
+        lock(&file).write_at(offset as usize, arriving);
+        allowed
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -284,14 +305,21 @@ impl Storage for MemStorage {
 struct MemAppend {
     disk: Arc<Mutex<Disk>>,
     file: File,
+    appended_bytes: usize,
 }
 
 impl AppendFile for MemAppend {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let allowed = lock(&self.disk).count(Access::Change);
         let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        lock(&self.file).bytes.extend_from_slice(arriving);
+        lock(&self.file).write_at(self.appended_bytes, arriving);
+        self.appended_bytes += arriving.len();
         allowed
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.appended_bytes += bytes as usize;
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! built that the syncs until some moment allow.
 //!
 //! The model is that of a file system which promises no more than POSIX does. Bytes that a sync of their file covers
-//! are there. Of what was appended since, each sector of 512 bytes arrived or not, and the length may lag behind; a
+//! are there. Of what was written since, which is behind that, each sector of 512 bytes arrived or not, and the length may lag behind; a
 //! sector that is lost inside the length reads as zeros. A name that a sync of its directory covers is there. Of the
 //! creations, renames and removals since, each happened or not, but for two of one name, of which the later did not
 //! happen without the earlier. A rename is atomic, and may outlive the content of the file that it names.
@@ -46,7 +46,7 @@ type FileNumber = usize;
 /// A change.
 #[derive(Clone, Debug)]
 enum Operation {
-    Append { file: FileNumber, bytes: Arc<Vec<u8>> },
+    Write { file: FileNumber, at: usize, bytes: Arc<Vec<u8>> },
     Sync { file: FileNumber },
     Names(NameChange),
     CreateDir { path: String },
@@ -135,11 +135,21 @@ impl Storage for Recorder {
                 Operation::Names(NameChange::Create { path: path.to_owned(), file: number })
             },
         )?;
-        Ok(Box::new(RecordedFile { recorder: self.clone(), number, file }))
+        Ok(Box::new(RecordedFile { recorder: self.clone(), number, file, appended_bytes: 0 }))
     }
 
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
         self.memory.open(path)
+    }
+
+    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.change(
+            || self.memory.write_at(path, offset, bytes),
+            |recording| {
+                let file = *recording.seen.get(path).expect("the storage has just found it");
+                Operation::Write { file, at: offset as usize, bytes: Arc::new(bytes.to_vec()) }
+            },
+        )
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -180,13 +190,21 @@ struct RecordedFile {
     recorder: Recorder,
     number: FileNumber,
     file: Box<dyn AppendFile>,
+    appended_bytes: usize,
 }
 
 impl AppendFile for RecordedFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (file, number) = (&mut self.file, self.number);
-        let appended = |_: &mut Recording| Operation::Append { file: number, bytes: Arc::new(bytes.to_vec()) };
-        self.recorder.change(|| file.append(bytes), appended)
+        let (file, number, at) = (&mut self.file, self.number, self.appended_bytes);
+        let appended = |_: &mut Recording| Operation::Write { file: number, at, bytes: Arc::new(bytes.to_vec()) };
+        self.recorder.change(|| file.append(bytes), appended)?;
+        self.appended_bytes += bytes.len();
+        Ok(())
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.appended_bytes += bytes as usize;
+        self.file.skip(bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -221,7 +239,7 @@ impl Recording {
     /// A change in words, for messages.
     pub fn describe(&self, at: usize) -> String {
         match &self.operations[at] {
-            Operation::Append { file, bytes } => format!("append {} bytes to file {file}", bytes.len()),
+            Operation::Write { file, at, bytes } => format!("write {} bytes at {at} of file {file}", bytes.len()),
             other => format!("{other:?}"),
         }
     }
@@ -253,20 +271,23 @@ struct Disk {
 
 #[derive(Default)]
 struct Content {
-    parts: Vec<Arc<Vec<u8>>>,
+    /// What was written, and where.
+    parts: Vec<(usize, Arc<Vec<u8>>)>,
     bytes: usize,
     permanent_bytes: usize,
 }
 
 impl Content {
     fn permanent(bytes: &Arc<Vec<u8>>) -> Self {
-        Self { parts: vec![Arc::clone(bytes)], bytes: bytes.len(), permanent_bytes: bytes.len() }
+        Self { parts: vec![(0, Arc::clone(bytes))], bytes: bytes.len(), permanent_bytes: bytes.len() }
     }
 
     /// What is left of it.
     fn fall_out(&self, arrived: Arrived, luck: &mut Luck) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.bytes);
-        self.parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let mut bytes = vec![0; self.bytes];
+        for (at, part) in &self.parts {
+            bytes[*at..at + part.len()].copy_from_slice(part);
+        }
         if self.permanent_bytes == self.bytes {
             return bytes;
         }
@@ -299,10 +320,10 @@ impl Content {
 impl Disk {
     fn run(&mut self, operation: &Operation) {
         match operation {
-            Operation::Append { file, bytes } => {
+            Operation::Write { file, at, bytes } => {
                 let content = &mut self.files[*file];
-                content.bytes += bytes.len();
-                content.parts.push(Arc::clone(bytes));
+                content.bytes = content.bytes.max(at + bytes.len());
+                content.parts.push((*at, Arc::clone(bytes)));
             }
             Operation::Sync { file } => {
                 let content = &mut self.files[*file];

@@ -8,6 +8,7 @@ use super::*;
 /// Runs the whole contract on empty storage.
 pub(crate) fn contract(storage: &dyn Storage) {
     a_file_is_written_once_and_read_anywhere(storage);
+    others_write_what_the_appender_skips(storage);
     renames_replace_and_open_files_stay_readable(storage);
     directories_are_listed_sorted(storage);
     what_is_missing_is_not_found(storage);
@@ -50,6 +51,21 @@ fn a_file_is_written_once_and_read_anywhere(storage: &dyn Storage) {
     storage.remove("once").unwrap();
     assert_eq!(content(&*early), b"0123456789", "a removed file stays readable while it is open");
     storage.sync_dir("").unwrap();
+}
+
+fn others_write_what_the_appender_skips(storage: &dyn Storage) {
+    let mut file = storage.create("shared").unwrap();
+    file.append(b"01").unwrap();
+    storage.write_at("shared", 2, b"23").unwrap();
+    storage.write_at("shared", 4, b"45").unwrap();
+    file.skip(4).unwrap();
+    file.append(b"67").unwrap();
+    file.skip(2).unwrap();
+    file.append(b"ab").unwrap();
+    file.sync().unwrap();
+    assert_eq!(content(&*storage.open("shared").unwrap()), b"01234567\0\0ab");
+    assert_eq!(kind(storage.write_at("missing", 0, b"0")), ErrorKind::NotFound);
+    storage.remove("shared").unwrap();
 }
 
 fn renames_replace_and_open_files_stay_readable(storage: &dyn Storage) {

@@ -12,16 +12,19 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use super::crash_tests::new_storage;
-use super::{OpenOptions, Store, WriteSession};
+use super::{OpenOptions, Store};
+use crate::beside::WritesBeside;
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::{Error, Result};
 use crate::gc;
 use crate::id::RecordId;
 use crate::ingest::{Base, IngestInto, IngestOptions, ingest};
 use crate::name::SnapshotName;
+use crate::pack::{self, Class, part_path};
 use crate::progress::Progress;
 use crate::record::Record;
 use crate::sink::{self, Claim, Like, Sink};
+use crate::storage::Storage;
 use crate::storage::memory::MemStorage;
 use crate::testing::{disk, night, noise, open_options, options, read_back};
 use crate::verify::verify;
@@ -119,28 +122,31 @@ impl Drop for EndsCollecting<'_> {
     }
 }
 
-/// A session that counts on what it found while gc runs, before it publishes.
-struct Slow<'a> {
-    session: &'a WriteSession,
+/// A session beside which packs are written, and that may count on what it found while gc runs, before it publishes.
+struct Client<'a> {
+    sink: WritesBeside<'a>,
     round: &'a Round,
+    is_slow: bool,
 }
 
-impl Sink for Slow<'_> {
+impl Sink for Client<'_> {
     fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
-        self.session.claim(ids)
+        self.sink.claim(ids)
     }
 
     fn bases(&self, like: &[Like]) -> Result<Vec<Option<sink::Base>>> {
-        self.session.bases(like)
+        self.sink.bases(like)
     }
 
     fn put(&self, records: Vec<Record>) -> Result<()> {
-        self.session.put(records)
+        self.sink.put(records)
     }
 
     fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
-        self.round.wait_for_collection();
-        self.session.publish(entry, report)
+        if self.is_slow {
+            self.round.wait_for_collection();
+        }
+        self.sink.publish(entry, report)
     }
 }
 
@@ -162,8 +168,9 @@ fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
             break;
         }
         match random.below(16) {
-            0..6 => ingest_one(round, writer, known, random, false),
-            6..8 => ingest_one(round, writer, known, random, true),
+            0..3 => ingest_one(round, writer, known, random, How::Here),
+            3..6 => ingest_one(round, writer, known, random, How::Beside),
+            6..8 => ingest_one(round, writer, known, random, How::BesideAndSlowly),
             8..12 => remove_one(round, known, random),
             12..15 => read_one(round, known, random),
             _ => abandon(round, random),
@@ -171,7 +178,15 @@ fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
     }
 }
 
-fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Random, slowly: bool) {
+/// How an ingest writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Here,
+    Beside,
+    BesideAndSlowly,
+}
+
+fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Random, how: How) {
     let image_name = format!("vm{writer}-{}", random.below(2));
     known.last_day += 1;
     let name = night(&image_name, known.last_day);
@@ -179,10 +194,10 @@ fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Rand
     let base = if random.below(3) == 0 { Base::None } else { Base::Newest };
     let options = IngestOptions { threads: 1, ..options(name.clone(), base) };
     known.unsure.insert(name.clone(), bytes.clone());
-    let ingested = if slowly {
-        ingest_slowly(round, &bytes, &options)
-    } else {
+    let ingested = if how == How::Here {
         ingest(&round.store, disk(&bytes), &options, &Progress::default())
+    } else {
+        ingest_beside(round, &bytes, &options, how == How::BesideAndSlowly)
     };
     if round.expect(&format!("ingest of {name}"), ingested).is_some() {
         known.unsure.remove(&name);
@@ -190,12 +205,12 @@ fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Rand
     }
 }
 
-fn ingest_slowly(round: &Round, bytes: &[u8], options: &IngestOptions) -> Result<Snapshot> {
+fn ingest_beside(round: &Round, bytes: &[u8], options: &IngestOptions, is_slow: bool) -> Result<Snapshot> {
     let store = &round.store;
     let parent = crate::ingest::find_parent(store.catalog(), options)?.map(|parent| parent.name());
     let session = store.session(parent.as_ref())?;
     let into = IngestInto {
-        sink: &Slow { session: &session, round },
+        sink: &Client { sink: WritesBeside::new(&session), round, is_slow },
         source: &**store,
         params: store.config().format.chunk_params(),
         zstd_level: 1,
@@ -223,10 +238,10 @@ fn read_one(round: &Round, known: &Known, random: &mut Random) {
     assert!(read.is_none_or(|read| read == *bytes), "{name} has other bytes");
 }
 
-/// A session that puts something, counts on something and goes.
+/// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room comes late.
 fn abandon(round: &Round, random: &mut Random) {
     let session = round.store.session(None).unwrap();
-    let stopped = StopsAtPublish(&session);
+    let stopped = StopsAtPublish(WritesBeside::new(&session));
     let store = &round.store;
     let into = IngestInto {
         sink: &stopped,
@@ -240,12 +255,20 @@ fn abandon(round: &Round, random: &mut Random) {
     let options = options(night("abandoned", 1), Base::None);
     let result = into.ingest(disk(&image(random)), &options, &Progress::default());
     assert!(matches!(result, Err(Error::Interrupted)) || round.is_killed(), "{result:?}");
+    let room = round.expect("borrowing room", session.lend(Class::Data, 5000));
+    drop(session);
     if random.below(2) == 0 {
         round.expect("sealing the open packs", store.flush_open_packs());
     }
+    if let Some(room) = room {
+        for path in [part_path(room.pack), pack::path(room.pack)] {
+            // It may be gone, as the borrower is.
+            let _ = round.storage.write_at(&path, room.offset.into(), &noise(room.bytes as usize, 9));
+        }
+    }
 }
 
-struct StopsAtPublish<'a>(&'a WriteSession);
+struct StopsAtPublish<'a>(WritesBeside<'a>);
 
 impl Sink for StopsAtPublish<'_> {
     fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {

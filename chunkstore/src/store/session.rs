@@ -13,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::id::RecordId;
 use crate::index::Place;
 use crate::name::SnapshotName;
-use crate::record::Record;
+use crate::pack::Class;
+use crate::record::{Header, Record};
 use crate::sink::{Base, Claim, Like, Sink};
 use crate::store::claims::Taken;
-use crate::store::writers::{Author, Writers};
+use crate::store::writers::{Author, ROOM_BYTES_MAX, Room, Writers};
 use crate::store::{Store, verify_record};
 
 /// Content on its way into a store. Used by several threads at once. Dropped without publishing, it leaves its records
@@ -164,7 +165,7 @@ impl WriteSession {
     pub fn put(&self, records: Vec<Record>) -> Result<()> {
         self.author.protection.check()?;
         let ids: Vec<RecordId> = records.iter().map(|record| record.header.id).collect();
-        let bases = self.protect_bases(&records)?;
+        let bases = self.protect_bases(records.iter().map(|record| &record.header))?;
         let is_needed = self.needed(&ids)?;
         let needed = records.iter().zip(is_needed).filter(|(_, is_needed)| *is_needed);
         let put = needed.map(|(record, _)| record).try_for_each(|record| {
@@ -172,6 +173,46 @@ impl WriteSession {
             self.writers.append(&self.author, record, base)
         });
         self.store().claims.done(self.number(), &ids);
+        put.inspect_err(|error| self.fail(error))
+    }
+
+    /// Lends room at the end of a pack, to whoever can write into it beside this process
+    /// ([`write_records`](crate::pack::write_records)). The session has one room of a class at a time: what was written
+    /// into another and not put yet is given up.
+    ///
+    /// # Errors
+    /// If the session failed, or a pack can't be begun; [`Error::Invalid`] if it is more than [`ROOM_BYTES_MAX`].
+    pub fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
+        self.author.protection.check()?;
+        if bytes > ROOM_BYTES_MAX {
+            return Err(Error::invalid(format!("no pack has room for {bytes} bytes")));
+        }
+        self.writers.lend(&self.author, class, bytes).inspect_err(|error| self.fail(error))
+    }
+
+    /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another: they
+    /// are taken for what their headers say, and not read. Returns whether the room was the session's still; it is not
+    /// if the pack had to be sealed meanwhile, and nothing was put then.
+    ///
+    /// # Errors
+    /// As [`WriteSession::put`]; [`Error::Invalid`] if the records don't fill the room, or belong into a pack of
+    /// another class.
+    pub fn put_written(&self, room: Room, headers: &[Header]) -> Result<bool> {
+        self.author.protection.check()?;
+        let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == room.class;
+        let bytes: u64 = headers.iter().map(Header::record_bytes).sum();
+        if !headers.iter().all(is_of_class) || bytes != u64::from(room.bytes) {
+            return Err(Error::invalid("the records are not those for which there is room"));
+        }
+        let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
+        let bases = self.protect_bases(headers.iter())?;
+        let is_needed = self.needed(&ids)?;
+        let base = |header: &Header| header.base.and_then(|base| bases.get(&base));
+        let written = headers.iter().zip(is_needed).map(|(header, is_needed)| (header, base(header), is_needed));
+        let put = self.writers.append_written(&self.author, room, written);
+        if let Ok(true) = put {
+            self.store().claims.done(self.number(), &ids);
+        }
         put.inspect_err(|error| self.fail(error))
     }
 
@@ -309,8 +350,8 @@ impl WriteSession {
     }
 
     /// Where the bases of deltas are; they are protected.
-    fn protect_bases(&self, records: &[Record]) -> Result<HashMap<RecordId, Place>> {
-        let mut ids: Vec<RecordId> = records.iter().filter_map(|record| record.header.base).collect();
+    fn protect_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<HashMap<RecordId, Place>> {
+        let mut ids: Vec<RecordId> = headers.filter_map(|header| header.base).collect();
         ids.sort_unstable();
         ids.dedup();
         if ids.is_empty() {
@@ -346,6 +387,7 @@ impl Sink for WriteSession {
 impl Drop for WriteSession {
     fn drop(&mut self) {
         self.release_claims();
+        self.writers.take_back(&self.author);
         if !Arc::ptr_eq(&self.writers, &self.author.store.writers) {
             self.writers.discard(&self.author);
         }

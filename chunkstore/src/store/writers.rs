@@ -1,6 +1,9 @@
 //! Packs that are being written, common to all sessions of a store: one open pack a class, and those being sealed.
 //!
-//! Appending is a copy to the page cache under one lock. Sealing happens on threads of its own. A record is *pending*
+//! Appending is a copy to the page cache under one lock. Sealing happens on threads of its own. Who can open the store's
+//! files may instead be lent room at the end of a pack that is its alone, write there itself, and then tell what it has
+//! written. Room that was lent is not lent again: what its borrower has not told of by the time at which the pack is
+//! sealed, or which the borrower does not live to tell, is a gap, in which it may write as late as it likes. A record is *pending*
 //! from its appending until its pack is in the index, or lost: if a pack can't be written or sealed, its pending
 //! records are void, and every session that counts on one of them fails.
 
@@ -10,10 +13,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
-use crate::id::{NodeId, RecordId};
+use crate::id::{NodeId, PackId, RecordId};
 use crate::index::Place;
+use crate::limits::{CHUNK_BYTES_MIN, PACK_BYTES_MAX, PACK_BYTES_TARGET, SEGMENT_BYTES};
 use crate::pack::{Class, FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, PackWriter, TABLE_ENTRY_BYTES, part_path};
-use crate::record::Record;
+use crate::record::{HEADER_BYTES, Header, Record};
 use crate::store::protect::Protection;
 use crate::store::{Store, pack_row};
 
@@ -39,6 +43,28 @@ struct OpenPack {
     writer: PackWriter,
     /// Keeps the bases of its deltas until gc finds them by the sealed pack.
     bases: Protection,
+    /// The author whose it is; all append to one that is nobody's.
+    borrower: Option<u64>,
+    /// Bytes at its end that its borrower may be writing.
+    lent_bytes: u64,
+}
+
+/// Most bytes that are lent at a time: more than the records of a segment take.
+pub const ROOM_BYTES_MAX: u32 = 8 << 20;
+const _: () = assert!(ROOM_BYTES_MAX as u64 + PACK_BYTES_TARGET < PACK_BYTES_MAX);
+const _: () = assert!(ROOM_BYTES_MAX as usize > SEGMENT_BYTES + SEGMENT_BYTES / CHUNK_BYTES_MIN * HEADER_BYTES);
+
+/// Room at the end of a pack, lent to one author.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// The pack, which is not sealed.
+    pub pack: PackId,
+    /// Its class.
+    pub class: Class,
+    /// Where the room begins.
+    pub offset: u32,
+    /// Its length.
+    pub bytes: u32,
 }
 
 /// A record that is not in the index yet.
@@ -73,8 +99,12 @@ impl Author {
         self.stored_bytes.load(Ordering::Relaxed)
     }
 
-    fn add_stored(&self, bytes: usize) {
-        self.stored_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    fn add_stored(&self, bytes: u64) {
+        self.stored_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn number(&self) -> u64 {
+        self.protection.number()
     }
 }
 
@@ -93,33 +123,69 @@ impl Writers {
     pub(super) fn append(self: &Arc<Self>, author: &Author, record: &Record, base: Option<&Place>) -> Result<()> {
         let mut state = self.lock();
         let header = &record.header;
-        if let Some(pending) = state.pending.get(&header.id)
-            && (pending.place.is_full() || (base.is_some() && pending.base == header.base))
-        {
-            author.protection.see(&pending.place);
+        if state.serves(author, header, base) {
             return Ok(());
         }
         let at = state.open_pack(author, Class::of(header.kind, header.codec))?;
-        let pack = &mut state.open[at];
-        if let Err(error) = pack.writer.append(record) {
-            let pack = state.open.swap_remove(at);
-            state.void(author, &pack.writer, &error);
-            return Err(error);
+        if let Err(error) = state.open[at].writer.append(record) {
+            return Err(state.void(author, at, error));
         }
-        author.add_stored(record.bytes() + TABLE_ENTRY_BYTES);
-        if let Some(base) = base {
-            pack.bases.see(base);
-        }
-        let (ordinal, is_full) = (pack.writer.entries().len() - 1, pack.writer.is_full(author.store.pack_bytes));
-        let place = Place::of(pack.writer.id(), ordinal, &pack.writer.entries()[ordinal]);
-        author.protection.see(&place);
-        state.pending.insert(header.id, Pending { place, base: header.base });
-        if is_full {
-            let pack = state.open.swap_remove(at);
-            self.seal_aside(&mut state, author, pack);
-            drop(self.wait_while(state, |state| state.sealing.len() > SEALING_MAX));
-        }
+        state.add_pending(author, at, header, base);
+        self.seal_if_full(state, author, at);
         Ok(())
+    }
+
+    /// Lends an author room at the end of a pack of this class. What it was lent there before, and did not tell of, stays
+    /// a gap.
+    pub(super) fn lend(&self, author: &Author, class: Class, bytes: u32) -> Result<Room> {
+        let mut state = self.lock();
+        let at = state.pack_of(author, class)?;
+        if let Err(error) = state.open[at].leave_gap() {
+            return Err(state.void(author, at, error));
+        }
+        let pack = &mut state.open[at];
+        pack.lent_bytes = bytes.into();
+        Ok(pack.room())
+    }
+
+    /// Appends records that an author has written one after another into room that it was lent, each with its base's place
+    /// and whether it is needed; what is not needed, or pending already, becomes a gap. Returns whether the room was
+    /// the author's still; otherwise nothing was appended.
+    pub(super) fn append_written<'a>(
+        self: &Arc<Self>,
+        author: &Author,
+        room: Room,
+        written: impl Iterator<Item = (&'a Header, Option<&'a Place>, bool)>,
+    ) -> Result<bool> {
+        let mut state = self.lock();
+        let Some(at) = state.open.iter().position(|pack| pack.is_lent(author, room)) else { return Ok(false) };
+        state.open[at].lent_bytes = 0;
+        for (header, base, is_needed) in written {
+            let is_needed = is_needed && !state.serves(author, header, base);
+            let writer = &mut state.open[at].writer;
+            let added = if is_needed { writer.add_written(header) } else { writer.skip(header.record_bytes()) };
+            if let Err(error) = added {
+                return Err(state.void(author, at, error));
+            }
+            if is_needed {
+                state.add_pending(author, at, header, base);
+            } else {
+                author.add_stored(header.record_bytes());
+            }
+        }
+        self.seal_if_full(state, author, at);
+        Ok(true)
+    }
+
+    /// Takes back the packs that were an author's alone: from now on they are everybody's.
+    pub(super) fn take_back(&self, author: &Author) {
+        let mut state = self.lock();
+        while let Some(at) = state.open.iter().position(|pack| pack.borrower == Some(author.number())) {
+            state.open[at].borrower = None;
+            if let Err(error) = state.open[at].leave_gap() {
+                state.void(author, at, error);
+            }
+        }
     }
 
     /// Those of these records that are pending; the protection counts on them from now on.
@@ -164,6 +230,15 @@ impl Writers {
         }
     }
 
+    /// Seals a pack if it has grown enough, and waits if too many are being sealed.
+    fn seal_if_full(self: &Arc<Self>, mut state: MutexGuard<'_, State>, author: &Author, at: usize) {
+        if state.open[at].writer.is_full(author.store.pack_bytes) {
+            let pack = state.open.swap_remove(at);
+            self.seal_aside(&mut state, author, pack);
+            drop(self.wait_while(state, |state| state.sealing.len() > SEALING_MAX));
+        }
+    }
+
     /// Seals a pack on a thread of its own, so that the disk and the processors work at the same time.
     fn seal_aside(self: &Arc<Self>, state: &mut State, author: &Author, pack: OpenPack) {
         state.sealing.insert(pack.number());
@@ -173,10 +248,11 @@ impl Writers {
         sealers.push(thread::spawn(move || writers.seal(&store, pack)));
     }
 
-    fn seal(&self, store: &Store, pack: OpenPack) {
+    fn seal(&self, store: &Store, mut pack: OpenPack) {
         let id = pack.writer.id();
         let records: Vec<RecordId> = pack.writer.entries().iter().map(|entry| entry.id).collect();
-        let sealed = pack.writer.seal().inspect_err(|_| drop(store.storage().remove(&part_path(id))));
+        let sealed = pack.leave_gap().and_then(|()| pack.writer.seal());
+        let sealed = sealed.inspect_err(|_| drop(store.storage().remove(&part_path(id))));
         let adopted = sealed.and_then(|sealed| {
             store.adopt(pack_row(id, sealed.header.class, &sealed.entries, sealed.bytes), &sealed.entries)
         });
@@ -216,8 +292,26 @@ impl OpenPack {
             params: format.chunk_params(),
         };
         let writer = PackWriter::create(Arc::clone(store.storage()), header)?;
-        author.add_stored(PACK_HEADER_BYTES + FOOTER_BYTES);
-        Ok(Self { writer, bases: store.protections.protect(Vec::new()) })
+        author.add_stored((PACK_HEADER_BYTES + FOOTER_BYTES) as u64);
+        Ok(Self { writer, bases: store.protections.protect(Vec::new()), borrower: None, lent_bytes: 0 })
+    }
+
+    /// What is lent.
+    fn room(&self) -> Room {
+        let (pack, class) = (self.writer.id(), self.writer.class());
+        Room { pack, class, offset: self.writer.end() as u32, bytes: self.lent_bytes as u32 }
+    }
+
+    fn is_lent(&self, author: &Author, room: Room) -> bool {
+        self.borrower == Some(author.number()) && self.room() == room
+    }
+
+    /// Gives up what was lent and not told of.
+    fn leave_gap(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.lent_bytes) {
+            0 => Ok(()),
+            bytes => self.writer.skip(bytes),
+        }
     }
 
     fn number(&self) -> u32 {
@@ -226,13 +320,46 @@ impl OpenPack {
 }
 
 impl State {
-    /// The position of the open pack of a class.
+    /// The position of the open pack of a class that is everybody's.
     fn open_pack(&mut self, author: &Author, class: Class) -> Result<usize> {
-        if let Some(at) = self.open.iter().position(|pack| pack.writer.class() == class) {
+        self.pack_for(author, class, None)
+    }
+
+    /// The position of the open pack of a class that is an author's alone.
+    fn pack_of(&mut self, author: &Author, class: Class) -> Result<usize> {
+        self.pack_for(author, class, Some(author.number()))
+    }
+
+    fn pack_for(&mut self, author: &Author, class: Class, borrower: Option<u64>) -> Result<usize> {
+        let fits = |pack: &OpenPack| pack.writer.class() == class && pack.borrower == borrower;
+        if let Some(at) = self.open.iter().position(fits) {
             return Ok(at);
         }
-        self.open.push(OpenPack::create(author, class)?);
+        self.open.push(OpenPack { borrower, ..OpenPack::create(author, class)? });
         Ok(self.open.len() - 1)
+    }
+
+    /// Whether a record is pending that serves as well as one with this header; the author counts on it then.
+    fn serves(&self, author: &Author, header: &Header, base: Option<&Place>) -> bool {
+        let Some(pending) = self.pending.get(&header.id) else { return false };
+        let serves = pending.place.is_full() || (base.is_some() && pending.base == header.base);
+        if serves {
+            author.protection.see(&pending.place);
+        }
+        serves
+    }
+
+    /// Notes the record that was appended last to an open pack.
+    fn add_pending(&mut self, author: &Author, at: usize, header: &Header, base: Option<&Place>) {
+        let pack = &mut self.open[at];
+        author.add_stored(header.record_bytes() + TABLE_ENTRY_BYTES as u64);
+        if let Some(base) = base {
+            pack.bases.see(base);
+        }
+        let ordinal = pack.writer.entries().len() - 1;
+        let place = Place::of(pack.writer.id(), ordinal, &pack.writer.entries()[ordinal]);
+        author.protection.see(&place);
+        self.pending.insert(header.id, Pending { place, base: header.base });
     }
 
     /// Forgets the pending records of a pack.
@@ -244,12 +371,14 @@ impl State {
         }
     }
 
-    /// Gives a pack up that could not be written.
-    fn void(&mut self, author: &Author, writer: &PackWriter, error: &Error) {
+    /// Gives an open pack up that could not be written. Returns why.
+    fn void(&mut self, author: &Author, at: usize, error: Error) -> Error {
+        let writer = self.open.swap_remove(at).writer;
         let records: Vec<RecordId> = writer.entries().iter().map(|entry| entry.id).collect();
         self.forget(writer.id().number, &records);
-        author.store.protections.fail(writer.id().number, error);
+        author.store.protections.fail(writer.id().number, &error);
         let _ = author.store.storage().remove(&part_path(writer.id()));
+        error
     }
 }
 

@@ -375,6 +375,11 @@ impl Storage for RecordedStorage {
         self.dir.open(path)
     }
 
+    /// Only an ingest beside a store's owner does this.
+    fn write_at(&self, _: &str, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.dir.rename(from, to)?;
         self.recording.state().rename(from.into(), to.into());
@@ -415,6 +420,11 @@ impl AppendFile for RecordedAppend {
         self.recording.push(Op::Write(self.id, self.appended_bytes, bytes.into()));
         self.appended_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.appended_bytes += bytes;
+        self.host.skip(bytes)
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -18,6 +18,7 @@ use chunkstore::index::Place;
 use chunkstore::manifest::Node;
 use chunkstore::pack::PackReader;
 use chunkstore::placed::{PackFiles, Placed, Places};
+use chunkstore::storage::Storage;
 use chunkstore::{Error, Result};
 use quick_cache::sync::Cache;
 use tokio::runtime::Handle;
@@ -62,6 +63,11 @@ impl Packs {
     /// Whether packs are read here.
     pub(crate) fn are_read(&self) -> bool {
         !self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Where the packs' files are.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        self.files.storage()
     }
 
     fn give_up(&self, why: &Error) {

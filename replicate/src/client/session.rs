@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use chunkstore::Result;
+use chunkstore::beside::Beside;
 use chunkstore::catalog::{IngestReport, Snapshot};
 use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
@@ -22,6 +23,9 @@ use crate::wire::{
 /// Batches of an ingest that are under way to the store.
 const UNANSWERED_MAX: usize = 8;
 
+/// Records that take fewer bytes go through the connection, where nobody waits for an answer.
+const BESIDE_BYTES_MIN: u64 = 256 << 10;
+
 static NEXT_SESSION: AtomicU32 = AtomicU32::new(1);
 
 /// A session of one connection. Ends at the owner when it is dropped.
@@ -33,6 +37,8 @@ pub struct ClientSession {
     published: AtomicBool,
     /// Answers to batches that an ingest has put and does not wait for yet.
     unanswered: Mutex<VecDeque<Answer>>,
+    /// For writing into packs.
+    pub(super) beside: Beside,
 }
 
 /// What became of a record that was elsewhere.
@@ -55,11 +61,7 @@ impl ClientSession {
         let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
         let request = Request::Begin { session, purpose, snapshot: snapshot.map(ToString::to_string) };
         match client.call(&request).await? {
-            Reply::Begun { secret, trusts_parent } => {
-                let published = AtomicBool::new(false);
-                let unanswered = Mutex::default();
-                Ok(Self { client: client.clone(), id: session, secret, trusts_parent, published, unanswered })
-            }
+            Reply::Begun { secret, trusts_parent } => Ok(Self::new(client, session, secret, trusts_parent)),
             reply => Err(unexpected(&reply)),
         }
     }
@@ -79,15 +81,20 @@ impl ClientSession {
     pub async fn attach(&self, client: &Client) -> Result<Self> {
         let session = SessionId(NEXT_SESSION.fetch_add(1, Ordering::Relaxed));
         match client.call(&Request::Attach { session, secret: self.secret }).await? {
-            Reply::Done => Ok(Self {
-                client: client.clone(),
-                id: session,
-                secret: self.secret,
-                trusts_parent: self.trusts_parent,
-                published: AtomicBool::new(false),
-                unanswered: Mutex::default(),
-            }),
+            Reply::Done => Ok(Self::new(client, session, self.secret, self.trusts_parent)),
             reply => Err(unexpected(&reply)),
+        }
+    }
+
+    fn new(client: &Client, id: SessionId, secret: SessionSecret, trusts_parent: bool) -> Self {
+        Self {
+            client: client.clone(),
+            id,
+            secret,
+            trusts_parent,
+            published: AtomicBool::new(false),
+            unanswered: Mutex::default(),
+            beside: Beside::new(BESIDE_BYTES_MIN),
         }
     }
 

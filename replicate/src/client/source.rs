@@ -3,21 +3,24 @@
 
 use std::collections::HashMap;
 
+use chunkstore::beside::Lender;
 use chunkstore::catalog::{Entry, IngestReport, Snapshot};
 use chunkstore::chunk::Chunk;
 use chunkstore::chunk_source::ChunkSource;
 use chunkstore::codec::{Codec, Decoder};
 use chunkstore::id::{ChunkId, NodeId, RecordId};
 use chunkstore::manifest::Node;
+use chunkstore::pack::Class;
 use chunkstore::placed::Placed;
-use chunkstore::record::Record;
+use chunkstore::record::{Header, Record};
 use chunkstore::sink::{Base, Claim, Like, Sink};
+use chunkstore::store::Room;
 use chunkstore::{Error, Result};
 
 use super::connection::broken;
 use super::requests::{Arrived, unexpected};
 use super::{Client, ClientSession, Direct, Owner, Packs};
-use crate::wire::{Fetch, ForStream, Kind, Located, Places, Reply, Request, Resemblance, records_of};
+use crate::wire::{Fetch, ForStream, Kind, Located, Places, Reply, Request, Resemblance, headers_to_bytes, records_of};
 
 /// Ids of one request: their records fit in memory together.
 const GROUP_IDS: usize = 64;
@@ -153,7 +156,11 @@ impl Sink for ClientSession {
     }
 
     fn put(&self, records: Vec<Record>) -> Result<()> {
-        self.client().wait(self.put_soon(&records))
+        let records = match self.client().packs() {
+            Some(packs) => self.beside.put(self, packs.storage(), records)?,
+            None => records,
+        };
+        if records.is_empty() { Ok(()) } else { self.client().wait(self.put_soon(&records)) }
     }
 
     fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot> {
@@ -162,6 +169,24 @@ impl Sink for ClientSession {
             self.settle().await?;
             self.publish(entry, Some(&report)).await
         })
+    }
+}
+
+impl Lender for ClientSession {
+    fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
+        let request = Request::Lend { session: self.id(), class: class as u8, bytes };
+        match self.client().wait(self.client().call(&request))? {
+            Reply::Lent(room) => room.room().map_err(broken),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    fn put_written(&self, room: Room, headers: &[Header]) -> Result<bool> {
+        let (room, headers) = (room.into(), headers_to_bytes(headers));
+        match self.client().wait(self.client().call(&Request::PutWritten { session: self.id(), room, headers }))? {
+            Reply::Taken(taken) => Ok(taken),
+            reply => Err(unexpected(&reply)),
+        }
     }
 }
 

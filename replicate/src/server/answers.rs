@@ -18,7 +18,8 @@ use super::connection::Connection;
 use crate::auth::Grant;
 use crate::wire::{
     Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Located, Names, Places, Prefixes,
-    RecordBatch, Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, records_of, split_session,
+    RecordBatch, Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, class_of, headers_from_bytes,
+    records_of, split_session,
 };
 
 /// Records that are read from the store together.
@@ -110,6 +111,19 @@ impl Connection {
                 Ok(Reply::Places(self.server.work(move |store| places(store, &ids)).await?))
             }
             Request::BaseIds { session, like } => self.base_ids(session, &like).await,
+            Request::Lend { session, class, bytes } => {
+                let session = self.session(session)?;
+                let class = class_of(class).map_err(Error::invalid)?;
+                let room = self.server.work(move |_| session.lend(class, bytes)).await?;
+                Ok(Reply::Lent(room.into()))
+            }
+            Request::PutWritten { session, room, headers } => {
+                let (session, server) = (self.session(session)?, Arc::clone(&self.server));
+                let room = room.room().map_err(Error::invalid)?;
+                let headers = headers_from_bytes(&headers).map_err(Error::invalid)?;
+                let taken = self.server.work(move |_| session.put_written(&server, room, &headers)).await?;
+                Ok(Reply::Taken(taken))
+            }
         }
     }
 

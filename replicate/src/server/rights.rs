@@ -26,7 +26,9 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         | Request::Has { .. }
         | Request::Suspect { .. } => grant.may_admin(),
         // Who can't open the packs has no use for them.
-        Request::Places { .. } | Request::BaseIds { .. } => grant.is_local(),
+        Request::Places { .. } | Request::BaseIds { .. } | Request::Lend { .. } | Request::PutWritten { .. } => {
+            grant.is_local()
+        }
         Request::Begin { purpose: Purpose::Receive, snapshot, .. } => {
             return check_parent(grant, snapshot.as_deref());
         }
@@ -57,6 +59,7 @@ fn what(request: &Request) -> &'static str {
         }
         Request::Leave => "end the owner",
         Request::Places { .. } | Request::BaseIds { .. } => "read packs",
+        Request::Lend { .. } | Request::PutWritten { .. } => "write packs",
         _ => "read",
     }
 }
@@ -110,11 +113,13 @@ fn check_select(grant: &Grant, names: &Names) -> Result<()> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use chunkstore::id::ChunkId;
+    use chunkstore::id::{ChunkId, PackId};
+    use chunkstore::pack::Class;
+    use chunkstore::store::Room;
 
     use super::*;
     use crate::auth::Role;
-    use crate::wire::{Fetch, ForStream, Ids, Job, Prefixes, Resemblance, SessionId, SessionSecret};
+    use crate::wire::{Fetch, ForStream, Ids, Job, LentRoom, Prefixes, Resemblance, SessionId, SessionSecret};
 
     const OWN: &str = "web01@20261120T020000Z";
     const OTHERS: &str = "db01@20261120T020000Z";
@@ -136,6 +141,7 @@ mod tests {
         let begin = |purpose| Request::Begin { session, purpose, snapshot: Some(snapshot.clone()) };
         let select = |names| Request::Select { names, have: Prefixes::default() };
         let (have, like) = (Prefixes::default(), vec![Resemblance::Sketch(1)]);
+        let room = Room { pack: PackId { number: 1, tag: 1 }, class: Class::Data, offset: 64, bytes: 1 };
         vec![
             begin(Purpose::Ingest),
             begin(Purpose::Receive),
@@ -161,6 +167,8 @@ mod tests {
             Request::Suspect { ids },
             Request::BootOrder { snapshot: snapshot.clone(), or_nearest: true },
             Request::PutBootOrder { snapshot, order: Vec::new() },
+            Request::Lend { session, class: 1, bytes: 1 },
+            Request::PutWritten { session, room: LentRoom::from(room), headers: Vec::new() },
         ]
     }
 
@@ -187,7 +195,9 @@ mod tests {
             | Request::Flush { .. }
             | Request::Has { .. }
             | Request::Suspect { .. } => (Who::Admins, false),
-            Request::Places { .. } | Request::BaseIds { .. } => (Who::Local, false),
+            Request::Places { .. } | Request::BaseIds { .. } | Request::Lend { .. } | Request::PutWritten { .. } => {
+                (Who::Local, false)
+            }
         }
     }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use chunkstore::catalog::{IngestReport, Snapshot, State};
 use chunkstore::id::{EntryId, RecordId};
 use chunkstore::name::SnapshotName;
-use chunkstore::record::{Kind, Record};
+use chunkstore::pack::Class;
+use chunkstore::record::{Header, Kind, Record};
 use chunkstore::sink::Claim;
-use chunkstore::store::{Store, WriteSession};
+use chunkstore::store::{Room, Store, WriteSession};
 use chunkstore::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 
@@ -110,18 +111,44 @@ impl Session {
     /// Takes records. What comes from another store, or from someone who could not write packs himself, is decoded and
     /// checked against its id.
     pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
-        self.check_writes()?;
-        // `verify` would take one for the name of a snapshot that was lost, and `repair` would publish it, past all checks.
-        if records.iter().any(|record| record.header.kind == Kind::Entry) {
-            return Err(Error::refused("a snapshot's entry comes with its publication, and in no other way"));
-        }
-        let bytes: u64 = records.iter().map(|record| record.bytes() as u64).sum();
-        server.quota.charge(&self.grant, bytes)?;
-        self.has_put.store(true, Ordering::Relaxed);
+        self.check_put(server, records.iter().map(|record| &record.header))?;
         if self.purpose == Purpose::Receive || !self.grant.is_local() {
             return self.writer.put_verified(records);
         }
         self.writer.put(records)
+    }
+
+    fn check_put<'a>(&self, server: &Server, headers: impl Iterator<Item = &'a Header> + Clone) -> Result<()> {
+        self.check_writes()?;
+        // `verify` would take one for the name of a snapshot that was lost, and `repair` would publish it, past all checks.
+        if headers.clone().any(|header| header.kind == Kind::Entry) {
+            return Err(Error::refused("a snapshot's entry comes with its publication, and in no other way"));
+        }
+        server.quota.charge(&self.grant, headers.map(Header::record_bytes).sum())?;
+        self.has_put.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lends room in a pack, to be written to beside the owner.
+    pub(super) fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
+        self.check_ingests()?;
+        self.writer.lend(class, bytes)
+    }
+
+    /// Takes records that were written into lent room. Returns whether it was there still.
+    pub(super) fn put_written(&self, server: &Server, room: Room, headers: &[Header]) -> Result<bool> {
+        self.check_ingests()?;
+        self.check_put(server, headers.iter())?;
+        self.writer.put_written(room, headers)
+    }
+
+    /// What another store has comes by [`Session::put`], which verifies it.
+    fn check_ingests(&self) -> Result<()> {
+        if self.purpose == Purpose::Ingest && self.grant.is_local() {
+            Ok(())
+        } else {
+            Err(Error::refused("only an ingest on this machine writes into packs"))
+        }
     }
 
     /// Makes what was put durable, and known to whoever reads.

@@ -7,7 +7,7 @@ use chunkstore::sink::Claim;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::places::Places;
+use super::places::{LentRoom, Places};
 use super::{ENTRY_PREFIX_BYTES, IDS_MAX};
 
 /// The first message of a client.
@@ -204,6 +204,25 @@ pub enum Request {
         /// The order's file.
         order: Vec<u8>,
     },
+    /// Asks for room in a pack, to write records into its file beside the owner.
+    Lend {
+        /// On whose behalf.
+        session: SessionId,
+        /// The class of the records.
+        class: u8,
+        /// How much they take.
+        bytes: u32,
+    },
+    /// Puts records that fill such room.
+    PutWritten {
+        /// Into which session.
+        session: SessionId,
+        /// Where they lie.
+        room: LentRoom,
+        /// Their headers, one after another.
+        #[serde(with = "as_bytes")]
+        headers: Vec<u8>,
+    },
 }
 
 /// What a new record is like.
@@ -330,6 +349,10 @@ pub enum Reply {
     },
     /// The file of a boot order, if there is one.
     BootOrder(Option<Vec<u8>>),
+    /// Room that is the session's to write to.
+    Lent(LentRoom),
+    /// Whether records that were written into lent room were put: the room may be gone.
+    Taken(bool),
 }
 
 /// A stream of messages of one type.

@@ -17,9 +17,10 @@ pub use message::{
     Bits, Fetch, ForStream, Hello, Ids, Job, Names, Prefixes, Purpose, Reply, Request, Resemblance, SessionId,
     SessionSecret, Welcome, claims_from_bytes, claims_to_bytes,
 };
-pub use places::{Located, PLACE_BYTES, Places};
+pub(crate) use places::class_of;
+pub use places::{LentRoom, Located, PLACE_BYTES, Places};
 pub(crate) use records::split_session;
-pub use records::{RecordBatch, records_of};
+pub use records::{RecordBatch, headers_from_bytes, headers_to_bytes, records_of};
 
 /// The newest version of the protocol that this program speaks, and the oldest.
 pub const VERSION: std::ops::RangeInclusive<u16> = 1..=1;

@@ -1,9 +1,11 @@
-//! Places of records on the wire: 24 bytes each, all zero where there is none.
+//! Places of records on the wire, 24 bytes each, all zero where there is none; and room for new ones.
 
 use chunkstore::codec::Codec;
 use chunkstore::id::PackId;
 use chunkstore::index::Place;
+use chunkstore::pack::Class;
 use chunkstore::record::{Kind, check_lengths};
+use chunkstore::store::Room;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -28,6 +30,42 @@ pub struct Located {
     pub pack: PackId,
     /// The place in it; the ordinal does not travel.
     pub place: Place,
+}
+
+/// Room in a pack that the owner is writing ([`Room`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LentRoom {
+    number: u32,
+    tag: u32,
+    class: u8,
+    offset: u32,
+    bytes: u32,
+}
+
+impl From<Room> for LentRoom {
+    fn from(room: Room) -> Self {
+        let Room { pack: PackId { number, tag }, class, offset, bytes } = room;
+        Self { number, tag, class: class as u8, offset, bytes }
+    }
+}
+
+impl LentRoom {
+    /// The room.
+    ///
+    /// # Errors
+    /// If its class is none.
+    pub fn room(self) -> Result<Room, String> {
+        let Self { number, tag, class, offset, bytes } = self;
+        Ok(Room { pack: PackId { number, tag }, class: class_of(class)?, offset, bytes })
+    }
+}
+
+/// The class of packs with this number.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn class_of(number: u8) -> Result<Class, String> {
+    Class::from_number(number).ok_or_else(|| format!("unknown class {number} of packs"))
 }
 
 /// Places, in the order of the ids that were asked for.

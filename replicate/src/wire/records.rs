@@ -82,6 +82,19 @@ pub fn records_of(payload: &[u8]) -> Result<Vec<Record>, String> {
     Ok(records)
 }
 
+/// The headers of records, one after another.
+pub fn headers_to_bytes(headers: &[Header]) -> Vec<u8> {
+    headers.iter().flat_map(Header::encode).collect()
+}
+
+/// Reads headers that lie one after another.
+///
+/// # Errors
+/// What is wrong with the first that is.
+pub fn headers_from_bytes(bytes: &[u8]) -> Result<Vec<Header>, String> {
+    bytes.chunks(HEADER_BYTES).map(|header| Header::decode(header).map_err(String::from)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use chunkstore::codec::Codec;
@@ -109,6 +122,12 @@ mod tests {
         let ends = [HEADER_BYTES + 3, 2 * HEADER_BYTES + 3, payload.len()];
         for len in (1..payload.len()).filter(|len| !ends.contains(len)) {
             assert!(records_of(&payload[..len]).is_err(), "cut at {len}");
+        }
+        let headers = records.map(|record| record.header);
+        let bytes = headers_to_bytes(&headers);
+        assert_eq!(headers_from_bytes(&bytes).unwrap(), headers);
+        for len in (1..bytes.len()).filter(|len| len % HEADER_BYTES != 0) {
+            assert!(headers_from_bytes(&bytes[..len]).is_err(), "headers cut at {len}");
         }
         // Bytes 6 of the headers are flags that may be ignored, and the last four are reserved; all are in the checksum.
         for bit in 0..payload.len() * 8 {

@@ -112,18 +112,31 @@ pub(super) fn pack() -> Vec<Example> {
         ("deltas", sealed_pack(Class::DataDelta, &[delta_chunk()])),
         ("meta", sealed_pack(Class::Meta, &[node_record(&leaf()), node_record(&inner()), entry_record()])),
         ("empty", sealed_pack(Class::MetaDelta, &[])),
+        ("gaps", pack_with_gaps()),
     ]
 }
 
+fn pack_with_gaps() -> Vec<u8> {
+    with_pack(Class::Data, |pack| {
+        pack.skip(100)?;
+        pack.append(&raw_chunk())?;
+        pack.skip(1)?;
+        pack.append(&zstd_chunk())?;
+        pack.skip(7)
+    })
+}
+
 fn sealed_pack(class: Class, records: &[Record]) -> Vec<u8> {
+    with_pack(class, |pack| records.iter().try_for_each(|record| pack.append(record)))
+}
+
+fn with_pack(class: Class, fill: impl FnOnce(&mut PackWriter) -> chunkstore::Result<()>) -> Vec<u8> {
     let storage = MemStorage::new();
     storage.create_dir(DIR).expect("memory can always be written");
     let id = PackId { number: 3, tag: 0x0a0b_0c0d };
     let header = PackHeader { store_id: [7; 16], id, class, params: ChunkParams::default() };
     let mut pack = PackWriter::create(Arc::new(storage.clone()), header).expect("memory can always be written");
-    for record in records {
-        pack.append(record).expect("memory can always be written");
-    }
+    fill(&mut pack).expect("memory can always be written");
     pack.seal().expect("memory can always be written");
     content(&storage, &path(id))
 }

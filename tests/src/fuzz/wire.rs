@@ -8,8 +8,9 @@ use bytes::Bytes;
 use chunkstore::Error;
 use chunkstore::limits::STORED_BYTES_MAX;
 use replicate::wire::{
-    FRAME_PAYLOAD_BYTES_MAX, ForStream, Frame, FrameReader, FrameWriter, Hello, IDS_MAX, Meter, RecordBatch, Reply,
-    Request, Welcome, WireError, claims_from_bytes, claims_to_bytes, read_preamble, records_of,
+    FRAME_PAYLOAD_BYTES_MAX, ForStream, Frame, FrameReader, FrameWriter, Hello, IDS_MAX, LentRoom, Meter, RecordBatch,
+    Reply, Request, Welcome, WireError, claims_from_bytes, claims_to_bytes, headers_from_bytes, headers_to_bytes,
+    read_preamble, records_of,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -83,6 +84,12 @@ fn request(bytes: &[u8]) -> Verdict {
         Request::from_bytes(bytes)
     {
         assert!(ids.0.len() <= IDS_MAX);
+    }
+    if let Ok(Request::PutWritten { room, headers, .. }) = Request::from_bytes(bytes) {
+        assert!(room.room().is_err() || room.room().is_ok_and(|read| LentRoom::from(read) == room));
+        if let Ok(headers) = headers_from_bytes(&headers) {
+            assert_eq!(headers_from_bytes(&headers_to_bytes(&headers)).as_ref(), Ok(&headers));
+        }
     }
     survives::<Request>(bytes)
 }

@@ -4,12 +4,14 @@ use chunkstore::catalog::State;
 use chunkstore::codec::Codec;
 use chunkstore::id::{ChunkId, PackId, RecordId};
 use chunkstore::index::Place;
+use chunkstore::pack::Class;
 use chunkstore::record::Kind as RecordKind;
 use chunkstore::sink::Claim;
+use chunkstore::store::Room;
 use replicate::wire::{
-    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, Located, Names, Places, Prefixes,
-    Purpose, RecordBatch, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome, WireError, claims_to_bytes,
-    write_preamble,
+    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, LentRoom, Located, Names, Places,
+    Prefixes, Purpose, RecordBatch, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome, WireError,
+    claims_to_bytes, headers_to_bytes, write_preamble,
 };
 use tokio::runtime::Builder;
 
@@ -82,6 +84,7 @@ fn requests() -> Vec<Example> {
     let snapshot = "web01@20261120T020000Z".to_owned();
     let like = vec![Resemblance::Record([7; 32]), Resemblance::Sketch(9)];
     let report = serde_json::to_vec(&State::default().ingest).ok();
+    let headers = headers_to_bytes(&[zstd_chunk().header, delta_chunk().header, raw_chunk().header]);
     let requests = [
         ("begin", Request::Begin { session, purpose: Purpose::Receive, snapshot: Some(snapshot.clone()) }),
         ("attach", Request::Attach { session, secret: SessionSecret([9; 16]) }),
@@ -95,6 +98,8 @@ fn requests() -> Vec<Example> {
         ("leave", Request::Leave),
         ("places", Request::Places { ids: ids() }),
         ("base-ids", Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] }),
+        ("lend", Request::Lend { session, class: Class::Data as u8, bytes: 70_000 }),
+        ("put-written", Request::PutWritten { session, room: room(), headers }),
     ];
     requests.map(|(name, request)| (name, request.to_bytes())).into()
 }
@@ -112,6 +117,8 @@ fn replies() -> Vec<Example> {
         ("entries", Reply::Entries(vec![ENTRY.into(), Vec::new()])),
         ("located", Reply::Places(places())),
         ("based", Reply::BaseIds { ids: vec![None, Some([7; 32]), Some([8; 32])], places: places() }),
+        ("lent", Reply::Lent(room())),
+        ("taken", Reply::Taken(true)),
     ];
     replies.map(|(name, reply)| (name, reply.to_bytes())).into()
 }
@@ -121,6 +128,10 @@ fn places() -> Places {
     let (kind, codec) = (RecordKind::Chunk, Codec::Delta);
     let place = Place { pack: 3, ordinal: 0, offset: 4096, stored_bytes: 700, plain_bytes: 70_000, kind, codec };
     Places(vec![None, Some(Located { pack, place })])
+}
+
+fn room() -> LentRoom {
+    Room { pack: PackId { number: 3, tag: 0xdead_beef }, class: Class::Data, offset: 4096, bytes: 70_000 }.into()
 }
 
 fn records() -> Vec<u8> {
