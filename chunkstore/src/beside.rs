@@ -16,7 +16,7 @@ use crate::pack::{self, Class};
 use crate::record::{Header, Record};
 use crate::sink::{Base, Claim, Like, Sink};
 use crate::storage::Storage;
-use crate::store::{ROOM_BYTES_MAX, Room, WriteSession};
+use crate::store::{ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room, WriteSession};
 
 /// Whoever lends room in packs.
 pub trait Lender {
@@ -47,21 +47,23 @@ impl Lender for WriteSession {
 #[derive(Debug)]
 pub struct Beside {
     bytes_min: u64,
-    /// A session has one room at a time.
+    /// A session has one room of a class at a time.
     one_at_a_time: Mutex<()>,
+    has_written: AtomicBool,
     is_given_up: AtomicBool,
 }
 
 impl Beside {
     /// For records that take at least `bytes_min` together.
     pub fn new(bytes_min: u64) -> Self {
-        Self { bytes_min, one_at_a_time: Mutex::default(), is_given_up: AtomicBool::new(false) }
+        let (has_written, is_given_up) = Default::default();
+        Self { bytes_min, one_at_a_time: Mutex::default(), has_written, is_given_up }
     }
 
     /// Puts what can be written here; returns the rest.
     ///
     /// # Errors
-    /// If the lender fails, or the disk is full or broken.
+    /// If the lender fails, or the disk is full.
     pub fn put(&self, lender: &dyn Lender, storage: &dyn Storage, records: Vec<Record>) -> Result<Vec<Record>> {
         if self.is_given_up.load(Ordering::Relaxed) || bytes_of(&records) < self.bytes_min {
             return Ok(records);
@@ -84,14 +86,22 @@ impl Beside {
         records: Vec<Record>,
     ) -> Result<Vec<Record>> {
         let bytes = bytes_of(&records);
-        if records.is_empty() || bytes < self.bytes_min || bytes > ROOM_BYTES_MAX.into() {
+        let is_little = records.is_empty() || bytes < self.bytes_min;
+        if is_little || bytes > ROOM_BYTES_MAX.into() || records.len() > ROOM_RECORDS_MAX {
             return Ok(records);
         }
         let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Ok(records);
+        }
         match put_all(lender, storage, class, bytes as u32, &records) {
-            Ok(true) => Ok(Vec::new()),
+            Ok(true) => {
+                self.has_written.store(true, Ordering::Relaxed);
+                Ok(Vec::new())
+            }
             // The pack had to be sealed meanwhile.
             Ok(false) => Ok(records),
+            Err(error) if self.has_written.load(Ordering::Relaxed) && is_not_found(&error) => Ok(records),
             Err(error) if is_no_matter(&error) => {
                 tracing::info!("packs are not written beside the store's owner: {error}");
                 self.is_given_up.store(true, Ordering::Relaxed);
@@ -145,17 +155,15 @@ fn put_all(lender: &dyn Lender, storage: &dyn Storage, class: Class, bytes: u32,
     lender.put_written(room, &headers)
 }
 
-/// Whether records may still be put by themselves: the lender lends nothing, as an older program, or its files can't be
-/// opened here.
+/// Whether records may still be put by themselves: there is no room, the lender is an older program that knows of none, or its
+/// files can't be written here. A full disk is full for all.
 fn is_no_matter(error: &Error) -> bool {
-    match error {
-        Error::Denied { .. } | Error::Invalid { .. } => true,
-        Error::Io { source, .. } => matches!(
-            source.kind(),
-            ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::Unsupported
-        ),
-        _ => false,
-    }
+    matches!(error, Error::Busy { .. } | Error::Denied { .. } | Error::Invalid { .. } | Error::Io { .. })
+}
+
+/// Whether a pack has another name by now.
+fn is_not_found(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ impl Survey {
         report.snapshots = snapshots.len() as u64;
         let (mark, missing) = mark(store, &snapshots, &leased, threads, progress)?;
         report.missing_records = missing;
-        let unhealed = unhealed_packs(store)?;
+        let unhealed = unhealed_packs(store, &rows)?;
         let sparse_deltas = sparse(&mark, rows.iter().filter(|row| row.class.is_delta()));
         let mut survey =
             Self { rows, mark, unhealed, sparse_deltas, pack_bytes: store.pack_bytes(), awaited: Vec::new() };
@@ -166,7 +166,7 @@ impl Survey {
             if self.unhealed.contains(&number) {
                 report
                     .kept_damaged
-                    .push(format!("pack {} has records that can't be read and are nowhere else", row.id));
+                    .push(format!("pack {} has, or had, what can't be read and is nowhere else", row.id));
             } else if live.0 == 0 {
                 unneeded.push(row);
             } else if [&self.sparse_deltas, &sparse_full, &small].iter().any(|packs| packs.contains(&number)) {
@@ -232,13 +232,17 @@ fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
     }
 }
 
-/// Packs with records that are damaged and that no other pack has: they are kept, whatever else is in them.
-fn unhealed_packs(store: &Store) -> Result<HashSet<u32>> {
+/// Packs with records that are damaged and that no other pack has, and those that had to be searched for their records when the
+/// index came to know them: they are kept, whatever else is in them. Of the latter the index counts the records as they
+/// were found, those in gaps among them, and not as the table does, which may be readable again.
+fn unhealed_packs(store: &Store, rows: &[PackRow]) -> Result<HashSet<u32>> {
     let records: Vec<_> = store.damaged().records().into_iter().filter(|record| !record.base_lost).collect();
     let ids: Vec<_> = records.iter().map(|record| record.id).collect();
     let places = store.places(&ids)?;
     let unhealed = records.iter().zip(places).filter(|(_, place)| place.is_none());
-    Ok(unhealed.map(|(record, _)| record.pack.number).collect())
+    let known = store.index().packs()?;
+    let searched = rows.iter().map(|row| row.id.number).filter(|number| !known.contains_key(number));
+    Ok(unhealed.map(|(record, _)| record.pack.number).chain(searched).collect())
 }
 
 /// Marks the bases of a pack's deltas: of all if the pack stays as it is, so that none is left without its base.

@@ -4,8 +4,11 @@
 //! connection another. Whoever ingests can't tell them apart.
 
 use std::collections::HashMap;
+use std::mem;
+use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::buffers;
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
 use crate::id::RecordId;
@@ -40,7 +43,25 @@ pub struct Base {
     /// Its name.
     pub id: RecordId,
     /// Its plain bytes, verified. Several records may have the same base.
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Arc<BaseBytes>,
+}
+
+/// The bytes of a base. Their memory serves for the next when nobody needs them any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BaseBytes(Vec<u8>);
+
+impl Deref for BaseBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for BaseBytes {
+    fn drop(&mut self) {
+        buffers::give(mem::take(&mut self.0));
+    }
 }
 
 impl Base {
@@ -49,8 +70,8 @@ impl Base {
         ids: impl IntoIterator<Item = Option<RecordId>>,
         plain: HashMap<RecordId, Vec<u8>>,
     ) -> Vec<Option<Self>> {
-        let shared: HashMap<RecordId, Arc<Vec<u8>>> =
-            plain.into_iter().map(|(id, bytes)| (id, Arc::new(bytes))).collect();
+        let shared: HashMap<RecordId, Arc<BaseBytes>> =
+            plain.into_iter().map(|(id, bytes)| (id, Arc::new(BaseBytes(bytes)))).collect();
         let base = |id: RecordId| shared.get(&id).map(|bytes| Self { id, bytes: Arc::clone(bytes) });
         ids.into_iter().map(|id| id.and_then(base)).collect()
     }

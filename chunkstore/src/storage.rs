@@ -1,12 +1,12 @@
 //! The seam under packs and catalog: a flat set of named files in a few directories.
 //!
 //! Files are written once from start to end, synced, renamed to their final name and never changed, which is what
-//! both a local directory and an object store can do. Others may take part in writing one ([`Storage::write_at`]), where
-//! the storage lets them. Tests put faults under this seam. Paths are relative to the
+//! both a local directory and an object store can do. Where the storage lets them, others may write into gaps that the
+//! writer leaves them ([`Storage::join`]), also late. Tests put faults under this seam. Paths are relative to the
 //! store and use `/`. Nothing here knows formats.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,12 +28,15 @@ pub trait Storage: Send + Sync + 'static {
     /// Opens a file for reading at any offset.
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>>;
 
-    /// Writes into a file that another appends to, behind what it has appended so far; the other [skips](AppendFile::skip)
-    /// it. Permanent with the other's sync.
+    /// Opens a file that another appends to, to write behind what it has appended so far; the other
+    /// [skips](AppendFile::skip) that.
     ///
     /// # Errors
-    /// `NotFound` if there is no such file. What was written of the bytes then is not known.
-    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// `NotFound` if there is no such file; `Unsupported` if only one can write.
+    fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Gives a file another name, replacing what had it. Atomic; durable after [`Storage::sync_dir`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
@@ -64,9 +67,9 @@ pub trait AppendFile: Send {
     /// Appends all the bytes, or fails; after a failure the file must be given up.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// Leaves so many bytes to others, who have written them ([`Storage::write_at`]) or not: what is not written reads as
-    /// zeros once something was appended behind it. After a failure the file must be given up.
-    fn skip(&mut self, bytes: u64) -> io::Result<()>;
+    /// Leaves so many bytes to others, who have written them ([`Storage::join`]) or not: what is not written reads as
+    /// zeros once something was appended behind it.
+    fn skip(&mut self, bytes: u64);
 
     /// Lets the system begin to write what was appended, so that [`AppendFile::sync`] has less to wait for.
     fn start_writeback(&mut self) {}
@@ -74,6 +77,15 @@ pub trait AppendFile: Send {
     /// Makes all that was appended survive a power cut. After a failure the file must be given up: a second sync
     /// may succeed although pages were lost.
     fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file that another appends to.
+pub trait JoinedFile {
+    /// Writes all the bytes at `offset`. Permanent with the other's sync.
+    ///
+    /// # Errors
+    /// What was written is not known then.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
 /// A file open for reading.
@@ -136,8 +148,8 @@ impl Storage for LocalDir {
         Ok(Arc::new(LocalRead(File::open(self.path(path))?)))
     }
 
-    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        File::options().write(true).open(self.path(path))?.write_all_at(bytes, offset)
+    fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
+        Ok(Box::new(LocalJoined(File::options().write(true).open(self.path(path))?)))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -192,14 +204,13 @@ struct LocalAppend {
 
 impl AppendFile for LocalAppend {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+        self.file.write_all_at(bytes, self.appended_bytes)?;
         self.appended_bytes += bytes.len() as u64;
         Ok(())
     }
 
-    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+    fn skip(&mut self, bytes: u64) {
         self.appended_bytes += bytes;
-        self.file.seek(SeekFrom::Start(self.appended_bytes)).map(drop)
     }
 
     fn start_writeback(&mut self) {
@@ -218,6 +229,14 @@ impl AppendFile for LocalAppend {
 
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_all()
+    }
+}
+
+struct LocalJoined(File);
+
+impl JoinedFile for LocalJoined {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
     }
 }
 

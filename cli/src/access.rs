@@ -160,7 +160,7 @@ impl Served {
             parent,
         };
         // While one thread waits for the owner's answer another computes.
-        let options = IngestOptions { threads: options.threads * 2, ..options.clone() };
+        let options = IngestOptions { threads: options.threads + options.threads.div_ceil(2), ..options.clone() };
         ingest(&into, &options)
     }
 }

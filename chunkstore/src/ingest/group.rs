@@ -1,4 +1,4 @@
-//! Segments that are cut and not stored yet. Those of which little changed are stored together, in few requests.
+//! Segments that are cut and not stored yet: several together, so that few requests are made for them.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,19 +9,32 @@ use crate::manifest::Leaf;
 
 /// Most segments that are stored together.
 const SEGMENTS_MAX: usize = 32;
-/// Bytes of chunks that are enough to be stored.
-const BYTES_ENOUGH: usize = 2 << 20;
+/// Bytes of chunks that are enough to be stored: two segments' worth.
+const BYTES_ENOUGH: usize = 8 << 20;
+/// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
+const COPIED_BYTES_MAX: usize = 1 << 20;
 
 /// A segment that is cut, or several that are zeros.
-pub(super) struct CutSegment<'a> {
+pub(super) struct CutSegment {
     pub(super) order: u64,
     pub(super) segments: Range<u64>,
     /// The parent's leaf in its place.
     pub(super) parent: Option<Leaf>,
     /// `None` if it is all zeros.
     pub(super) leaf: Option<NewNode>,
-    /// Those that are not known to be in the store.
-    pub(super) chunks: Vec<NewChunk<'a>>,
+    /// The chunks that are not known to be in the store.
+    pub(super) new: Vec<Cut>,
+}
+
+impl CutSegment {
+    fn new_bytes(&self) -> usize {
+        self.new.iter().map(|cut| cut.range.len()).sum()
+    }
+
+    /// Whether there is too much of it to be copied.
+    pub(super) fn is_large(&self) -> bool {
+        self.new_bytes() > COPIED_BYTES_MAX
+    }
 }
 
 /// A chunk that may be new.
@@ -30,36 +43,32 @@ pub(super) struct NewChunk<'a> {
     pub(super) plain: Cow<'a, [u8]>,
 }
 
-impl<'a> NewChunk<'a> {
-    /// A chunk of a segment.
-    pub(super) fn new(cut: &Cut, segment: &'a [u8]) -> Self {
-        Self { cut: cut.clone(), plain: Cow::Borrowed(&segment[cut.range.clone()]) }
-    }
-}
-
-/// What a thread stores next.
+/// What a thread stores next: segments, each with the bytes of its new chunks.
 #[derive(Default)]
 pub(super) struct Group<'a> {
-    pub(super) segments: Vec<CutSegment<'a>>,
+    pub(super) segments: Vec<(CutSegment, Vec<NewChunk<'a>>)>,
     bytes: usize,
 }
 
 impl<'a> Group<'a> {
-    pub(super) fn push(&mut self, segment: CutSegment<'a>) {
-        self.bytes += segment.chunks.iter().map(|chunk| chunk.plain.len()).sum::<usize>();
-        self.segments.push(segment);
+    /// Adds a segment whose bytes stay where they are.
+    pub(super) fn push(&mut self, segment: CutSegment, bytes: &'a [u8]) {
+        self.push_with(segment, |cut| Cow::Borrowed(&bytes[cut.range.clone()]));
+    }
+
+    /// Adds a segment with copies of its chunks.
+    pub(super) fn push_copied(&mut self, segment: CutSegment, bytes: &[u8]) {
+        self.push_with(segment, |cut| Cow::Owned(bytes[cut.range.clone()].to_vec()));
+    }
+
+    fn push_with(&mut self, mut segment: CutSegment, plain: impl Fn(&Cut) -> Cow<'a, [u8]>) {
+        self.bytes += segment.new_bytes();
+        let new = std::mem::take(&mut segment.new).into_iter();
+        let chunks = new.map(|cut| NewChunk { plain: plain(&cut), cut }).collect();
+        self.segments.push((segment, chunks));
     }
 
     pub(super) fn is_full(&self) -> bool {
         self.segments.len() >= SEGMENTS_MAX || self.bytes >= BYTES_ENOUGH
-    }
-}
-
-impl CutSegment<'_> {
-    /// With copies of the chunks, so that the segment's buffer is free for the next.
-    pub(super) fn into_owned(self) -> CutSegment<'static> {
-        let owned = |chunk: NewChunk<'_>| NewChunk { cut: chunk.cut, plain: Cow::Owned(chunk.plain.into_owned()) };
-        let chunks = self.chunks.into_iter().map(owned).collect();
-        CutSegment { order: self.order, segments: self.segments, parent: self.parent, leaf: self.leaf, chunks }
     }
 }

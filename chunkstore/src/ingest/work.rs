@@ -1,7 +1,6 @@
 //! What the threads of an ingest do: from a segment's bytes to its leaf, one at a time or some together.
 
 use std::collections::HashSet;
-use std::mem;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +23,9 @@ use crate::progress::Progress;
 use crate::record::Record;
 use crate::sink::Claim;
 use crate::source::DiskSource;
+
+/// Segments that a thread has in memory at a time, beside copies of what is new of others.
+const GROUP_BUFFERS: usize = 2;
 
 /// What the threads share.
 pub(super) struct Work<'a, 'f> {
@@ -74,25 +76,31 @@ impl<'a, 'f> Work<'a, 'f> {
 
     fn work_until_end(&self) -> Result<Tally> {
         let mut worker = Worker { encoder: self.encoder(), tally: Tally::default() };
-        let (mut buffer, mut group) = (Vec::new(), Group::default());
-        while let Some(ticket) = self.feed.next(&mut buffer)? {
-            self.progress.check()?;
-            let is_whole = matches!(ticket.content, Content::Whole);
-            let segment = self.cut(ticket, &mut buffer, &mut worker)?;
-            if is_whole {
-                // It is enough for itself, and the buffer is needed for the next.
-                let mut all = mem::take(&mut group);
-                all.push(segment);
-                self.store(all, &mut worker)?;
-                continue;
-            }
-            group.push(segment.into_owned());
-            if group.is_full() {
-                self.store(mem::take(&mut group), &mut worker)?;
+        let mut buffers: [Vec<u8>; GROUP_BUFFERS] = Default::default();
+        let mut is_last = false;
+        while !is_last {
+            let mut group = Group::default();
+            is_last = self.fill(&mut group, &mut buffers, &mut worker)?;
+            self.store(group, &mut worker)?;
+        }
+        Ok(worker.tally)
+    }
+
+    /// Fills a group with what comes next. Returns whether that was all.
+    fn fill<'b>(&self, group: &mut Group<'b>, buffers: &'b mut [Vec<u8>], worker: &mut Worker) -> Result<bool> {
+        for buffer in buffers {
+            while !group.is_full() {
+                let Some(ticket) = self.feed.next(buffer)? else { return Ok(true) };
+                self.progress.check()?;
+                let segment = self.cut(ticket, buffer, worker)?;
+                if segment.is_large() {
+                    group.push(segment, buffer);
+                    break;
+                }
+                group.push_copied(segment, buffer);
             }
         }
-        self.store(group, &mut worker)?;
-        Ok(worker.tally)
+        Ok(false)
     }
 
     pub(super) fn encoder(&self) -> Encoder {
@@ -100,11 +108,11 @@ impl<'a, 'f> Work<'a, 'f> {
     }
 
     /// Cuts what was given out.
-    fn cut<'b>(&self, ticket: Ticket, buffer: &'b mut Vec<u8>, worker: &mut Worker) -> Result<CutSegment<'b>> {
+    fn cut(&self, ticket: Ticket, buffer: &mut Vec<u8>, worker: &mut Worker) -> Result<CutSegment> {
         let Ticket { order, segments, content } = ticket;
         if let Content::Zeros = content {
             self.replace_by_zeros(&segments, worker)?;
-            return Ok(CutSegment { order, segments, parent: None, leaf: None, chunks: Vec::new() });
+            return Ok(CutSegment { order, segments, parent: None, leaf: None, new: Vec::new() });
         }
         let (parent_id, parent) = self.parent_leaf(segments.start)?.unzip();
         if let (Some(_), Some(parent)) = (self.changes, &parent) {
@@ -121,9 +129,8 @@ impl<'a, 'f> Work<'a, 'f> {
         worker.tally.count(&cuts);
         let leaf = (!cuts.is_empty()).then(|| NewNode::new(&Node::Leaf(leaf_of(&cuts)), parent_id));
         // The parent's own chunks are there.
-        let new = cuts.iter().filter(|cut| !(cut.reused && self.into.trusts_parent));
-        let chunks = new.map(|cut| NewChunk::new(cut, buffer)).collect();
-        Ok(CutSegment { order, segments, parent, leaf, chunks })
+        let new = cuts.into_iter().filter(|cut| !(cut.reused && self.into.trusts_parent)).collect();
+        Ok(CutSegment { order, segments, parent, leaf, new })
     }
 
     fn replace_by_zeros(&self, segments: &Range<u64>, worker: &mut Worker) -> Result<()> {
@@ -148,7 +155,7 @@ impl<'a, 'f> Work<'a, 'f> {
             wait.a_moment()?;
             self.put_new(&mut asked, worker)?;
         }
-        for CutSegment { order, segments, leaf, .. } in group.segments {
+        for (CutSegment { order, segments, leaf, .. }, _) in group.segments {
             let id = leaf.as_ref().map(|leaf| leaf.id);
             let is_elsewhere = |leaf: &NewNode| leaves_elsewhere.contains(&leaf.id.into());
             lock(&self.awaited).extend(leaf.filter(is_elsewhere));
@@ -158,9 +165,9 @@ impl<'a, 'f> Work<'a, 'f> {
     }
 
     /// What of a segment is to be put, if the store lacks it.
-    fn items<'b>(&self, segment: &'b CutSegment<'_>) -> impl Iterator<Item = Item<'b>> {
+    fn items<'b>(&self, (segment, chunks): &'b (CutSegment, Vec<NewChunk<'_>>)) -> impl Iterator<Item = Item<'b>> {
         let parent = segment.parent.as_ref();
-        let chunks = segment.chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
+        let chunks = chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
         let leaf = segment.leaf.as_ref().filter(|leaf| !self.parent_has(leaf));
         chunks.chain(leaf.map(Item::Leaf))
     }

@@ -337,6 +337,12 @@ impl<'a> LeafReader<'a> {
             return Ok(Arc::clone(node));
         }
         let node = Arc::new(self.source.node(id)?);
+        if let Node::Inner(inner) = &*node
+            && inner.height() == 1
+        {
+            let leaves: Vec<NodeId> = inner.children().iter().map(|(_, leaf)| *leaf).collect();
+            self.source.expect_nodes(&leaves);
+        }
         let mut kept = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= INNER_NODES_KEPT {
             kept.clear();

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::buffers;
 use crate::error::{Error, Result};
 use crate::id::PackId;
-use crate::limits::{PACK_RECORDS_MAX, PLAIN_BYTES_MAX};
+use crate::limits::PACK_RECORDS_MAX;
 use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 use crate::pack::{Class, DIR, part_path, path};
 use crate::record::{Header, Record};
@@ -14,31 +13,22 @@ use crate::storage::{AppendFile, Storage};
 /// Bytes after which the system is told to begin writing a pack, so that sealing has little to wait for.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
-/// Bytes that are collected before they are written.
-const WRITE_BYTES: usize = 512 << 10;
-
-/// Writes records one after another into a pack that another is writing, from where room was lent.
+/// Writes records one after another into a pack that another is writing, from where room was lent. Each is written by itself,
+/// as [`PackWriter::append`] does: larger writes take larger pages of memory, which a virtual machine may have to get from its
+/// host first.
 pub fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
     let path = part_path(pack);
+    let failed = |error| Error::io("writing", storage.locate(&path), error);
+    let file = storage.join(&path).map_err(failed)?;
     let mut at = u64::from(offset);
-    let mut write = |bytes: &[u8]| {
-        storage.write_at(&path, at, bytes).map_err(|error| Error::io("writing", storage.locate(&path), error))?;
-        at += bytes.len() as u64;
-        Ok(())
-    };
-    let mut buffer = buffers::take(WRITE_BYTES + PLAIN_BYTES_MAX);
-    let written = records.iter().try_for_each(|record| {
-        record.write_to(&mut buffer);
-        if buffer.len() < WRITE_BYTES {
-            return Ok(());
-        }
-        write(&buffer)?;
+    let mut buffer = Vec::new();
+    for record in records {
         buffer.clear();
-        Ok(())
-    });
-    let written = written.and_then(|()| write(&buffer));
-    buffers::give(buffer);
-    written
+        record.write_to(&mut buffer);
+        file.write_at(at, &buffer).map_err(failed)?;
+        at += buffer.len() as u64;
+    }
+    Ok(())
 }
 
 /// A pack that grows. Dropping it without [`PackWriter::seal`] leaves a `.part` file, which the next open removes.
@@ -128,20 +118,17 @@ impl PackWriter {
         self.bytes
     }
 
-    /// Adds the record with this header, of this pack's class, which someone else has written at the pack's end. After an
-    /// error the pack must be given up.
-    pub fn add_written(&mut self, header: &Header) -> Result<()> {
+    /// Adds the record with this header, of this pack's class, which someone else has written at the pack's end.
+    pub fn add_written(&mut self, header: &Header) {
         assert_eq!(Class::of(header.kind, header.codec), self.header.class, "callers sort records by class");
-        self.file.skip(header.record_bytes()).map_err(|error| self.failed("writing", error))?;
+        self.file.skip(header.record_bytes());
         self.add(header);
-        Ok(())
     }
 
-    /// Leaves a gap, in which someone else has written, or still may. After an error the pack must be given up.
-    pub fn skip(&mut self, bytes: u64) -> Result<()> {
-        self.file.skip(bytes).map_err(|error| self.failed("writing", error))?;
+    /// Leaves a gap, in which someone else has written, or still may.
+    pub fn skip(&mut self, bytes: u64) {
+        self.file.skip(bytes);
         self.bytes += bytes;
-        Ok(())
     }
 
     /// Adds a record that lies at the end.

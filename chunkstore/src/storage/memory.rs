@@ -8,7 +8,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{AppendFile, Listing, ReadFile, Storage};
+use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
 
 /// Files in memory. Clones share them.
 #[derive(Clone, Default)]
@@ -240,15 +240,11 @@ impl Storage for MemStorage {
         Ok(Arc::new(MemRead { disk: Arc::clone(&self.disk), file }))
     }
 
-    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let (allowed, file) = {
-            let mut disk = lock(&self.disk);
-            let allowed = disk.count(Access::Change);
-            (allowed, disk.find(path)?)
-        };
-        let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        lock(&file).write_at(offset as usize, arriving);
-        allowed
+    fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
+        let mut disk = lock(&self.disk);
+        disk.count(Access::Look)?;
+        let file = disk.find(path)?;
+        Ok(Box::new(MemJoined { disk: Arc::clone(&self.disk), file }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -317,9 +313,8 @@ impl AppendFile for MemAppend {
         allowed
     }
 
-    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+    fn skip(&mut self, bytes: u64) {
         self.appended_bytes += bytes as usize;
-        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -327,6 +322,20 @@ impl AppendFile for MemAppend {
         let mut content = lock(&self.file);
         content.durable_bytes = content.bytes.len();
         Ok(())
+    }
+}
+
+struct MemJoined {
+    disk: Arc<Mutex<Disk>>,
+    file: File,
+}
+
+impl JoinedFile for MemJoined {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let allowed = lock(&self.disk).count(Access::Change);
+        let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
+        lock(&self.file).write_at(offset as usize, arriving);
+        allowed
     }
 }
 

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::memory::MemStorage;
-use super::{AppendFile, Listing, ReadFile, Storage};
+use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
 
 /// The unit that a disk writes wholly or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -142,14 +142,10 @@ impl Storage for Recorder {
         self.memory.open(path)
     }
 
-    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.change(
-            || self.memory.write_at(path, offset, bytes),
-            |recording| {
-                let file = *recording.seen.get(path).expect("the storage has just found it");
-                Operation::Write { file, at: offset as usize, bytes: Arc::new(bytes.to_vec()) }
-            },
-        )
+    fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
+        let file = self.memory.join(path)?;
+        let number = *lock(&self.recording).seen.get(path).expect("the storage has just found it");
+        Ok(Box::new(RecordedJoined { recorder: self.clone(), number, file }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -202,14 +198,28 @@ impl AppendFile for RecordedFile {
         Ok(())
     }
 
-    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+    fn skip(&mut self, bytes: u64) {
         self.appended_bytes += bytes as usize;
-        self.file.skip(bytes)
+        self.file.skip(bytes);
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let (file, number) = (&mut self.file, self.number);
         self.recorder.change(|| file.sync(), |_| Operation::Sync { file: number })
+    }
+}
+
+struct RecordedJoined {
+    recorder: Recorder,
+    number: FileNumber,
+    file: Box<dyn JoinedFile>,
+}
+
+impl JoinedFile for RecordedJoined {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let (file, at) = (self.number, offset as usize);
+        let written = |_: &mut Recording| Operation::Write { file, at, bytes: Arc::new(bytes.to_vec()) };
+        self.recorder.change(|| self.file.write_at(offset, bytes), written)
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) use publish::entry_record;
 pub use read::verify_record;
 pub use session::WriteSession;
 use writers::Writers;
-pub use writers::{ROOM_BYTES_MAX, Room};
+pub use writers::{ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room};
 
 use crate::catalog::{Catalog, State};
 use crate::config::Config;

@@ -263,7 +263,8 @@ fn abandon(round: &Round, random: &mut Random) {
     if let Some(room) = room {
         for path in [part_path(room.pack), pack::path(room.pack)] {
             // It may be gone, as the borrower is.
-            let _ = round.storage.write_at(&path, room.offset.into(), &noise(room.bytes as usize, 9));
+            let late = round.storage.join(&path);
+            let _ = late.and_then(|file| file.write_at(room.offset.into(), &noise(room.bytes as usize, 9)));
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::pack::Class;
 use crate::record::{Header, Record};
 use crate::sink::{Base, Claim, Like, Sink};
 use crate::store::claims::Taken;
-use crate::store::writers::{Author, ROOM_BYTES_MAX, Room, Writers};
+use crate::store::writers::{Author, ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room, Writers};
 use crate::store::{Store, verify_record};
 
 /// Content on its way into a store. Used by several threads at once. Dropped without publishing, it leaves its records
@@ -178,16 +178,17 @@ impl WriteSession {
 
     /// Lends room at the end of a pack, to whoever can write into it beside this process
     /// ([`write_records`](crate::pack::write_records)). The session has one room of a class at a time: what was written
-    /// into another and not put yet is given up.
+    /// into another and not put yet is given up. Whoever is lent none can [put](WriteSession::put) all the same.
     ///
     /// # Errors
-    /// If the session failed, or a pack can't be begun; [`Error::Invalid`] if it is more than [`ROOM_BYTES_MAX`].
+    /// If the session failed, or a pack can't be begun; [`Error::Busy`] if too many are lent; [`Error::Invalid`] if it is more
+    /// than [`ROOM_BYTES_MAX`].
     pub fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
         self.author.protection.check()?;
         if bytes > ROOM_BYTES_MAX {
             return Err(Error::invalid(format!("no pack has room for {bytes} bytes")));
         }
-        self.writers.lend(&self.author, class, bytes).inspect_err(|error| self.fail(error))
+        self.writers.lend(&self.author, class, bytes)
     }
 
     /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another: they
@@ -201,7 +202,8 @@ impl WriteSession {
         self.author.protection.check()?;
         let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == room.class;
         let bytes: u64 = headers.iter().map(Header::record_bytes).sum();
-        if !headers.iter().all(is_of_class) || bytes != u64::from(room.bytes) {
+        let is_too_many = headers.len() > ROOM_RECORDS_MAX;
+        if is_too_many || !headers.iter().all(is_of_class) || bytes != u64::from(room.bytes) {
             return Err(Error::invalid("the records are not those for which there is room"));
         }
         let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
@@ -209,11 +211,11 @@ impl WriteSession {
         let is_needed = self.needed(&ids)?;
         let base = |header: &Header| header.base.and_then(|base| bases.get(&base));
         let written = headers.iter().zip(is_needed).map(|(header, is_needed)| (header, base(header), is_needed));
-        let put = self.writers.append_written(&self.author, room, written);
-        if let Ok(true) = put {
+        let is_put = self.writers.append_written(&self.author, room, written);
+        if is_put {
             self.store().claims.done(self.number(), &ids);
         }
-        put.inspect_err(|error| self.fail(error))
+        Ok(is_put)
     }
 
     /// Verifies records and puts them.

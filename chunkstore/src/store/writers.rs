@@ -49,10 +49,16 @@ struct OpenPack {
     lent_bytes: u64,
 }
 
-/// Most bytes that are lent at a time: more than the records of a segment take.
-pub const ROOM_BYTES_MAX: u32 = 8 << 20;
+/// Most bytes that are lent at a time: more than the records take that an ingest puts together.
+pub const ROOM_BYTES_MAX: u32 = 16 << 20;
+/// Most records that are told of at a time.
+pub const ROOM_RECORDS_MAX: usize = 1 << 14;
+const _: () = assert!(ROOM_RECORDS_MAX > 3 * SEGMENT_BYTES / CHUNK_BYTES_MIN);
 const _: () = assert!(ROOM_BYTES_MAX as u64 + PACK_BYTES_TARGET < PACK_BYTES_MAX);
-const _: () = assert!(ROOM_BYTES_MAX as usize > SEGMENT_BYTES + SEGMENT_BYTES / CHUNK_BYTES_MIN * HEADER_BYTES);
+const _: () = assert!(ROOM_BYTES_MAX as usize > 3 * SEGMENT_BYTES + 3 * SEGMENT_BYTES / CHUNK_BYTES_MIN * HEADER_BYTES);
+
+/// Packs that are lent at a time. Each has an open file; whoever gets none sends its records.
+const LENT_PACKS_MAX: usize = 64;
 
 /// Room at the end of a pack, lent to one author.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,12 +143,21 @@ impl Writers {
 
     /// Lends an author room at the end of a pack of this class. What it was lent there before, and did not tell of, stays
     /// a gap.
-    pub(super) fn lend(&self, author: &Author, class: Class, bytes: u32) -> Result<Room> {
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if too many packs are lent; if a pack can't be begun.
+    pub(super) fn lend(self: &Arc<Self>, author: &Author, class: Class, bytes: u32) -> Result<Room> {
         let mut state = self.lock();
-        let at = state.pack_of(author, class)?;
-        if let Err(error) = state.open[at].leave_gap() {
-            return Err(state.void(author, at, error));
+        if let Some(at) = state.lent_to(author, class) {
+            state.open[at].leave_gap(author);
+            if state.open[at].writer.is_full(author.store.pack_bytes) {
+                self.close(&mut state, author, at);
+            }
         }
+        let at = match state.lent_to(author, class) {
+            Some(at) => at,
+            None => state.lend_new(author, class)?,
+        };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
         Ok(pack.room())
@@ -156,34 +171,33 @@ impl Writers {
         author: &Author,
         room: Room,
         written: impl Iterator<Item = (&'a Header, Option<&'a Place>, bool)>,
-    ) -> Result<bool> {
+    ) -> bool {
         let mut state = self.lock();
-        let Some(at) = state.open.iter().position(|pack| pack.is_lent(author, room)) else { return Ok(false) };
+        let Some(at) = state.open.iter().position(|pack| pack.is_lent(author, room)) else { return false };
         state.open[at].lent_bytes = 0;
         for (header, base, is_needed) in written {
-            let is_needed = is_needed && !state.serves(author, header, base);
-            let writer = &mut state.open[at].writer;
-            let added = if is_needed { writer.add_written(header) } else { writer.skip(header.record_bytes()) };
-            if let Err(error) = added {
-                return Err(state.void(author, at, error));
-            }
-            if is_needed {
+            if is_needed && !state.serves(author, header, base) {
+                state.open[at].writer.add_written(header);
                 state.add_pending(author, at, header, base);
             } else {
+                state.open[at].writer.skip(header.record_bytes());
                 author.add_stored(header.record_bytes());
             }
         }
         self.seal_if_full(state, author, at);
-        Ok(true)
+        true
     }
 
-    /// Takes back the packs that were an author's alone: from now on they are everybody's.
-    pub(super) fn take_back(&self, author: &Author) {
+    /// Takes back the packs that were an author's alone: from now on they are everybody's, or gone if there is nothing in
+    /// them.
+    pub(super) fn take_back(self: &Arc<Self>, author: &Author) {
         let mut state = self.lock();
         while let Some(at) = state.open.iter().position(|pack| pack.borrower == Some(author.number())) {
-            state.open[at].borrower = None;
-            if let Err(error) = state.open[at].leave_gap() {
-                state.void(author, at, error);
+            let pack = &mut state.open[at];
+            pack.borrower = None;
+            pack.leave_gap(author);
+            if pack.writer.entries().is_empty() {
+                self.close(&mut state, author, at);
             }
         }
     }
@@ -230,6 +244,16 @@ impl Writers {
         }
     }
 
+    /// Seals an open pack, or removes it if there is nothing in it.
+    fn close(self: &Arc<Self>, state: &mut State, author: &Author, at: usize) {
+        let pack = state.open.swap_remove(at);
+        if pack.writer.entries().is_empty() {
+            let _ = author.store.storage().remove(&part_path(pack.writer.id()));
+        } else {
+            self.seal_aside(state, author, pack);
+        }
+    }
+
     /// Seals a pack if it has grown enough, and waits if too many are being sealed.
     fn seal_if_full(self: &Arc<Self>, mut state: MutexGuard<'_, State>, author: &Author, at: usize) {
         if state.open[at].writer.is_full(author.store.pack_bytes) {
@@ -240,7 +264,8 @@ impl Writers {
     }
 
     /// Seals a pack on a thread of its own, so that the disk and the processors work at the same time.
-    fn seal_aside(self: &Arc<Self>, state: &mut State, author: &Author, pack: OpenPack) {
+    fn seal_aside(self: &Arc<Self>, state: &mut State, author: &Author, mut pack: OpenPack) {
+        pack.leave_gap(author);
         state.sealing.insert(pack.number());
         let (store, writers) = (Arc::clone(&author.store), Arc::clone(self));
         let mut sealers = lock(&author.sealers);
@@ -248,11 +273,10 @@ impl Writers {
         sealers.push(thread::spawn(move || writers.seal(&store, pack)));
     }
 
-    fn seal(&self, store: &Store, mut pack: OpenPack) {
+    fn seal(&self, store: &Store, pack: OpenPack) {
         let id = pack.writer.id();
         let records: Vec<RecordId> = pack.writer.entries().iter().map(|entry| entry.id).collect();
-        let sealed = pack.leave_gap().and_then(|()| pack.writer.seal());
-        let sealed = sealed.inspect_err(|_| drop(store.storage().remove(&part_path(id))));
+        let sealed = pack.writer.seal().inspect_err(|_| drop(store.storage().remove(&part_path(id))));
         let adopted = sealed.and_then(|sealed| {
             store.adopt(pack_row(id, sealed.header.class, &sealed.entries, sealed.bytes), &sealed.entries)
         });
@@ -307,11 +331,10 @@ impl OpenPack {
     }
 
     /// Gives up what was lent and not told of.
-    fn leave_gap(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.lent_bytes) {
-            0 => Ok(()),
-            bytes => self.writer.skip(bytes),
-        }
+    fn leave_gap(&mut self, author: &Author) {
+        let bytes = std::mem::take(&mut self.lent_bytes);
+        self.writer.skip(bytes);
+        author.add_stored(bytes);
     }
 
     fn number(&self) -> u32 {
@@ -322,19 +345,28 @@ impl OpenPack {
 impl State {
     /// The position of the open pack of a class that is everybody's.
     fn open_pack(&mut self, author: &Author, class: Class) -> Result<usize> {
-        self.pack_for(author, class, None)
+        let found = self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower.is_none());
+        match found {
+            Some(at) => Ok(at),
+            None => self.add_open(author, class, None),
+        }
     }
 
     /// The position of the open pack of a class that is an author's alone.
-    fn pack_of(&mut self, author: &Author, class: Class) -> Result<usize> {
-        self.pack_for(author, class, Some(author.number()))
+    fn lent_to(&self, author: &Author, class: Class) -> Option<usize> {
+        let borrower = Some(author.number());
+        self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower == borrower)
     }
 
-    fn pack_for(&mut self, author: &Author, class: Class, borrower: Option<u64>) -> Result<usize> {
-        let fits = |pack: &OpenPack| pack.writer.class() == class && pack.borrower == borrower;
-        if let Some(at) = self.open.iter().position(fits) {
-            return Ok(at);
+    /// Begins a pack that is an author's alone.
+    fn lend_new(&mut self, author: &Author, class: Class) -> Result<usize> {
+        if self.open.iter().filter(|pack| pack.borrower.is_some()).count() >= LENT_PACKS_MAX {
+            return Err(Error::busy("room in packs", "as many as may have some"));
         }
+        self.add_open(author, class, Some(author.number()))
+    }
+
+    fn add_open(&mut self, author: &Author, class: Class, borrower: Option<u64>) -> Result<usize> {
         self.open.push(OpenPack { borrower, ..OpenPack::create(author, class)? });
         Ok(self.open.len() - 1)
     }

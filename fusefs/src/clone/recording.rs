@@ -375,11 +375,6 @@ impl Storage for RecordedStorage {
         self.dir.open(path)
     }
 
-    /// Only an ingest beside a store's owner does this.
-    fn write_at(&self, _: &str, _: u64, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.dir.rename(from, to)?;
         self.recording.state().rename(from.into(), to.into());
@@ -422,9 +417,9 @@ impl AppendFile for RecordedAppend {
         Ok(())
     }
 
-    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+    fn skip(&mut self, bytes: u64) {
         self.appended_bytes += bytes;
-        self.host.skip(bytes)
+        self.host.skip(bytes);
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use chunkstore::limits::{PLAIN_BYTES_MAX, STORED_BYTES_MAX};
+use chunkstore::record::HEADER_BYTES;
+use chunkstore::store::ROOM_RECORDS_MAX;
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -10,6 +12,7 @@ pub const FRAME_HEADER_BYTES: usize = 12;
 /// Longest payload: the largest record fits, and so do many small ones.
 pub const FRAME_PAYLOAD_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX > STORED_BYTES_MAX + 4096 && FRAME_PAYLOAD_BYTES_MAX > PLAIN_BYTES_MAX);
+const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX > ROOM_RECORDS_MAX * HEADER_BYTES + 4096);
 
 /// What a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

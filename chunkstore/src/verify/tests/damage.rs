@@ -367,10 +367,6 @@ impl Storage for BadBlocks {
         self.inner.create(path)
     }
 
-    fn write_at(&self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.inner.write_at(path, offset, bytes)
-    }
-
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.inner.rename(from, to)
     }

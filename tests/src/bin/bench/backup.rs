@@ -22,19 +22,16 @@ const GROWTH_NEXT: &str = "growth by the next day";
 #[derive(Clone, Copy)]
 enum Tool {
     Vmstore,
-    /// The same, through the store's owner.
-    Owner,
     Restic,
     Borg,
 }
 
 impl Tool {
-    const ALL: [Self; 4] = [Self::Vmstore, Self::Owner, Self::Restic, Self::Borg];
+    const ALL: [Self; 3] = [Self::Vmstore, Self::Restic, Self::Borg];
 
     fn name(self) -> &'static str {
         match self {
             Self::Vmstore => "vmstore",
-            Self::Owner => "vmstore-owner",
             Self::Restic => "restic",
             Self::Borg => "borg",
         }
@@ -44,11 +41,6 @@ impl Tool {
         let repository = bench.path(self.name());
         match self {
             Self::Vmstore => bench.new_store(self.name()).map(drop),
-            Self::Owner => {
-                let store = bench.new_store(self.name())?;
-                // Starts the owner.
-                bench.vmstore_through_owner(&store, "stats", [""; 0]).map(drop)
-            }
             Self::Restic => run_quietly(restic(bench).args(["init", "--repository-version", "2"])),
             Self::Borg => run_quietly(borg(bench).args(["init", "--encryption", "none"]).arg(repository)),
         }
@@ -59,7 +51,6 @@ impl Tool {
         let repository = bench.path(self.name());
         let sample = match self {
             Self::Vmstore => bench.ingest(&repository, source, &format!("2026010{night}T020000Z"))?,
-            Self::Owner => bench.ingest_through_owner(&repository, source, &format!("2026010{night}T020000Z"))?,
             Self::Restic => bench.measure(restic(bench).args(["backup", "--force"]).arg(source))?,
             Self::Borg => {
                 let archive = format!("{}::night{night}", repository.display());
@@ -73,7 +64,7 @@ impl Tool {
     fn stored_bytes(self, bench: &Bench) -> Result<u64> {
         let repository = bench.path(self.name());
         match self {
-            Self::Vmstore | Self::Owner => stored_bytes(&repository),
+            Self::Vmstore => stored_bytes(&repository),
             Self::Restic | Self::Borg => tree_bytes(&repository),
         }
     }
@@ -168,14 +159,6 @@ fn judge_ingest(samples: &Samples) -> Vec<Row> {
     let smaller = |what, tool: &'static str| {
         Row::new(format!("{what}, part of {tool}'s"), vmstore(what), "B").part_of(samples.median(what, tool))
     };
-    let through_owner = |what| {
-        Row::new(
-            format!("{what} through the owner, part of in this process"),
-            samples.median(what, "vmstore-owner"),
-            "s",
-        )
-        .part_of(vmstore(what))
-    };
     let of_zstd = Row::new("first ingest, part of zstd -1 -T2", vmstore(FIRST), "s");
     vec![
         of_zstd.part_of(samples.median(FIRST, "zstd")).target(Target::AtMost(0.65)),
@@ -190,9 +173,6 @@ fn judge_ingest(samples: &Samples) -> Vec<Row> {
         faster(NEXT, "borg"),
         smaller(GROWTH_NEXT, "restic").target(Target::AtMost(0.09)),
         smaller(GROWTH_NEXT, "borg"),
-        through_owner(FIRST).target(Target::AtMost(1.1)),
-        through_owner(AGAIN).target(Target::AtMost(1.1)),
-        through_owner(NEXT).target(Target::AtMost(1.1)),
     ]
 }
 

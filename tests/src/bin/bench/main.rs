@@ -7,6 +7,7 @@
 mod backup;
 mod files;
 mod nights;
+mod owner;
 mod run;
 mod scale;
 mod table;
@@ -56,6 +57,8 @@ struct Options {
 enum Part {
     /// First night, the same image again, and the next night, beside zstd, restic and borg
     Ingest,
+    /// The same through the store's owner, beside one process alone
+    Owner,
     /// Restoring to a file, beside `qemu-img convert`
     Restore,
     /// Verifying one night and thirty, and every other command on thirty
@@ -97,6 +100,9 @@ fn measure(bench: &mut Bench, options: &Options) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     if wanted(Part::Ingest) {
         rows.extend(backup::ingest(bench)?);
+    }
+    if wanted(Part::Owner) {
+        rows.extend(owner::owner(bench)?);
     }
     if wanted(Part::Restore) {
         rows.extend(backup::restore(bench)?);

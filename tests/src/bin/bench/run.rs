@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ::tests::netns::Network;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// An owner whose store is gone ends in a moment.
+const OWNER_LEAVES_WITHIN: Duration = Duration::from_secs(20);
 
 /// What one run of a command took.
 pub(crate) struct Sample {
@@ -128,11 +133,29 @@ impl Bench {
     /// Makes an empty store of that name, in place of an older one.
     pub(crate) fn new_store(&mut self, name: &str) -> Result<PathBuf> {
         let store = self.path(name);
-        if store.exists() {
-            fs::remove_dir_all(&store)?;
-        }
+        self.remove_store(&store)?;
         self.vmstore(&store, "init", ["--no-reserve"])?;
         Ok(store)
+    }
+
+    /// Removes a store, if it is there, and waits until its owner has noticed: it may be writing into it until then, and
+    /// keeps files that are removed.
+    pub(crate) fn remove_store(&self, store: &Path) -> Result<()> {
+        let Ok(lock) = File::open(store.join("lock")) else { return Ok(()) };
+        let until = Instant::now() + OWNER_LEAVES_WITHIN;
+        loop {
+            match fs::remove_dir_all(store) {
+                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                removed => break removed.with_context(|| format!("cannot remove {}", store.display()))?,
+            }
+        }
+        while lock.try_lock().is_err() {
+            ensure!(Instant::now() < until, "the owner of {} does not leave", store.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Ingests a file as `web01` of this time.
