@@ -269,13 +269,16 @@ fn ingest_by(client: &Client, name: SnapshotName, image: &[u8]) -> Snapshot {
 
 #[test]
 fn an_ingest_writes_packs_beside_their_owner_and_where_it_can_not_it_sends_records() {
-    let elsewhere = tempfile::tempdir().unwrap();
-    fs::create_dir(elsewhere.path().join("packs")).unwrap();
+    let (elsewhere, forbidden) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&elsewhere, &forbidden] {
+        fs::create_dir(dir.path().join("packs")).unwrap();
+    }
+    fs::set_permissions(forbidden.path().join("packs"), PermissionsExt::from_mode(0o000)).unwrap();
     // A store, where the client looks for its packs, whether it may open them, and whether it writes them then.
     let cases: [(u8, Option<&Path>, bool, bool); 4] = [
         (1, Some(Path::new("")), true, true),
         (2, Some(elsewhere.path()), true, false),
-        (3, Some(Path::new("")), false, false),
+        (3, Some(forbidden.path()), false, false),
         (4, None, true, false),
     ];
     let image = noise(9 << 20, 5);

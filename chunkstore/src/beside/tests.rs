@@ -165,7 +165,7 @@ fn a_pack_is_everybodys_after_its_borrower_and_a_gap_is_where_it_may_still_write
     store.flush_open_packs().unwrap();
     let table = |number: u32| store.packs().reader(number).unwrap().table().unwrap();
     let offsets: Vec<u32> = table(room.pack.number).iter().map(|entry| entry.offset).collect();
-    assert_eq!(offsets[0], 64);
+    assert_eq!((offsets.len(), offsets[0]), (2, 64));
     assert!(offsets[1..].iter().all(|offset| *offset >= room.offset + room.bytes), "{offsets:?}");
     drop(next);
     assert_sound(dir.path(), store, &[1, 3, 4]);
@@ -181,7 +181,7 @@ fn what_is_there_already_becomes_a_gap() {
     write(&session, room, &records);
     assert!(tell(&session, room, &records).unwrap());
     session.flush().unwrap();
-    assert_eq!(store.packs().reader(room.pack.number).unwrap().table().unwrap().len(), 2);
+    assert_eq!(store.packs().reader(room.pack.number).unwrap().table().unwrap().len(), 3);
     drop(session);
     assert_sound(dir.path(), store, &[1, 2, 3]);
 }
@@ -222,6 +222,74 @@ fn packs_that_are_lent_are_sealed_when_they_are_full() {
     assert_eq!(store.packs().rows().len(), 4, "three times two records make a pack");
     drop(session);
     assert_sound(dir.path(), store, &(0..24).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_is_lent_again_and_again_fills_packs_and_is_never_lent_twice() {
+    let (dir, store) = store();
+    let session = store.session(None).unwrap();
+    let told = [chunk(1)];
+    let room = lend(&session, &told);
+    write(&session, room, &told);
+    assert!(tell(&session, room, &told).unwrap());
+    let mut rooms: Vec<Room> = (0..300).map(|_| session.lend(Class::Data, ROOM_BYTES_MAX).unwrap()).collect();
+    rooms.sort_unstable_by_key(|room| (room.pack.number, room.offset));
+    let overlaps = |pair: &[Room]| pair[0].pack == pair[1].pack && pair[0].offset + pair[0].bytes > pair[1].offset;
+    assert!(!rooms.windows(2).any(overlaps));
+    assert!(rooms.iter().all(|room| u64::from(room.offset) < PACK_BYTES_TARGET));
+    drop(session);
+    assert_eq!(store.packs().rows().len(), 1, "packs without records are gone");
+    let files = fs::read_dir(dir.path().join("packs")).unwrap().count();
+    assert_eq!(files, 1);
+    assert_sound(dir.path(), store, &[1]);
+}
+
+#[test]
+fn as_many_packs_are_lent_as_have_files_open() {
+    let (dir, store) = store();
+    let sessions: Vec<WriteSession> = (0..70).map(|_| store.session(None).unwrap()).collect();
+    let lent = sessions.iter().filter(|session| match session.lend(Class::Data, 5000) {
+        Ok(_) => true,
+        Err(Error::Busy { .. }) => false,
+        Err(error) => panic!("{error}"),
+    });
+    assert_eq!(lent.count(), 64);
+    let last = sessions.last().unwrap();
+    assert_eq!(Beside::new(0).put(last, &**store.storage(), vec![chunk(1)]).unwrap().len(), 1);
+    last.put(vec![chunk(1)]).unwrap();
+    last.flush().unwrap();
+    drop(sessions);
+    assert_sound(dir.path(), store, &[1]);
+}
+
+/// Seals packs between lending them and their being written.
+struct SealsFirst<'a>(&'a WriteSession);
+
+impl Lender for SealsFirst<'_> {
+    fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
+        let room = self.0.lend(class, bytes)?;
+        self.0.flush()?;
+        Ok(room)
+    }
+
+    fn put_written(&self, room: Room, headers: &[Header]) -> Result<bool> {
+        self.0.put_written(room, headers)
+    }
+}
+
+#[test]
+fn who_finds_a_pack_sealed_goes_on_with_another() {
+    let (dir, store) = store();
+    let session = store.session(None).unwrap();
+    let storage = Arc::clone(store.storage());
+    let beside = Beside::new(0);
+    let left = |lender: &dyn Lender, seed: u64| beside.put(lender, &*storage, vec![chunk(seed)]).unwrap().len();
+    assert_eq!(left(&session, 1), 0);
+    assert_eq!(left(&SealsFirst(&session), 2), 1, "it has another name by now");
+    assert_eq!(left(&session, 3), 0);
+    session.flush().unwrap();
+    drop(session);
+    assert_sound(dir.path(), store, &[1, 3]);
 }
 
 /// Lends what another program would have to open, and can't.

@@ -6,17 +6,23 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::beside::WritesBeside;
 use crate::catalog::IngestReport;
 use crate::chunk_source::ChunkSource;
 use crate::codec::{Codec, Encoder};
 use crate::id::ChunkId;
+use crate::ingest::{Base, IngestInto};
 use crate::lease::Lease;
 use crate::manifest::Node;
 use crate::name::SnapshotName;
+use crate::pack;
 use crate::record::{Kind, Record};
 use crate::sink::Claim;
+use crate::storage::whole::read_whole;
 use crate::store::WriteSession;
-use crate::testing::{init, night, noise, open, open_options, put, read_back};
+use crate::store::crash_tests::{new_storage, open_on};
+use crate::testing::{disk, init, night, noise, open, open_options, options, put, read_back};
+use crate::verify::verify;
 
 fn gc(store: &Arc<Store>, dry_run: bool) -> GcReport {
     collect(store, dry_run, 2, &Progress::default()).unwrap()
@@ -45,6 +51,58 @@ fn what_was_removed_is_freed() {
     assert!(done.freed_bytes > 6 << 20 && store.catalog().tombstones().unwrap().is_empty(), "{done:?}");
     assert!(read_back(&*store, kept.entry()).unwrap() == keep);
     assert_eq!(gc(&store, false).freed_bytes, 0, "a second run finds nothing");
+}
+
+#[test]
+fn a_pack_whose_records_were_counted_by_a_search_is_left_alone() {
+    let (dir, storage) = (tempfile::tempdir().unwrap(), new_storage());
+    let store = open_on(dir.path(), &storage).unwrap();
+    let first = noise(100_000, 1);
+    put(&store, night("web01", 1), &first);
+    // The deltas of the second night come after a gap with a whole record, which a search finds and the table does not have.
+    let session = store.session(Some(&night("web01", 1))).unwrap();
+    let never = Record::new(Kind::Chunk, ChunkId::of(b"never").into(), 5, Codec::Raw, b"never".to_vec(), None);
+    let room = session.lend(Class::DataDelta, never.bytes() as u32).unwrap();
+    pack::write_records(&storage, room.pack, room.offset, &[never]).unwrap();
+    let into = IngestInto {
+        sink: &WritesBeside::new(&session),
+        source: &*store,
+        params: store.config().format.chunk_params(),
+        zstd_level: 1,
+        store_id: "here",
+        trusts_parent: session.trusts_parent(),
+        parent: session.parent().cloned(),
+    };
+    let changed = |pages: std::ops::Range<usize>| {
+        let mut image = first.clone();
+        pages.for_each(|page| image[page * 10_000 + 50..][..50].fill(7));
+        image
+    };
+    let named = options(night("web01", 2), Base::Newest);
+    into.ingest(disk(&changed(0..10)), &named, &Progress::default()).unwrap();
+    drop(session);
+    // Of them the third needs one, and of the first night its base.
+    let third = put(&store, night("web01", 3), &changed(4..5));
+    for day in [1, 2] {
+        store.catalog().remove(&night("web01", day)).unwrap();
+    }
+    drop(store);
+    let path = pack::path(room.pack);
+    let whole = read_whole(&storage, &path, 1 << 20).unwrap().unwrap();
+    let mut harmed = whole.clone();
+    *harmed.last_mut().unwrap() ^= 1;
+    storage.overwrite(&path, &harmed).unwrap();
+    std::fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let store = open_on(dir.path(), &storage).unwrap();
+    storage.overwrite(&path, &whole).unwrap();
+    let report = gc(&store, false);
+    assert!(report.kept_damaged.iter().any(|kept| kept.contains(&room.pack.to_string())), "{report:?}");
+    assert!(read_back(&*store, third.entry()).unwrap() == changed(4..5));
+    drop(store);
+    let store = open_on(dir.path(), &storage).unwrap();
+    assert!(gc(&store, false).freed_bytes > 0, "now it is counted by its table");
+    assert!(read_back(&*store, third.entry()).unwrap() == changed(4..5));
+    assert!(verify(&store, &[], 1, &Progress::default()).unwrap().is_sound());
 }
 
 #[test]

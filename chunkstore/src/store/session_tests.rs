@@ -205,7 +205,7 @@ fn a_delta_needs_its_base_sealed_and_full() {
     refused(delta(&nearer, &near), &near);
     assert_eq!(session.claim(&[id(b"x"), id(&nearer)]).unwrap(), [Yours, Yours], "nothing was put");
     let bases = session.bases(&[Like::Record(id(&near)), Like::Record(id(b"x")), Like::Record(id(&base))]).unwrap();
-    let ids: Vec<_> = bases.into_iter().map(|found| found.map(|found| (found.id, *found.bytes == base))).collect();
+    let ids: Vec<_> = bases.into_iter().map(|found| found.map(|found| (found.id, **found.bytes == base[..]))).collect();
     assert_eq!(ids, [Some((id(&base), true)), None, Some((id(&base), true))]);
 }
 

@@ -43,7 +43,7 @@ struct OpenPack {
     writer: PackWriter,
     /// Keeps the bases of its deltas until gc finds them by the sealed pack.
     bases: Protection,
-    /// The author whose it is; all append to one that is nobody's.
+    /// The author who alone may append to it, if it is not everybody's.
     borrower: Option<u64>,
     /// Bytes at its end that its borrower may be writing.
     lent_bytes: u64,
@@ -124,7 +124,7 @@ impl Drop for Author {
 }
 
 impl Writers {
-    /// Appends a record to the open pack of its class, unless one that serves as well is pending. A delta's base must be
+    /// Appends a record to an open pack of its class, unless one that serves as well is pending. A delta's base must be
     /// protected by the author. The author counts on the record afterwards.
     pub(super) fn append(self: &Arc<Self>, author: &Author, record: &Record, base: Option<&Place>) -> Result<()> {
         let mut state = self.lock();
@@ -156,7 +156,7 @@ impl Writers {
         }
         let at = match state.lent_to(author, class) {
             Some(at) => at,
-            None => state.lend_new(author, class)?,
+            None => state.lend_another(author, class)?,
         };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
@@ -343,13 +343,18 @@ impl OpenPack {
 }
 
 impl State {
-    /// The position of the open pack of a class that is everybody's.
+    /// The position of an open pack of a class that an author may append to: its own, where it is not writing itself, or
+    /// everybody's.
     fn open_pack(&mut self, author: &Author, class: Class) -> Result<usize> {
-        let found = self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower.is_none());
-        match found {
+        let own = self.lent_to(author, class).filter(|at| self.open[*at].lent_bytes == 0);
+        match own.or_else(|| self.of_everybody(class)) {
             Some(at) => Ok(at),
             None => self.add_open(author, class, None),
         }
+    }
+
+    fn of_everybody(&self, class: Class) -> Option<usize> {
+        self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower.is_none())
     }
 
     /// The position of the open pack of a class that is an author's alone.
@@ -358,12 +363,19 @@ impl State {
         self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower == borrower)
     }
 
-    /// Begins a pack that is an author's alone.
-    fn lend_new(&mut self, author: &Author, class: Class) -> Result<usize> {
+    /// Makes a pack an author's alone: everybody's, or a new one.
+    fn lend_another(&mut self, author: &Author, class: Class) -> Result<usize> {
         if self.open.iter().filter(|pack| pack.borrower.is_some()).count() >= LENT_PACKS_MAX {
             return Err(Error::busy("room in packs", "as many as may have some"));
         }
-        self.add_open(author, class, Some(author.number()))
+        let borrower = Some(author.number());
+        match self.of_everybody(class) {
+            Some(at) => {
+                self.open[at].borrower = borrower;
+                Ok(at)
+            }
+            None => self.add_open(author, class, borrower),
+        }
     }
 
     fn add_open(&mut self, author: &Author, class: Class, borrower: Option<u64>) -> Result<usize> {
