@@ -145,7 +145,8 @@ fn an_owner_that_is_asked_to_end_ends_and_a_push_goes_on_at_the_next() {
     let mut push = near.command(args);
     let mut push = Running::start(push.env("VMSTORE_TOKEN", token.trim()));
     eventually("the first of the push", || far.packs_bytes() > 0);
-    assert!(serving.terminate().success());
+    let ended = serving.terminate();
+    assert!(ended.success(), "the owner ended with {ended}");
     assert!(push.is_running(), "the push was over before the owner was asked to end");
     let sent = far.packs_bytes();
     assert!(sent > 0, "what had arrived was thrown away");

@@ -25,7 +25,7 @@ use tokio::time::{Instant, interval, timeout};
 pub(crate) use self::answers::prefix_of;
 pub use self::connection::serve_stream;
 pub use self::jobs::run as run_job;
-use self::sessions::Session;
+use self::sessions::{Flushes, Session};
 use crate::auth::{Quota, TokenFile};
 use crate::transport::{Acceptor, Raw};
 use crate::wire::SessionSecret;
@@ -57,6 +57,7 @@ pub struct Server {
     tokens: TokenFile,
     quota: Quota,
     sessions: Mutex<HashMap<SessionSecret, Weak<Session>>>,
+    flushes: Arc<Flushes>,
     /// What works on the store at a time.
     workers: Arc<Semaphore>,
     waiting_bytes: Arc<Semaphore>,
@@ -78,6 +79,7 @@ impl Server {
             tokens: TokenFile::new(&dir),
             quota: Quota::new(&dir),
             sessions: Mutex::default(),
+            flushes: Arc::default(),
             workers: Arc::new(Semaphore::new(workers)),
             waiting_bytes: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
             connections: AtomicUsize::new(0),
@@ -108,8 +110,13 @@ impl Server {
         }
         self.leave();
         let _ = timeout(DRAIN_TIME_MAX, self.drained()).await;
-        let store = Arc::clone(&self.store);
-        let flushed = tokio::task::spawn_blocking(move || store.flush_open_packs()).await;
+        let this = Arc::clone(self);
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = this.store.flush_open_packs();
+            this.flushes.finish();
+            flushed
+        });
+        let flushed = flushed.await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!("what was not published yet is lost: {error}");
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chunkstore::catalog::{IngestReport, Snapshot, State};
@@ -40,6 +41,31 @@ pub(super) struct Session {
     elsewhere: Mutex<Vec<Waiting>>,
     /// Whether records were put that are not published.
     has_put: AtomicBool,
+    flushes: Arc<Flushes>,
+}
+
+/// Threads that make durable what ended sessions had put.
+#[derive(Default)]
+pub(super) struct Flushes(Mutex<Vec<JoinHandle<()>>>);
+
+impl Flushes {
+    fn begin(&self, store: Arc<Store>) {
+        let flush = std::thread::spawn(move || {
+            if let Err(error) = store.flush_open_packs() {
+                tracing::warn!("what a session had put is lost: {error}");
+            }
+        });
+        let mut flushes = crate::lock(&self.0);
+        flushes.retain(|flush| !flush.is_finished());
+        flushes.push(flush);
+    }
+
+    /// Waits for all that have begun: a process that ends beneath one would crash.
+    pub(super) fn finish(&self) {
+        for flush in std::mem::take(&mut *crate::lock(&self.0)) {
+            let _ = flush.join();
+        }
+    }
 }
 
 /// A record that another session has taken on.
@@ -61,8 +87,9 @@ impl Session {
     ) -> Result<Self> {
         let snapshot = snapshot.map(str::parse::<SnapshotName>).transpose()?;
         let writer = store.session(snapshot.as_ref())?;
-        let elsewhere = Mutex::default();
-        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, has_put: AtomicBool::new(false) })
+        let (elsewhere, has_put) = (Mutex::default(), AtomicBool::new(false));
+        let flushes = Arc::clone(&server.flushes);
+        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, has_put, flushes })
     }
 
     pub(super) fn secret(&self) -> SessionSecret {
@@ -209,12 +236,7 @@ impl Drop for Session {
     /// What a cut connection had sent is kept for the next attempt.
     fn drop(&mut self) {
         if self.has_put.load(Ordering::Relaxed) {
-            let store = Arc::clone(self.writer.store());
-            std::thread::spawn(move || {
-                if let Err(error) = store.flush_open_packs() {
-                    tracing::warn!("what a session had put is lost: {error}");
-                }
-            });
+            self.flushes.begin(Arc::clone(self.writer.store()));
         }
     }
 }

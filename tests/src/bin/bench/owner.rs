@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::files::warm;
-use crate::run::{Bench, Samples};
+use crate::run::{Bench, Samples, remove_store};
 use crate::table::{Row, Target};
 
 /// What is ingested, one after another.
@@ -64,7 +64,7 @@ fn ingest_all(bench: &mut Bench, samples: &mut Samples, how: How) -> Result<()> 
         warm(&source)?;
         samples.add(stage, how.name(), ingest(bench, how, &store, &source, night + 1)?);
     }
-    bench.remove_store(&store)
+    remove_store(&store)
 }
 
 fn ingest(bench: &mut Bench, how: How, store: &Path, source: &Path, night: usize) -> Result<f64> {

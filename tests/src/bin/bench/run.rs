@@ -133,29 +133,9 @@ impl Bench {
     /// Makes an empty store of that name, in place of an older one.
     pub(crate) fn new_store(&mut self, name: &str) -> Result<PathBuf> {
         let store = self.path(name);
-        self.remove_store(&store)?;
+        remove_store(&store)?;
         self.vmstore(&store, "init", ["--no-reserve"])?;
         Ok(store)
-    }
-
-    /// Removes a store, if it is there, and waits until its owner has noticed: it may be writing into it until then, and
-    /// keeps files that are removed.
-    pub(crate) fn remove_store(&self, store: &Path) -> Result<()> {
-        let Ok(lock) = File::open(store.join("lock")) else { return Ok(()) };
-        let until = Instant::now() + OWNER_LEAVES_WITHIN;
-        loop {
-            match fs::remove_dir_all(store) {
-                Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
-                    thread::sleep(Duration::from_millis(50));
-                }
-                removed => break removed.with_context(|| format!("cannot remove {}", store.display()))?,
-            }
-        }
-        while lock.try_lock().is_err() {
-            ensure!(Instant::now() < until, "the owner of {} does not leave", store.display());
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
     }
 
     /// Ingests a file as `web01` of this time.
@@ -189,6 +169,26 @@ impl Bench {
         }
         Ok(Sample { elapsed_s, stdout: fs::read(&stdout)?, peak_bytes })
     }
+}
+
+/// Removes a store, if it is there, and waits until its owner has noticed: it may be writing into it until then, and
+/// keeps files that are removed.
+pub(crate) fn remove_store(store: &Path) -> Result<()> {
+    let Ok(lock) = File::open(store.join("lock")) else { return Ok(()) };
+    let until = Instant::now() + OWNER_LEAVES_WITHIN;
+    loop {
+        match fs::remove_dir_all(store) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            removed => break removed.with_context(|| format!("cannot remove {}", store.display()))?,
+        }
+    }
+    while lock.try_lock().is_err() {
+        ensure!(Instant::now() < until, "the owner of {} does not leave", store.display());
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn ingest_args<'a>(source: &'a Path, time: &'a str) -> [&'a OsStr; 5] {
