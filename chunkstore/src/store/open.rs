@@ -330,7 +330,9 @@ fn add_packs<'a>(
                 entries.clear();
             }
         }
-        let class = entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
+        let found = || entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
+        // What a search found first may lie in a gap.
+        let class = reader.header().map_or_else(|_| found(), |header| header.class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
         let is_there = |place: &Place| there.contains_key(&place.pack);
         let mut change = Adoption::plan(index, damaged, row, &entries, is_there)?.change;
