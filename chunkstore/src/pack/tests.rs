@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::chunker::ChunkParams;
 use crate::id::{ChunkId, RecordId};
-use crate::record::Record;
+use crate::record::{Record, put_u32};
 use crate::storage::Storage;
 use crate::storage::memory::MemStorage;
 
@@ -48,6 +48,39 @@ fn what_is_sealed_can_be_read() {
         assert_eq!((found.payload.as_slice(), found.header), (*content, record(content).header));
     }
     assert!(storage.power_cut().open(&path(ID)).is_ok(), "a sealed pack survives a power cut");
+}
+
+#[test]
+fn records_may_have_gaps_between_them_and_may_not_overlap() {
+    let storage = Arc::new(MemStorage::new());
+    storage.create_dir(DIR).unwrap();
+    let mut writer = PackWriter::create(Arc::clone(&storage) as Arc<dyn Storage>, header()).unwrap();
+    writer.skip(10);
+    writer.append(&record(b"one")).unwrap();
+    let written = record(b"two");
+    write_records(&*storage, ID, writer.end() as u32, std::slice::from_ref(&written)).unwrap();
+    writer.add_written(&written.header);
+    writer.skip(5);
+    let pack = writer.seal().unwrap();
+    let reader = PackReader::open(&*storage, ID).unwrap();
+    assert_eq!(reader.table().unwrap(), pack.entries);
+    for (entry, content) in pack.entries.iter().zip([b"one", b"two"]) {
+        assert_eq!(reader.record(u64::from(entry.offset), entry.stored_bytes).unwrap().payload, content);
+    }
+    // With a table that tells of one record earlier, or of the last one longer than there is room before the table.
+    let bytes = bytes_of(&storage);
+    let table_at = bytes.len() - FOOTER_BYTES - 2 * TABLE_ENTRY_BYTES;
+    let second = table_at + TABLE_ENTRY_BYTES;
+    for (at, value) in [(second + 64, pack.entries[1].offset - 1), (second + 68, 3 + 6)] {
+        let mut lying = bytes.clone();
+        put_u32(&mut lying, at, value);
+        let (front, footer) = lying.split_at_mut(bytes.len() - FOOTER_BYTES);
+        put_u32(footer, 28, crc32c::crc32c(&front[table_at..]));
+        let crc = crc32c::crc32c(&footer[..60]);
+        put_u32(footer, 60, crc);
+        storage.overwrite(&path(ID), &lying).unwrap();
+        assert!(PackReader::open(&*storage, ID).unwrap().table().is_err(), "{value} at {at}");
+    }
 }
 
 /// The worked example of FORMAT.md.
