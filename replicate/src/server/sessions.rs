@@ -44,25 +44,31 @@ pub(super) struct Session {
     flushes: Arc<Flushes>,
 }
 
-/// Threads that make durable what ended sessions had put.
-#[derive(Default)]
-pub(super) struct Flushes(Mutex<Vec<JoinHandle<()>>>);
+/// Threads that make durable what ended sessions had put; `None` when the owner ends.
+pub(super) struct Flushes(Mutex<Option<Vec<JoinHandle<()>>>>);
+
+impl Default for Flushes {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Vec::new())))
+    }
+}
 
 impl Flushes {
     fn begin(&self, store: Arc<Store>) {
-        let flush = std::thread::spawn(move || {
+        let mut flushes = crate::lock(&self.0);
+        let Some(flushes) = &mut *flushes else { return };
+        flushes.retain(|flush| !flush.is_finished());
+        flushes.push(std::thread::spawn(move || {
             if let Err(error) = store.flush_open_packs() {
                 tracing::warn!("what a session had put is lost: {error}");
             }
-        });
-        let mut flushes = crate::lock(&self.0);
-        flushes.retain(|flush| !flush.is_finished());
-        flushes.push(flush);
+        }));
     }
 
-    /// Waits for all that have begun: a process that ends beneath one would crash.
+    /// Waits for all that have begun, and lets none begin any more: a process that ends beneath one may crash.
     pub(super) fn finish(&self) {
-        for flush in std::mem::take(&mut *crate::lock(&self.0)) {
+        let flushes = crate::lock(&self.0).take();
+        for flush in flushes.into_iter().flatten() {
             let _ = flush.join();
         }
     }
