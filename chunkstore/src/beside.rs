@@ -44,7 +44,7 @@ impl Lender for WriteSession {
 }
 
 /// What one session needs to write into packs.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Beside {
     bytes_min: u64,
     /// A session has one room of a class at a time.
@@ -56,8 +56,7 @@ pub struct Beside {
 impl Beside {
     /// For records that take at least `bytes_min` together.
     pub fn new(bytes_min: u64) -> Self {
-        let (has_written, is_given_up) = Default::default();
-        Self { bytes_min, one_at_a_time: Mutex::default(), has_written, is_given_up }
+        Self { bytes_min, ..Self::default() }
     }
 
     /// Puts what can be written here; returns the rest.

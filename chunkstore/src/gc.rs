@@ -166,7 +166,7 @@ impl Survey {
             if self.unhealed.contains(&number) {
                 report
                     .kept_damaged
-                    .push(format!("pack {} has, or had, what can't be read and is nowhere else", row.id));
+                    .push(format!("not all of pack {} could be read, and what is missing is nowhere else", row.id));
             } else if live.0 == 0 {
                 unneeded.push(row);
             } else if [&self.sparse_deltas, &sparse_full, &small].iter().any(|packs| packs.contains(&number)) {

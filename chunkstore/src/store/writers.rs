@@ -1,11 +1,13 @@
-//! Packs that are being written, common to all sessions of a store: one open pack a class, and those being sealed.
+//! Packs that are being written, common to all sessions of a store: an open pack a class for everybody, those that are
+//! lent, and those being sealed.
 //!
-//! Appending is a copy to the page cache under one lock. Sealing happens on threads of its own. Who can open the store's
-//! files may instead be lent room at the end of a pack that is its alone, write there itself, and then tell what it has
-//! written. Room that was lent is not lent again: what its borrower has not told of by the time at which the pack is
-//! sealed, or which the borrower does not live to tell, is a gap, in which it may write as late as it likes. A record is *pending*
+//! Appending is a copy to the page cache under one lock. Sealing happens on threads of its own. A record is *pending*
 //! from its appending until its pack is in the index, or lost: if a pack can't be written or sealed, its pending
 //! records are void, and every session that counts on one of them fails.
+//!
+//! Who can open the store's files may be lent room at the end of a pack that is its alone, write there itself, and then
+//! tell what it has written. Room that was lent is not lent again: what its borrower has not told of by the time at which
+//! the pack is sealed, or does not live to tell, is a gap, in which it may write as late as it likes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
