@@ -245,6 +245,20 @@ fn what_is_lent_again_and_again_fills_packs_and_is_never_lent_twice() {
 }
 
 #[test]
+fn sessions_that_only_borrow_do_not_make_a_pack_grow_without_end() {
+    let (dir, store) = store();
+    let first = store.session(None).unwrap();
+    first.put(vec![chunk(1)]).unwrap();
+    for _ in 0..10 {
+        let room = store.session(None).unwrap().lend(Class::Data, ROOM_BYTES_MAX).unwrap();
+        assert!(u64::from(room.offset) < PACK_BYTES_TARGET, "{room:?}");
+    }
+    first.flush().unwrap();
+    drop(first);
+    assert_sound(dir.path(), store, &[1]);
+}
+
+#[test]
 fn as_many_packs_are_lent_as_have_files_open() {
     let (dir, store) = store();
     let sessions: Vec<WriteSession> = (0..70).map(|_| store.session(None).unwrap()).collect();

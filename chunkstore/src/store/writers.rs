@@ -144,21 +144,20 @@ impl Writers {
     }
 
     /// Lends an author room at the end of a pack of this class. What it was lent there before, and did not tell of, stays
-    /// a gap.
+    /// a gap. A pack that has grown enough is sealed first; who would have too many sealed waits.
     ///
     /// # Errors
     /// [`Error::Busy`] if too many packs are lent; if a pack can't be begun.
     pub(super) fn lend(self: &Arc<Self>, author: &Author, class: Class, bytes: u32) -> Result<Room> {
         let mut state = self.lock();
-        if let Some(at) = state.lent_to(author, class) {
+        let at = loop {
+            let Some(at) = state.lent_to(author, class) else { break state.lend_another(author, class)? };
             state.open[at].leave_gap(author);
-            if state.open[at].writer.is_full(author.store.pack_bytes) {
-                self.close(&mut state, author, at);
+            if !state.open[at].writer.is_full(author.store.pack_bytes) {
+                break at;
             }
-        }
-        let at = match state.lent_to(author, class) {
-            Some(at) => at,
-            None => state.lend_another(author, class)?,
+            self.close(&mut state, author, at);
+            state = self.wait_while(state, |state| state.sealing.len() > SEALING_MAX);
         };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
@@ -186,19 +185,18 @@ impl Writers {
                 author.add_stored(header.record_bytes());
             }
         }
-        self.seal_if_full(state, author, at);
         true
     }
 
-    /// Takes back the packs that were an author's alone: from now on they are everybody's, or gone if there is nothing in
-    /// them.
+    /// Takes back the packs that were an author's alone: from now on they are everybody's, if they have records and room for
+    /// more.
     pub(super) fn take_back(self: &Arc<Self>, author: &Author) {
         let mut state = self.lock();
         while let Some(at) = state.open.iter().position(|pack| pack.borrower == Some(author.number())) {
             let pack = &mut state.open[at];
             pack.borrower = None;
             pack.leave_gap(author);
-            if pack.writer.entries().is_empty() {
+            if pack.writer.entries().is_empty() || pack.writer.is_full(author.store.pack_bytes) {
                 self.close(&mut state, author, at);
             }
         }
