@@ -1,8 +1,8 @@
 //! What living sessions count on, so that gc keeps it: a bit for each record, and leased roots.
 //!
-//! Everything that lives and needs records has a [`Protection`] of the store's [`Protections`]: a write session, for what
-//! it put and found, and an open pack of deltas, for its bases. While a collection runs, one that ends hands its
-//! marks over to the collection instead of forgetting them.
+//! Everything that lives and needs records has a [`Protection`] of the store's [`Protections`]: a write session one for what
+//! it put and found, and one for the bases of its deltas, which lives as long as an open pack has one of these. While a
+//! collection runs, one that ends hands its marks over to the collection instead of forgetting them.
 //!
 //! A record is looked up and protected under [`Gate::look_up`]. gc shuts the gate while it merges the protections and
 //! decides what to condemn: from then on what is condemned has no place, so nobody comes to count on it.

@@ -5,7 +5,6 @@
 //! its directory synced; then its records enter the index in one synced batch; and only when all packs that the session
 //! counts on are there is the snapshot's catalog entry written aside, synced, renamed, and its directory synced.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::catalog::{Entry, IngestReport, Snapshot};
@@ -17,6 +16,7 @@ use crate::pack::Class;
 use crate::record::{Header, Record};
 use crate::sink::{Base, Claim, Like, Sink};
 use crate::store::claims::Taken;
+use crate::store::protect::Protection;
 use crate::store::writers::{Author, ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room, Writers};
 use crate::store::{Store, verify_record};
 
@@ -24,7 +24,7 @@ use crate::store::{Store, verify_record};
 /// in the common packs, where the next session finds them.
 pub struct WriteSession {
     pub(super) author: Author,
-    writers: Arc<Writers>,
+    pub(super) writers: Arc<Writers>,
     parent: Option<Snapshot>,
     trusts_parent: bool,
 }
@@ -140,7 +140,7 @@ impl WriteSession {
         self.author.protection.check()?;
         let wanted = self.store().base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
-        self.protect_full(&ids)?;
+        self.protect_full(&ids, &self.author.protection)?;
         Ok(wanted)
     }
 
@@ -165,13 +165,10 @@ impl WriteSession {
     pub fn put(&self, records: Vec<Record>) -> Result<()> {
         self.author.protection.check()?;
         let ids: Vec<RecordId> = records.iter().map(|record| record.header.id).collect();
-        let bases = self.protect_bases(records.iter().map(|record| &record.header))?;
+        self.protect_bases(records.iter().map(|record| &record.header))?;
         let is_needed = self.needed(&ids)?;
         let needed = records.iter().zip(is_needed).filter(|(_, is_needed)| *is_needed);
-        let put = needed.map(|(record, _)| record).try_for_each(|record| {
-            let base = record.header.base.and_then(|base| bases.get(&base));
-            self.writers.append(&self.author, record, base)
-        });
+        let put = needed.map(|(record, _)| record).try_for_each(|record| self.writers.append(&self.author, record));
         self.store().claims.done(self.number(), &ids);
         put.inspect_err(|error| self.fail(error))
     }
@@ -207,11 +204,9 @@ impl WriteSession {
             return Err(Error::invalid("the records are not those for which there is room"));
         }
         let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
-        let bases = self.protect_bases(headers.iter())?;
+        self.protect_bases(headers.iter())?;
         let is_needed = self.needed(&ids)?;
-        let base = |header: &Header| header.base.and_then(|base| bases.get(&base));
-        let written = headers.iter().zip(is_needed).map(|(header, is_needed)| (header, base(header), is_needed));
-        let is_put = self.writers.append_written(&self.author, room, written);
+        let is_put = self.writers.append_written(&self.author, room, headers.iter().zip(is_needed));
         if is_put {
             self.store().claims.done(self.number(), &ids);
         }
@@ -230,7 +225,7 @@ impl WriteSession {
     /// Makes a copy of a record that is there already, which takes its place.
     pub(crate) fn copy(&self, record: &Record) -> Result<()> {
         self.author.protection.check()?;
-        self.writers.append(&self.author, record, None).inspect_err(|error| self.fail(error))
+        self.writers.append(&self.author, record).inspect_err(|error| self.fail(error))
     }
 
     /// Makes all that this session put or counts on durable and known to the index.
@@ -339,32 +334,31 @@ impl WriteSession {
     }
 
     /// Protects those of these records that are in the index and full; returns where they are.
-    fn protect_full(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+    fn protect_full(&self, ids: &[RecordId], protection: &Protection) -> Result<Vec<Option<Place>>> {
         let _gate = self.store().gate.look_up();
         let mut places = self.store().places(ids)?;
         for place in &mut places {
             *place = place.filter(Place::is_full);
             if let Some(place) = place {
-                self.author.protection.see(place);
+                protection.see(place);
             }
         }
         Ok(places)
     }
 
-    /// Where the bases of deltas are; they are protected.
-    fn protect_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<HashMap<RecordId, Place>> {
+    /// Protects the bases of deltas for the packs that these go into.
+    pub(super) fn protect_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<()> {
         let mut ids: Vec<RecordId> = headers.filter_map(|header| header.base).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
         ids.sort_unstable();
         ids.dedup();
-        if ids.is_empty() {
-            return Ok(HashMap::new());
+        let places = self.protect_full(&ids, &self.author.bases)?;
+        match ids.iter().zip(places).find(|(_, place)| place.is_none()) {
+            Some((id, _)) => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
+            None => Ok(()),
         }
-        let places = self.protect_full(&ids)?;
-        let of_base = |(id, place): (RecordId, Option<Place>)| match place {
-            Some(place) => Ok((id, place)),
-            None => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
-        };
-        ids.into_iter().zip(places).map(of_base).collect()
     }
 }
 

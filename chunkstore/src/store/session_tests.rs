@@ -34,6 +34,12 @@ fn chunk(bytes: &[u8]) -> Record {
     Record::new(Kind::Chunk, id(bytes), bytes.len(), Codec::Raw, bytes.to_vec(), None)
 }
 
+fn delta(bytes: &[u8], base: &[u8]) -> Record {
+    let (codec, payload) = Encoder::new(1).against(bytes, base);
+    assert_eq!(codec, Codec::Delta);
+    Record::new(Kind::Chunk, id(bytes), bytes.len(), codec, payload, Some(id(base)))
+}
+
 fn id(bytes: &[u8]) -> RecordId {
     ChunkId::of(bytes).into()
 }
@@ -186,11 +192,6 @@ fn a_delta_needs_its_base_sealed_and_full() {
     let (_dir, store) = store();
     let base = noise(20_000, 1);
     let near = [&base[..15_000], &[7; 3000]].concat();
-    let delta = |bytes: &[u8], base: &[u8]| {
-        let (codec, payload) = Encoder::new(1).against(bytes, base);
-        assert_eq!(codec, Codec::Delta);
-        Record::new(Kind::Chunk, id(bytes), bytes.len(), codec, payload, Some(id(base)))
-    };
     let session = store.session(None).unwrap();
     let refused = |record: Record, base: &[u8]| match session.put(vec![chunk(b"x"), record]) {
         Err(Error::Refused { what }) => assert!(what.contains(&id(base).to_string()), "{what}"),
@@ -425,9 +426,7 @@ fn the_base_of_a_delta_that_nobody_published_stays_with_it() {
     session.put(vec![chunk(&bytes), record]).unwrap();
     publish(&session, entry(night("web01", 1), root, 5000)).unwrap();
     let changed = [&bytes[..4000], &[7; 500]].concat();
-    let (codec, payload) = Encoder::new(1).against(&changed, &bytes);
-    let delta = Record::new(Kind::Chunk, id(&changed), changed.len(), codec, payload, Some(id(&bytes)));
-    session.put(vec![delta]).unwrap();
+    session.put(vec![delta(&changed, &bytes)]).unwrap();
     drop(session);
     store.catalog().remove(&night("web01", 1)).unwrap();
     // Its pack is open: gc can't see into it.
@@ -438,4 +437,28 @@ fn the_base_of_a_delta_that_nobody_published_stays_with_it() {
     assert!(found.is_sound(), "{found:?}");
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     assert_eq!(store.packs().rows(), [], "nothing needs them now");
+}
+
+#[test]
+fn the_base_of_a_delta_stays_with_it_when_gc_moves_it_before_the_delta_is_in_a_pack() {
+    let (_dir, store) = store();
+    let bytes = noise(5000, 1);
+    let session = store.session(None).unwrap();
+    session.put(vec![chunk(&bytes), chunk(&noise(9000, 2))]).unwrap();
+    session.flush().unwrap();
+    drop(session);
+    let session = store.session(None).unwrap();
+    let delta = delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes);
+    session.protect_bases(std::iter::once(&delta.header)).unwrap();
+    let place = |id| store.places(&[id]).unwrap()[0].unwrap();
+    let before = place(id(&bytes));
+    // Most of the base's pack is garbage.
+    gc::collect(&store, false, 1, &Progress::default()).unwrap();
+    assert_ne!(place(id(&bytes)).pack, before.pack);
+    session.writers.append(&session.author, &delta).unwrap();
+    drop(session);
+    gc::collect(&store, false, 1, &Progress::default()).unwrap();
+    store.flush_open_packs().unwrap();
+    let found = crate::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+    assert!(found.is_sound(), "{found:?}");
 }

@@ -43,8 +43,8 @@ struct State {
 
 struct OpenPack {
     writer: PackWriter,
-    /// Keeps the bases of its deltas until gc finds them by the sealed pack.
-    bases: Protection,
+    /// Keep the bases of its deltas until gc finds them by the sealed pack.
+    bases: Vec<Arc<Protection>>,
     /// The author who alone may append to it, if it is not everybody's.
     borrower: Option<u64>,
     /// Bytes at its end that its borrower may be writing.
@@ -88,6 +88,9 @@ pub(super) struct Pending {
 pub(super) struct Author {
     pub(super) store: Arc<Store>,
     pub(super) protection: Protection,
+    /// The bases of its deltas. The packs with these have a share in it: what its author found, gc may have moved before the
+    /// delta is appended, and it follows.
+    pub(super) bases: Arc<Protection>,
     stored_bytes: AtomicU64,
     sealers: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -97,6 +100,7 @@ impl Author {
         Self {
             store: Arc::clone(store),
             protection: store.protections.protect(roots),
+            bases: Arc::new(store.protections.protect(Vec::new())),
             stored_bytes: AtomicU64::new(0),
             sealers: Mutex::default(),
         }
@@ -127,18 +131,18 @@ impl Drop for Author {
 
 impl Writers {
     /// Appends a record to an open pack of its class, unless one that serves as well is pending. A delta's base must be
-    /// protected by the author. The author counts on the record afterwards.
-    pub(super) fn append(self: &Arc<Self>, author: &Author, record: &Record, base: Option<&Place>) -> Result<()> {
+    /// among those of the author. The author counts on the record afterwards.
+    pub(super) fn append(self: &Arc<Self>, author: &Author, record: &Record) -> Result<()> {
         let mut state = self.lock();
         let header = &record.header;
-        if state.serves(author, header, base) {
+        if state.serves(author, header) {
             return Ok(());
         }
         let at = state.open_pack(author, Class::of(header.kind, header.codec))?;
         if let Err(error) = state.open[at].writer.append(record) {
             return Err(state.void(author, at, error));
         }
-        state.add_pending(author, at, header, base);
+        state.add_pending(author, at, header);
         self.seal_if_full(state, author, at);
         Ok(())
     }
@@ -164,22 +168,22 @@ impl Writers {
         Ok(pack.room())
     }
 
-    /// Appends records that an author has written one after another into room that it was lent, each with its base's place
-    /// and whether it is needed; what is not needed, or pending already, becomes a gap. Returns whether the room was
-    /// the author's still; otherwise nothing was appended.
+    /// Appends records that an author has written one after another into room that it was lent, each with whether it is
+    /// needed; what is not needed, or pending already, becomes a gap. Returns whether the room was the author's still;
+    /// otherwise nothing was appended.
     pub(super) fn append_written<'a>(
         self: &Arc<Self>,
         author: &Author,
         room: Room,
-        written: impl Iterator<Item = (&'a Header, Option<&'a Place>, bool)>,
+        written: impl Iterator<Item = (&'a Header, bool)>,
     ) -> bool {
         let mut state = self.lock();
         let Some(at) = state.open.iter().position(|pack| pack.is_lent(author, room)) else { return false };
         state.open[at].lent_bytes = 0;
-        for (header, base, is_needed) in written {
-            if is_needed && !state.serves(author, header, base) {
+        for (header, is_needed) in written {
+            if is_needed && !state.serves(author, header) {
                 state.open[at].writer.add_written(header);
-                state.add_pending(author, at, header, base);
+                state.add_pending(author, at, header);
             } else {
                 state.open[at].writer.skip(header.record_bytes());
                 author.add_stored(header.record_bytes());
@@ -317,7 +321,7 @@ impl OpenPack {
         };
         let writer = PackWriter::create(Arc::clone(store.storage()), header)?;
         author.add_stored((PACK_HEADER_BYTES + FOOTER_BYTES) as u64);
-        Ok(Self { writer, bases: store.protections.protect(Vec::new()), borrower: None, lent_bytes: 0 })
+        Ok(Self { writer, bases: Vec::new(), borrower: None, lent_bytes: 0 })
     }
 
     /// What is lent.
@@ -384,9 +388,9 @@ impl State {
     }
 
     /// Whether a record is pending that serves as well as one with this header; the author counts on it then.
-    fn serves(&self, author: &Author, header: &Header, base: Option<&Place>) -> bool {
+    fn serves(&self, author: &Author, header: &Header) -> bool {
         let Some(pending) = self.pending.get(&header.id) else { return false };
-        let serves = pending.place.is_full() || (base.is_some() && pending.base == header.base);
+        let serves = pending.place.is_full() || (header.base.is_some() && pending.base == header.base);
         if serves {
             author.protection.see(&pending.place);
         }
@@ -394,11 +398,11 @@ impl State {
     }
 
     /// Notes the record that was appended last to an open pack.
-    fn add_pending(&mut self, author: &Author, at: usize, header: &Header, base: Option<&Place>) {
+    fn add_pending(&mut self, author: &Author, at: usize, header: &Header) {
         let pack = &mut self.open[at];
         author.add_stored(header.record_bytes() + TABLE_ENTRY_BYTES as u64);
-        if let Some(base) = base {
-            pack.bases.see(base);
+        if header.base.is_some() && !pack.bases.iter().any(|bases| Arc::ptr_eq(bases, &author.bases)) {
+            pack.bases.push(Arc::clone(&author.bases));
         }
         let ordinal = pack.writer.entries().len() - 1;
         let place = Place::of(pack.writer.id(), ordinal, &pack.writer.entries()[ordinal]);
