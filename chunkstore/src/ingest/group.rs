@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use super::tree::NewNode;
 use crate::chunker::Cut;
+use crate::limits::SEGMENT_BYTES;
 use crate::manifest::Leaf;
 
 /// Most segments that are stored together.
-const SEGMENTS_MAX: usize = 32;
-/// Bytes of chunks that are enough to be stored: two segments' worth.
-const BYTES_ENOUGH: usize = 8 << 20;
+const SEGMENTS_MAX: usize = 64;
+/// A group is full with more bytes of chunks than two segments have: so none has more than three.
+const BYTES_ENOUGH: usize = 2 * SEGMENT_BYTES;
 /// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
 const COPIED_BYTES_MAX: usize = 1 << 20;
 
@@ -69,6 +70,6 @@ impl<'a> Group<'a> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.segments.len() >= SEGMENTS_MAX || self.bytes >= BYTES_ENOUGH
+        self.segments.len() >= SEGMENTS_MAX || self.bytes > BYTES_ENOUGH
     }
 }

@@ -25,7 +25,7 @@ use crate::sink::Claim;
 use crate::source::DiskSource;
 
 /// Segments that a thread has in memory at a time, beside copies of what is new of others.
-const GROUP_BUFFERS: usize = 2;
+const GROUP_BUFFERS: usize = 3;
 
 /// What the threads share.
 pub(super) struct Work<'a, 'f> {
