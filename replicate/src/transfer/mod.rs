@@ -133,10 +133,8 @@ async fn attempt(
             }
             Err(error) => return Err(error),
         }
-        if !options.dry_run {
-            // The next night of the image builds on this one.
-            plan.add_common(&item);
-        }
+        // The next night of the image builds on this one.
+        plan.add_common(&item, options.dry_run);
     }
     Ok(())
 }
@@ -169,19 +167,23 @@ async fn one(ends: &Ends, options: &TransferOptions, item: &Item, shared: &Share
     let sinks = ends.sinks(options.direction);
     // gc leaves what is read alone meanwhile.
     let reading = ClientSession::begin(&source, Purpose::Read, Some(&item.name)).await?;
-    let first = ClientSession::begin(&sinks[0], Purpose::Receive, item.parent_name()).await?;
+    let first = ClientSession::begin(&sinks[0], Purpose::Receive, item.parent_there().as_ref()).await?;
     let mut sessions = Vec::with_capacity(sinks.len());
     for sink in &sinks[1..] {
         sessions.push(Arc::new(first.attach(sink).await?));
     }
     sessions.insert(0, Arc::new(first));
-    let nodes = nodes::Nodes { source: source.clone(), near: ends.near.clone(), direction: options.direction };
+    let near = ends.near.clone();
+    let of_parent = if item.parent_is_planned { source.clone() } else { near.clone() };
+    let nodes = nodes::Nodes { source: source.clone(), near, of_parent, direction: options.direction };
     let sending = Sending::new(source, sessions.clone(), options.dry_run, shared);
     let (batches, walked) = walk::start(nodes, item, Arc::clone(shared.progress));
     let order = orders::begin(ends.source(options.direction), item);
     sending.run(batches).await?;
     walked.await.map_err(|_| Error::refused("the walk over the manifest failed"))??;
-    if !options.dry_run {
+    if options.dry_run {
+        shared.seen.publish_planned();
+    } else {
         sessions[0].publish(item.encoding.clone(), None).await?;
         orders::bring(order, &sinks[0], item).await;
     }

@@ -15,6 +15,8 @@ use crate::wire::Fetch;
 pub(super) struct Nodes {
     pub(super) source: Client,
     pub(super) near: Client,
+    /// Which store has the parent's: the near one, but for a dry run of a pull.
+    pub(super) of_parent: Client,
     pub(super) direction: Direction,
 }
 
@@ -27,9 +29,9 @@ pub(super) struct Found {
 }
 
 impl Nodes {
-    /// Nodes of a snapshot that both stores have.
+    /// Nodes of the parent.
     pub(super) async fn known(&self, ids: &[NodeId]) -> Result<Vec<Node>> {
-        let found = fetch(&self.near, ids).await?;
+        let found = fetch(&self.of_parent, ids).await?;
         found.into_iter().map(|found| Ok(found?.node)).collect()
     }
 
@@ -49,14 +51,14 @@ impl Nodes {
         nodes.collect()
     }
 
-    /// Nodes from the other side, as stored there; where this side lacks a base, once more and whole.
+    /// Nodes from the other side, as stored there; where the base can't be had, once more and whole.
     async fn travelled(&self, ids: &[NodeId]) -> Result<Vec<Result<Found>>> {
         let mut records = stored(&self.source, ids, Fetch::Stored).await?;
         let needs = |record: &Result<Record>| record.as_ref().ok().and_then(|record| record.header.base);
         let bases: Vec<NodeId> =
             records.iter().filter_map(needs).map(|id| NodeId::from_bytes(*id.as_bytes())).collect();
         let mut plain = Bases::new();
-        for base in fetch(&self.near, &bases).await?.into_iter().flatten() {
+        for base in fetch(&self.of_parent, &bases).await?.into_iter().flatten() {
             let encoding = base.node.encode();
             plain.insert(NodeId::of(&encoding).into(), encoding);
         }

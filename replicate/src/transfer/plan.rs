@@ -60,19 +60,21 @@ pub(super) struct Item {
     pub(super) name: SnapshotName,
     pub(super) entry: Entry,
     pub(super) encoding: Vec<u8>,
-    /// The newest older snapshot of the image that both stores have, or else the oldest newer one.
+    /// The newest older snapshot of the image that both stores have, or would have, or else the oldest newer one.
     pub(super) parent: Option<Entry>,
-    parent_name: Option<SnapshotName>,
+    /// Whether the receiver would have the parent only after this dry run.
+    pub(super) parent_is_planned: bool,
 }
 
 impl Item {
-    pub(super) fn parent_name(&self) -> Option<&SnapshotName> {
-        self.parent_name.as_ref()
+    /// The parent, if the receiver has it.
+    pub(super) fn parent_there(&self) -> Option<SnapshotName> {
+        self.parent.as_ref().filter(|_| !self.parent_is_planned).map(Entry::name)
     }
 
     /// The same, to travel without counting on a parent.
     pub(super) fn alone(self) -> Self {
-        Self { parent: None, parent_name: None, ..self }
+        Self { parent: None, parent_is_planned: false, ..self }
     }
 }
 
@@ -81,8 +83,10 @@ pub(super) struct Plan {
     pub(super) items: Vec<Item>,
     /// Snapshots that were wanted and are there already.
     pub(super) present: u64,
-    /// By image: snapshots that both stores have.
+    /// By image: snapshots that both stores have, or would have.
     common: BTreeMap<ImageName, Vec<Entry>>,
+    /// Of these: those that the receiver would have.
+    planned: HashSet<SnapshotName>,
 }
 
 impl Plan {
@@ -123,15 +127,19 @@ impl Plan {
         }
         let mut items = encodings.into_iter().map(item).collect::<Result<Vec<_>>>()?;
         items.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut plan = Self { items, present, common: by_image };
+        let mut plan = Self { items, present, common: by_image, planned: HashSet::new() };
         for at in 0..plan.items.len() {
             plan.choose_parent(at);
         }
         Ok(plan)
     }
 
-    /// Notes that both stores have a snapshot now, and lets the next of its image build on it.
-    pub(super) fn add_common(&mut self, item: &Item) {
+    /// Notes that both stores have a snapshot now, or would have it after a dry run, and lets the next of its image build on
+    /// it.
+    pub(super) fn add_common(&mut self, item: &Item, dry_run: bool) {
+        if dry_run {
+            self.planned.insert(item.name.clone());
+        }
         self.common.entry(item.name.image.clone()).or_default().push(item.entry.clone());
         for at in 0..self.items.len() {
             if self.items[at].name.image == item.name.image {
@@ -148,14 +156,14 @@ impl Plan {
         let before = common.iter().filter(|entry| entry.time < time).max_by_key(|entry| entry.time);
         let after = || common.iter().filter(|entry| entry.time > time).min_by_key(|entry| entry.time);
         item.parent = before.or_else(after).cloned();
-        item.parent_name = item.parent.as_ref().map(Entry::name);
+        item.parent_is_planned = item.parent.as_ref().is_some_and(|parent| self.planned.contains(&parent.name()));
     }
 }
 
 fn item(encoding: Vec<u8>) -> Result<Item> {
     let snapshot = Snapshot::from_entry(EntryId::of(&encoding), encoding, State::default())?;
     let (name, entry) = (snapshot.name(), snapshot.entry().clone());
-    Ok(Item { name, entry, encoding: snapshot.entry_encoding().to_vec(), parent: None, parent_name: None })
+    Ok(Item { name, entry, encoding: snapshot.entry_encoding().to_vec(), parent: None, parent_is_planned: false })
 }
 
 /// The whole snapshots here of the images that are concerned.

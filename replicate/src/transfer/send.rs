@@ -28,7 +28,7 @@ use crate::wire::Fetch;
 const TASKS: usize = 12;
 /// Records that are read together.
 const GROUP_RECORDS: usize = 32;
-/// Ids that are remembered as being at the receiver; beyond, some are asked for twice.
+/// Ids that are remembered as being at the receiver; beyond, some are asked for twice, and a dry run counts some twice.
 const SEEN_MAX: usize = 1 << 20;
 /// While so many are elsewhere, no more are claimed.
 const ELSEWHERE_MAX: usize = 32 << 10;
@@ -42,6 +42,8 @@ const ELSEWHERE_TIME_MAX: Duration = Duration::from_mins(30);
 pub(super) struct Seen {
     ids: Mutex<HashSet<RecordId>>,
     full: Mutex<HashSet<RecordId>>,
+    /// What a dry run would have sent whole of the snapshot under way: it can be a base once that is published.
+    planned_full: Mutex<HashSet<RecordId>>,
 }
 
 impl Seen {
@@ -55,6 +57,12 @@ impl Seen {
             set.clear();
         }
         set.extend(ids);
+    }
+
+    /// In a dry run: the receiver would have the snapshot by now.
+    pub(super) fn publish_planned(&self) {
+        let planned = std::mem::take(&mut *crate::lock(&self.planned_full));
+        Self::add(&self.full, planned);
     }
 }
 
@@ -237,6 +245,8 @@ impl Sending {
         if self.dry_run {
             // In a real run the receiver would have these by now.
             Seen::add(&self.seen.ids, records.iter().map(|(record, _)| record.header.id));
+            let whole = records.iter().filter(|(record, _)| record.header.codec != Codec::Delta);
+            Seen::add(&self.seen.planned_full, whole.map(|(record, _)| record.header.id));
         }
     }
 
