@@ -10,7 +10,7 @@ use crate::manifest::Leaf;
 
 /// Most segments that are stored together.
 const SEGMENTS_MAX: usize = 64;
-/// A group is full with more bytes of chunks than two segments have: so none has more than three.
+/// A group is full with more bytes of chunks than two segments have: so none has more bytes than three.
 const BYTES_ENOUGH: usize = 2 * SEGMENT_BYTES;
 /// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
 const COPIED_BYTES_MAX: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! What living sessions count on, so that gc keeps it: a bit for each record, and leased roots.
 //!
 //! Everything that lives and needs records has a [`Protection`] of the store's [`Protections`]: a write session one for what
-//! it put and found, and one for the bases of its deltas, which lives as long as an open pack has one of these. While a
+//! it put and found, and one for the bases of its deltas, which lives on until no open pack has one of these. While a
 //! collection runs, one that ends hands its marks over to the collection instead of forgetting them.
 //!
 //! A record is looked up and protected under [`Gate::look_up`]. gc shuts the gate while it merges the protections and

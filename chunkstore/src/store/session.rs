@@ -69,8 +69,16 @@ impl Store {
     /// If a pack can't be sealed.
     pub fn flush_open_packs(self: &Arc<Self>) -> Result<()> {
         let author = Author::new(self, Vec::new());
-        self.writers.count_on_all(&author);
+        self.count_on_pending(&author)?;
         self.writers.flush(&author)
+    }
+
+    /// Lets an author count on all that is pending; as everybody who counts on a delta, also on its base.
+    pub(super) fn count_on_pending(&self, author: &Author) -> Result<()> {
+        let _gate = self.gate.look_up();
+        let bases = self.writers.count_on_all(author);
+        self.places(&bases)?.iter().flatten().for_each(|base| author.bases.see(base));
+        Ok(())
     }
 }
 

@@ -440,6 +440,19 @@ fn the_base_of_a_delta_that_nobody_published_stays_with_it() {
 }
 
 #[test]
+fn who_counts_on_all_that_is_pending_counts_on_the_bases() {
+    let (_dir, store) = store();
+    let bytes = noise(5000, 1);
+    let session = store.session(None).unwrap();
+    session.put(vec![chunk(&bytes)]).unwrap();
+    session.flush().unwrap();
+    session.put(vec![delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes)]).unwrap();
+    let other = store.session(None).unwrap();
+    store.count_on_pending(&other.author).unwrap();
+    assert!(other.author.bases.has(&store.places(&[id(&bytes)]).unwrap()[0].unwrap()));
+}
+
+#[test]
 fn the_base_of_a_delta_stays_with_it_when_gc_moves_it_before_the_delta_is_in_a_pack() {
     let (_dir, store) = store();
     let bytes = noise(5000, 1);

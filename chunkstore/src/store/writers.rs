@@ -51,7 +51,7 @@ struct OpenPack {
     lent_bytes: u64,
 }
 
-/// Most bytes that are lent at a time: more than the records take that an ingest puts together.
+/// Most bytes that are lent at a time: more than the chunks' records take that an ingest puts together.
 pub const ROOM_BYTES_MAX: u32 = 16 << 20;
 /// Most records that are told of at a time.
 pub const ROOM_RECORDS_MAX: usize = 1 << 14;
@@ -87,9 +87,10 @@ pub(super) struct Pending {
 /// Whoever appends: what it counts on, and the threads that seal the packs that it filled.
 pub(super) struct Author {
     pub(super) store: Arc<Store>,
+    /// Ends before that of the bases, so that no delta is ever protected without its base.
     pub(super) protection: Protection,
-    /// The bases of its deltas. The packs with these have a share in it: what its author found, gc may have moved before the
-    /// delta is appended, and it follows.
+    /// The bases of its deltas, shared with the open packs that have these: it follows what gc moves, also before a delta
+    /// is appended.
     pub(super) bases: Arc<Protection>,
     stored_bytes: AtomicU64,
     sealers: Mutex<Vec<JoinHandle<()>>>,
@@ -236,9 +237,11 @@ impl Writers {
         author.protection.check()
     }
 
-    /// Lets the author count on all that is pending.
-    pub(super) fn count_on_all(&self, author: &Author) {
-        self.lock().pending.values().for_each(|pending| author.protection.see(&pending.place));
+    /// Lets the author count on all that is pending. Returns the bases of the deltas among it.
+    pub(super) fn count_on_all(&self, author: &Author) -> Vec<RecordId> {
+        let state = self.lock();
+        state.pending.values().for_each(|pending| author.protection.see(&pending.place));
+        state.pending.values().filter_map(|pending| pending.base).collect()
     }
 
     /// Gives up what is not sealed.
