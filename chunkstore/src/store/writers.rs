@@ -144,7 +144,9 @@ impl Writers {
             return Err(state.void(author, at, error));
         }
         state.add_pending(author, at, header);
-        self.seal_if_full(state, author, at);
+        if state.open[at].writer.is_full(author.store.pack_bytes) {
+            drop(self.close_in_turn(state, author, at));
+        }
         Ok(())
     }
 
@@ -161,8 +163,7 @@ impl Writers {
             if !state.open[at].writer.is_full(author.store.pack_bytes) {
                 break at;
             }
-            self.close(&mut state, author, at);
-            state = self.wait_while(state, |state| state.sealing.len() > SEALING_MAX);
+            state = self.close_in_turn(state, author, at);
         };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
@@ -261,13 +262,15 @@ impl Writers {
         }
     }
 
-    /// Seals a pack if it has grown enough, and waits if too many are being sealed.
-    fn seal_if_full(self: &Arc<Self>, mut state: MutexGuard<'_, State>, author: &Author, at: usize) {
-        if state.open[at].writer.is_full(author.store.pack_bytes) {
-            let pack = state.open.swap_remove(at);
-            self.seal_aside(&mut state, author, pack);
-            drop(self.wait_while(state, |state| state.sealing.len() > SEALING_MAX));
-        }
+    /// Closes an open pack, and waits while too many are being sealed.
+    fn close_in_turn<'a>(
+        self: &'a Arc<Self>,
+        mut state: MutexGuard<'a, State>,
+        author: &Author,
+        at: usize,
+    ) -> MutexGuard<'a, State> {
+        self.close(&mut state, author, at);
+        self.wait_while(state, |state| state.sealing.len() > SEALING_MAX)
     }
 
     /// Seals a pack on a thread of its own, so that the disk and the processors work at the same time.

@@ -212,7 +212,9 @@ impl Welcomed {
         }
         // Nobody waits for the answers; work on the store itself is not cut short, but its result is dropped.
         requests.shutdown().await;
-        crate::lock(&connection.sessions).clear();
+        // Not on a thread that drives connections: a session that ends may wait for the disk.
+        let sessions = std::mem::take(&mut *crate::lock(&connection.sessions));
+        let _ = tokio::task::spawn_blocking(move || drop(sessions)).await;
         drop(connection);
         let _ = writing.await;
     }
