@@ -98,7 +98,7 @@ fn condemn(store: &Store, survey: Survey, collecting: &Collecting, report: &mut 
 
 /// What is known before the moment of decision.
 struct Survey {
-    /// The packs that were sealed when it began: later ones are not touched.
+    /// The packs whose sealing had ended when it began: later ones are not touched.
     rows: Vec<PackRow>,
     /// What snapshots and leases need, and bases.
     mark: Mark,
@@ -121,7 +121,7 @@ impl Survey {
         progress: &Progress,
         report: &mut GcReport,
     ) -> Result<Self> {
-        let rows = store.sealed_rows();
+        let rows = store.settled_rows();
         // The catalog first, then the leases: who takes a lease looks afterwards whether the snapshot is still there.
         let snapshots = readable_snapshots(store)?;
         let mut leased = collecting.roots();

@@ -108,6 +108,16 @@ impl Store {
         self.packs.rows()
     }
 
+    /// Packs that may be collected: in the index whole, and none of their records is pending any more, so that all are
+    /// found by the index, which knows what is condemned.
+    pub(crate) fn settled_rows(&self) -> Vec<PackRow> {
+        let mut rows = self.sealed_rows();
+        // Afterwards: what is in the index by now can cease to be pending, and not begin.
+        let sealing = self.writers.sealing();
+        rows.retain(|row| !sealing.contains(&row.id.number));
+        rows
+    }
+
     /// Notes that the index has forgotten a pack, which is still to be unlinked.
     pub(crate) fn forget_pack(&self, row: PackRow) {
         self.packs.forget(row.id.number);

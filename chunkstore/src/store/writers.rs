@@ -215,6 +215,11 @@ impl Writers {
         found.inspect(|found| found.iter().for_each(|pending| protection.see(&pending.place))).collect()
     }
 
+    /// The packs that are being sealed: their records are pending.
+    pub(super) fn sealing(&self) -> HashSet<u32> {
+        self.lock().sealing.clone()
+    }
+
     /// Whether the id of a pending record begins with these bytes.
     pub(crate) fn has_prefix(&self, prefix: &[u8]) -> bool {
         self.lock().pending.keys().any(|id| id.as_bytes().starts_with(prefix))
@@ -290,8 +295,6 @@ impl Writers {
         let adopted = sealed.and_then(|sealed| {
             store.adopt(pack_row(id, sealed.header.class, &sealed.entries, sealed.bytes), &sealed.entries)
         });
-        // Only now: gc knows the pack, or gets what this hands over.
-        drop(pack.bases);
         let mut state = self.lock();
         state.forget(id.number, &records);
         if let Err(error) = &adopted {
@@ -300,6 +303,8 @@ impl Writers {
         state.sealing.remove(&id.number);
         drop(state);
         self.sealed.notify_all();
+        // Only now: gc takes the pack into account, or gets what this hands over.
+        drop(pack.bases);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -439,3 +444,6 @@ impl State {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
