@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::index::{PackRow, Place};
-use crate::lease;
-use crate::limits::{PACK_NUMBER_MAX, PLAIN_BYTES_MAX, STORED_BYTES_MAX};
+use crate::catalog::lease;
+use crate::format::limits::{PACK_NUMBER_MAX, PLAIN_BYTES_MAX, STORED_BYTES_MAX};
 use crate::pack::{self, Inventory};
+use crate::pack::{PackRow, RecordLocation};
 use crate::storage::Storage;
 use crate::storage::memory::MemStorage;
 
@@ -40,10 +40,10 @@ pub fn pack_files(names: &BTreeSet<&str>) -> bool {
 
 /// A value of the index's column family `records`, or key and value of one of `packs`.
 pub fn index_row(bytes: &[u8]) -> bool {
-    let place = Place::decode(bytes);
+    let place = RecordLocation::decode(bytes);
     if let Some(place) = &place {
         assert!(place.plain_bytes as usize <= PLAIN_BYTES_MAX && place.stored_bytes as usize <= STORED_BYTES_MAX);
-        assert_eq!(Place::decode(&place.encode()).as_ref(), Some(place));
+        assert_eq!(RecordLocation::decode(&place.encode()).as_ref(), Some(place));
     }
     let row = bytes.split_at_checked(size_of::<u32>()).and_then(|(key, value)| PackRow::decode(key, value));
     if let Some(row) = &row {

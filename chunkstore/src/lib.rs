@@ -21,49 +21,21 @@
 #[cfg(test)]
 extern crate self as chunkstore;
 
-pub mod beside;
-pub mod boot_order;
-mod buffers;
-
 pub mod catalog;
-pub mod chunk;
-pub mod chunk_source;
-pub mod chunker;
-pub mod codec;
-pub mod compare;
-pub mod config;
-pub mod damaged;
 pub mod error;
+pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod gc;
-pub mod id;
-pub mod index;
 pub mod ingest;
-pub mod lease;
-pub mod limits;
-pub mod lock;
-pub mod manifest;
-mod mark;
-pub mod name;
+pub mod maintenance;
 pub mod pack;
 mod parallel;
-pub mod partial;
-pub mod placed;
 pub mod progress;
-pub mod quarantine;
-pub mod record;
-pub mod repair;
-pub mod reserve;
 pub mod restore;
-pub mod retention;
-pub mod sink;
 pub mod source;
-pub mod stats;
 pub mod storage;
 pub mod store;
 #[cfg(test)]
 mod testing;
-pub mod verify;
 
 pub use error::{Error, Result};

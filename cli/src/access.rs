@@ -4,19 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chunkstore::Error;
+use chunkstore::catalog::lease::Lease;
+use chunkstore::catalog::name::SnapshotName;
 use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::config::Config;
-use chunkstore::ingest::{self, ChangedRanges, IngestInto, IngestOptions};
-use chunkstore::lease::Lease;
-use chunkstore::name::SnapshotName;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::ingest::{self, IngestInto, IngestOptions};
 use chunkstore::progress::Progress;
+use chunkstore::source::ChangedRanges;
 use chunkstore::source::{DiskSource, Overlay, Source};
 use chunkstore::store::Store;
-use replicate::client::{Client, ClientSession};
+use chunkstore::store::config::Config;
 use replicate::owner::Reconnecting;
-use replicate::server;
-use replicate::wire::{Job, Purpose};
+use replicate::rpc::client::{Client, ClientSession};
+use replicate::rpc::server;
+use replicate::rpc::wire::{Job, Purpose};
 use serde::de::DeserializeOwned;
 
 use crate::failure::Result;

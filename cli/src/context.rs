@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use chunkstore::Error;
 use chunkstore::catalog::Catalog;
-use chunkstore::config::Config;
+use chunkstore::maintenance::repair;
 use chunkstore::progress::Progress;
-use chunkstore::repair;
+use chunkstore::store::config::Config;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
 use fusefs::mounts::refuse_on_view;
 use indicatif::MultiProgress;
 use jiff::Timestamp;
-use replicate::client::Client;
 use replicate::owner::{self, Reconnecting, Starter};
-use replicate::server::{ServeOptions, Server};
-use replicate::transport::Inherited;
+use replicate::rpc::client::Client;
+use replicate::rpc::server::{ServeOptions, Server};
+use replicate::rpc::transport::Inherited;
 use tokio::runtime::Runtime;
 
 use crate::access::{Access, is_worth_another_try};

@@ -7,8 +7,8 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use chunkstore::catalog::IngestReport;
-use chunkstore::repair::RepairReport;
-use chunkstore::verify::VerifyReport;
+use chunkstore::maintenance::repair::RepairReport;
+use chunkstore::maintenance::verify::VerifyReport;
 use fusefs::mounts::{Mount, TYPE};
 use fusefs::status::Status;
 use jiff::SignedDuration;

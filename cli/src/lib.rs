@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::MultiProgress;
-use replicate::transport::take_inherited;
+use replicate::rpc::transport::take_inherited;
 
 use crate::args::Cli;
 use crate::context::Context;

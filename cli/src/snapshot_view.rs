@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chunkstore::catalog::name::{ImageName, SnapshotTime};
 use chunkstore::catalog::{IngestReport, Presence, Snapshot};
-use chunkstore::name::{ImageName, SnapshotTime};
 use jiff::Timestamp;
 use serde::Serialize;
 

@@ -3,12 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::name::{ImageName, SnapshotTime};
+use chunkstore::catalog::name::{ImageName, SnapshotTime};
 use chunkstore::{Error, Result};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::inodes::{Inode, Node, SnapshotFile};
-use crate::tree::{Tree, target};
+use crate::namespace::{Tree, target};
 
 /// What does not change is asked for again after this.
 const LONG: Duration = Duration::from_hours(1);

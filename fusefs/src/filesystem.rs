@@ -16,7 +16,7 @@ use fuser::{
 };
 
 use crate::attributes::Attributes;
-use crate::view::{NAME_BYTES_MAX, View};
+use crate::service::{NAME_BYTES_MAX, View};
 
 /// Numbers are never used again, so there is one generation.
 const GENERATION: Generation = Generation(0);

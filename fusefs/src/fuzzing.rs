@@ -5,7 +5,6 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-pub use crate::clone::fuzzing::{clone_files, clone_map, clone_record, clone_socket, lock_holder};
 use crate::mounts::{self, Mount};
 
 /// `/proc/self/mountinfo`; accepted if there is a mount in it.

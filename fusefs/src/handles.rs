@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::disk::Disk;
 use crate::inodes::Inode;
-use crate::names::Opened;
-use crate::tree::Listed;
+use crate::namespace::Listed;
+use disks::disk::Disk;
+use disks::names::Opened;
 
 /// A disk that is open, once for all its handles. Its snapshot is leased until the last of them and the last request
 /// are gone.

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::id::EntryId;
-use chunkstore::name::{ImageName, SnapshotName};
+use chunkstore::catalog::name::{ImageName, SnapshotName};
+use chunkstore::format::id::EntryId;
 
 use crate::handles::OpenDisk;
 

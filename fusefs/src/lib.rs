@@ -1,7 +1,8 @@
-//! The view: every snapshot of a store as a plain raw file under a mount, and writable clones of them.
+//! FUSE: every snapshot of a store as a plain raw file under a mount, and its writable clones.
 //!
-//! Reads answer as futures, because what is read may lie at a far site: a FUSE thread polls once, and hands what can't
-//! be answered at once to the runtime. Nothing reaches a reader that was not verified.
+//! [`disks`] reads and writes; here is what the kernel needs besides: names, inodes, handles, attributes, replies. Reads
+//! are futures, because what is read may lie at a far site: a FUSE thread polls once, and hands what can't be answered
+//! at once to the runtime.
 
 #![cfg_attr(
     test,
@@ -17,10 +18,8 @@
 
 mod attributes;
 mod buffers;
-pub mod clone;
 mod counters;
-pub mod disk;
-mod errno;
+mod file_ops;
 mod filesystem;
 mod fusermount;
 #[doc(hidden)]
@@ -29,14 +28,8 @@ mod handles;
 mod inodes;
 pub mod mount;
 pub mod mounts;
-pub mod names;
-mod now_or_later;
-pub mod pool;
+mod namespace;
 mod readahead_limit;
-mod requests;
-pub mod snapshot_disk;
-pub mod stats;
+mod reply;
+pub mod service;
 pub mod status;
-mod tree;
-pub mod upstream;
-pub mod view;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::mounts::{self, Mount, TYPE};
-use crate::view::View;
+use crate::service::View;
 use crate::{fusermount, readahead_limit};
 
 const DEVICE: &str = "/dev/fuse";

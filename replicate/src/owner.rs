@@ -15,17 +15,17 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use chunkstore::chunk::Chunk;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::id::{ChunkId, NodeId, RecordId};
-use chunkstore::manifest::Node;
+use chunkstore::format::chunk::Chunk;
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
 use tokio::runtime::Handle;
 
-use crate::address::Address;
-use crate::auth;
-use crate::client::{Client, Direct, Link, Owner, Packs};
-use crate::transport::{self, ConnectOptions, Stream};
-use crate::wire::{Hello, Located, WireError};
+use crate::rpc::address::Address;
+use crate::rpc::auth;
+use crate::rpc::client::{Client, Direct, Link, Owner, Packs};
+use crate::rpc::transport::{self, ConnectOptions, Stream};
+use crate::rpc::wire::{Hello, Located, WireError};
 
 /// An owner that was started listens by then, unless it has an index to rebuild.
 const START_TIME_MAX: Duration = Duration::from_mins(10);

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use chunkstore::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::address::Address;
-use crate::private_file::{self, Changing, KeepOut};
-use crate::tls::Fingerprint;
+use crate::rpc::address::Address;
+use crate::rpc::private_file::{self, Changing, KeepOut};
+use crate::rpc::tls::Fingerprint;
 
 /// The file's name in a store.
 const FILE: &str = "remotes.toml";

@@ -6,18 +6,18 @@
 use std::collections::{HashMap, HashSet};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::id::{NodeId, RecordId};
-use chunkstore::manifest::Node;
-use chunkstore::placed::check_plain;
+use chunkstore::format::id::{NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::record::{Kind, Record};
+use chunkstore::pack::record_reader::check_plain;
 use chunkstore::progress::Progress;
-use chunkstore::record::{Kind, Record};
-use chunkstore::sink::{Claim, Sink};
+use chunkstore::store::sink::{Claim, Sink};
 use chunkstore::{Error, Result};
 use serde::Serialize;
 
-use crate::client::{Arrived, Bases, Client, ClientSession, decode};
-use crate::wire::{Fetch, Purpose};
+use crate::rpc::client::{Arrived, Bases, Client, ClientSession, decode};
+use crate::rpc::wire::{Fetch, Purpose};
 
 /// Records that are fetched and put together.
 const GROUP_RECORDS: usize = 64;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
-#[path = "../../chunkstore/src/chunk_source/contract.rs"]
+#[path = "../../chunkstore/src/format/manifest/chunk_source/contract.rs"]
 mod contract;
 
 use std::collections::BTreeMap;
@@ -16,27 +16,27 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use chunkstore::Error;
-use chunkstore::beside::Lender;
 use chunkstore::catalog::Snapshot;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, NodeId, PackId, RecordId};
+use chunkstore::catalog::name::SnapshotName;
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, NodeId, PackId, RecordId};
+use chunkstore::format::limits::STORED_BYTES_MAX;
+use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::record::{Header, Kind as RecordKind, Record};
 use chunkstore::ingest::{Base, IngestInto, IngestOptions};
-use chunkstore::limits::STORED_BYTES_MAX;
-use chunkstore::manifest::Node;
-use chunkstore::name::SnapshotName;
 use chunkstore::pack::Class;
+use chunkstore::pack::direct_writer::Extent;
+use chunkstore::pack::direct_writer::ExtentAllocator;
 use chunkstore::progress::Progress;
-use chunkstore::record::{Header, Kind as RecordKind, Record};
-use chunkstore::sink::{Like, Sink};
 use chunkstore::source::Source;
 use chunkstore::source::memory::MemDisk;
-use chunkstore::store::Room;
+use chunkstore::store::sink::{Like, Sink};
 use common::{Site, local, night, noise, read_back};
-use replicate::client::{Client, ClientSession, Link, Packs};
-use replicate::server::serve_stream;
-use replicate::wire::{
-    ForStream, Frame, FrameReader, FrameWriter, Hello, Ids, Kind, Located, Meter, Places, Purpose, Reply, Request,
+use replicate::rpc::client::{Client, ClientSession, Link, Packs};
+use replicate::rpc::server::serve_stream;
+use replicate::rpc::wire::{
+    ForStream, Frame, FrameReader, FrameWriter, Hello, Ids, Kind, Located, Locations, Meter, Purpose, Reply, Request,
     Welcome, WireError, read_preamble, write_preamble,
 };
 use tokio::io::DuplexStream;
@@ -298,7 +298,7 @@ fn an_ingest_writes_packs_beside_their_owner_and_where_it_can_not_it_sends_recor
         let sent = client.meter().record_bytes() as usize;
         assert!(if writes { sent < image.len() / 50 } else { sent > image.len() }, "case {seed}: {sent} bytes sent");
         assert!(read_back(&client, &snapshot) == image);
-        let report = chunkstore::verify::verify(&owned.site.store, &[], 2, &Progress::default()).unwrap();
+        let report = chunkstore::maintenance::verify::verify(&owned.site.store, &[], 2, &Progress::default()).unwrap();
         assert!(report.is_sound(), "case {seed}: {report:?}");
         let stored = snapshot.state.ingest.as_ref().unwrap().stored_bytes as usize;
         assert!((image.len()..image.len() * 103 / 100).contains(&stored), "case {seed}: {stored}");
@@ -314,21 +314,21 @@ fn room_is_lent_to_ingests_alone_and_what_was_never_lent_is_not_taken() {
     let begin = |purpose| ClientSession::begin_blocking(&client, purpose, None).unwrap();
     for purpose in [Purpose::Receive, Purpose::Read] {
         let session = begin(purpose);
-        assert!(matches!(session.lend(Class::Data, 1000), Err(Error::Refused { .. })), "{purpose:?}");
+        assert!(matches!(session.reserve(Class::Data, 1000), Err(Error::Refused { .. })), "{purpose:?}");
     }
     let session = begin(Purpose::Ingest);
     let bytes = noise(5000, 1);
     let id: RecordId = ChunkId::of(&bytes).into();
     let header = Record::new(RecordKind::Chunk, id, bytes.len(), Codec::Raw, bytes, None).header;
     let entry = Header { kind: RecordKind::Entry, ..header };
-    let room = session.lend(Class::Data, 5096).unwrap();
+    let room = session.reserve(Class::Data, 5096).unwrap();
     let never = PackId { number: room.pack.number + 1, ..room.pack };
-    assert!(!session.put_written(Room { pack: never, ..room }, &[header]).unwrap());
-    assert!(!begin(Purpose::Ingest).put_written(room, &[header]).unwrap());
-    assert!(matches!(session.put_written(room, &[header, header]), Err(Error::Invalid { .. })));
-    let room = session.lend(Class::Meta, 5096).unwrap();
-    assert!(matches!(session.put_written(room, &[entry]), Err(Error::Refused { .. })), "names of snapshots");
-    assert!(matches!(session.lend(Class::Data, u32::MAX), Err(Error::Invalid { .. })));
+    assert!(!session.append_written(Extent { pack: never, ..room }, &[header]).unwrap());
+    assert!(!begin(Purpose::Ingest).append_written(room, &[header]).unwrap());
+    assert!(matches!(session.append_written(room, &[header, header]), Err(Error::Invalid { .. })));
+    let room = session.reserve(Class::Meta, 5096).unwrap();
+    assert!(matches!(session.append_written(room, &[entry]), Err(Error::Refused { .. })), "names of snapshots");
+    assert!(matches!(session.reserve(Class::Data, u32::MAX), Err(Error::Invalid { .. })));
 }
 
 /// What a hostile owner answers to where records lie.
@@ -341,7 +341,7 @@ struct Truth {
 
 impl Truth {
     fn of(site: &Site, ids: &[RecordId]) -> Self {
-        let located = |(id, place): (&RecordId, Option<chunkstore::index::Place>)| {
+        let located = |(id, place): (&RecordId, Option<chunkstore::pack::RecordLocation>)| {
             let place = place.unwrap();
             (*id, Located { pack: site.store.packs().row(place.pack).unwrap().id, place })
         };
@@ -374,9 +374,9 @@ async fn lie(stream: DuplexStream, truth: Arc<Truth>, lie: Lie, asked: Arc<Mutex
     while let Ok(Some(frame)) = reader.read(patience).await {
         let (kind, payload) = match Request::from_bytes(&frame.payload) {
             _ if frame.request == 0 => (Kind::Reply, Welcome::default().to_bytes()),
-            Ok(Request::Places { ids: Ids(ids) }) => {
+            Ok(Request::Locate { ids: Ids(ids) }) => {
                 *asked.lock().unwrap() += 1;
-                (Kind::Reply, Reply::Places(Places(lie(&truth, &ids))).to_bytes())
+                (Kind::Reply, Reply::Locations(Locations(lie(&truth, &ids))).to_bytes())
             }
             Ok(Request::Get { ids, .. }) => {
                 let error = WireError::from(&Error::damaged("the record", "says the owner"));

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use chunkstore::Error;
 use chunkstore::catalog::Snapshot;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, EntryId, NodeId, RecordId};
-use chunkstore::manifest::{self, Node};
-use chunkstore::record::{Kind as RecordKind, Record};
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, EntryId, NodeId, RecordId};
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::{self, Node};
+use chunkstore::format::record::{Kind as RecordKind, Record};
 use common::{Site, local, night, noise, push_all, read_back, run};
-use replicate::client::{Client, ClientSession, Link};
-use replicate::wire::{ForStream, Frame, Hello, Ids, Kind, Prefixes, Purpose, Request, SessionId};
+use replicate::rpc::client::{Client, ClientSession, Link};
+use replicate::rpc::wire::{ForStream, Frame, Hello, Ids, Kind, Prefixes, Purpose, Request, SessionId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 const PREAMBLE: &[u8] = b"VMSTORE\0\x01\0\x01\0";
@@ -125,7 +125,7 @@ fn lies() -> Vec<(&'static str, Record)> {
     wrong_id.header.id = ChunkId::of(b"another content").into();
     let bomb = |plain: usize, said: usize| {
         let bytes = vec![0; plain];
-        let payload = chunkstore::codec::Encoder::new(1).plain(&bytes).1;
+        let payload = chunkstore::format::codec::Encoder::new(1).plain(&bytes).1;
         Record::new(RecordKind::Chunk, ChunkId::of(&bytes).into(), said, Codec::Zstd, payload, None)
     };
     let base: RecordId = ChunkId::of(b"a base that is nowhere").into();
@@ -134,7 +134,7 @@ fn lies() -> Vec<(&'static str, Record)> {
     let entry =
         Record::new(RecordKind::Entry, EntryId::of(entry).into(), entry.len(), Codec::Raw, entry.to_vec(), None);
     let not_a_node = b"not a node".to_vec();
-    let id = chunkstore::id::NodeId::of(&not_a_node).into();
+    let id = chunkstore::format::id::NodeId::of(&not_a_node).into();
     vec![
         ("wrong id", wrong_id),
         ("larger than it says", bomb(1 << 20, 1000)),
@@ -240,7 +240,7 @@ async fn peers_that_drip_are_let_go_and_hold_nobody_up() {
     let ids = chunk_ids(&site, &snapshot);
     let mut taker = site.stream(local());
     drips.spawn(async move {
-        let get = Request::Get { ids: Ids(ids), fetch: replicate::wire::Fetch::Stored };
+        let get = Request::Get { ids: Ids(ids), fetch: replicate::rpc::wire::Fetch::Stored };
         taker.write_all(&[hello(), frame(Kind::Request as u8, 1, &get.to_bytes())].concat()).await.unwrap();
         while matches!(taker.read(&mut [0]).await, Ok(1)) {
             // What was sent before the server gave up may still be read, at any speed.
@@ -281,7 +281,7 @@ async fn a_server_that_lies_to_a_client_is_noticed() {
             let mut heard = vec![0; 12 + 12 + Hello::default().to_bytes().len()];
             there.read_exact(&mut heard).await.unwrap();
             there.write_all(PREAMBLE).await.unwrap();
-            let welcome = replicate::wire::Welcome::default().to_bytes();
+            let welcome = replicate::rpc::wire::Welcome::default().to_bytes();
             there.write_all(&frame(Kind::Reply as u8, 0, &welcome)).await.unwrap();
             let mut head = [0; 12];
             there.read_exact(&mut head).await.unwrap();
@@ -294,12 +294,12 @@ async fn a_server_that_lies_to_a_client_is_noticed() {
             }
             let number = if answer == "unasked" { 99 } else { 1 };
             there.write_all(&frame(Kind::Records as u8, number, &bytes)).await.unwrap();
-            let given = replicate::wire::Reply::Given { missing: Vec::new() }.to_bytes();
+            let given = replicate::rpc::wire::Reply::Given { missing: Vec::new() }.to_bytes();
             there.write_all(&frame(Kind::Reply as u8, number, &given)).await.unwrap();
             let _ = there.read_to_end(&mut Vec::new()).await;
         });
         let client = site.client_over(Box::new(here)).await;
-        let failed = client.records(&[root], replicate::wire::Fetch::Stored, &mut |_| Ok(())).await;
+        let failed = client.records(&[root], replicate::rpc::wire::Fetch::Stored, &mut |_| Ok(())).await;
         assert!(matches!(failed, Err(Error::Unreachable { .. })), "{answer}: {failed:?}");
     }
 }
@@ -311,7 +311,7 @@ fn who_waits_for_an_answer_when_the_runtime_ends_waits_no_more() {
         let (here, mut there) = tokio::io::duplex(1 << 20);
         tokio::spawn(async move {
             there.write_all(PREAMBLE).await.unwrap();
-            let welcome = replicate::wire::Welcome::default().to_bytes();
+            let welcome = replicate::rpc::wire::Welcome::default().to_bytes();
             there.write_all(&frame(Kind::Reply as u8, 0, &welcome)).await.unwrap();
             // It hears everything and answers nothing.
             let _ = there.read_to_end(&mut Vec::new()).await;
@@ -342,7 +342,7 @@ async fn a_session_is_its_connections_own() {
     first.write_all(&begins(1)).await.unwrap();
     assert_serves(&site).await;
     let claim = Request::Claim { session: SessionId(1), ids: Ids(vec![ChunkId::of(b"x").into()]) };
-    let guess = Request::Attach { session: SessionId(1), secret: replicate::wire::SessionSecret([7; 16]) };
+    let guess = Request::Attach { session: SessionId(1), secret: replicate::rpc::wire::SessionSecret([7; 16]) };
     for request in [claim, guess] {
         let answer = ask(&site, &frame(Kind::Request as u8, 1, &request.to_bytes())).await;
         assert!(answer.contains("the session"), "{request:?}: {answer:?}");

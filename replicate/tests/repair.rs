@@ -10,17 +10,17 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::id::RecordId;
-use chunkstore::manifest::{self, Node};
+use chunkstore::format::id::RecordId;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::{self, Node};
+use chunkstore::maintenance::repair::RepairReport;
+use chunkstore::maintenance::verify::VerifyReport;
 use chunkstore::pack::{self, Class};
 use chunkstore::progress::Progress;
-use chunkstore::repair::RepairReport;
-use chunkstore::verify::VerifyReport;
 use common::{Site, night, noise};
-use replicate::client::Client;
 use replicate::repair::{Far, Fetched, fetch};
-use replicate::wire::Job;
+use replicate::rpc::client::Client;
+use replicate::rpc::wire::Job;
 
 const REPAIR: Job = Job::Repair { dry_run: false, threads: 2 };
 
@@ -156,7 +156,7 @@ async fn a_report_may_be_longer_than_a_frame() {
     let client = site.client().await;
     let job = Job::Verify { snapshots: Vec::new(), threads: 1 };
     let report = client.run(job, &Progress::default()).await.unwrap();
-    assert!(report.len() > replicate::wire::FRAME_PAYLOAD_BYTES_MAX, "{}", report.len());
+    assert!(report.len() > replicate::rpc::wire::FRAME_PAYLOAD_BYTES_MAX, "{}", report.len());
     let report: VerifyReport = serde_json::from_slice(&report).unwrap();
     assert_eq!(report.problems.len(), strangers);
 }

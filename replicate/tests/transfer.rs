@@ -129,8 +129,10 @@ async fn a_cut_at_any_byte_is_resumed() {
     let mut bytes = 100;
     loop {
         let far = Cut::after(to.stream(local()), bytes);
-        let hello = replicate::wire::Hello::default();
-        let client = replicate::client::Client::start(Box::new(far), &hello, &replicate::client::Link::default()).await;
+        let hello = replicate::rpc::wire::Hello::default();
+        let client =
+            replicate::rpc::client::Client::start(Box::new(far), &hello, &replicate::rpc::client::Link::default())
+                .await;
         let done = match client {
             Ok(client) => {
                 let meter = client.clone();
@@ -190,7 +192,7 @@ async fn several_senders_of_the_same_send_each_chunk_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_that_cut_otherwise_are_refused() {
     let from = with_nights(1);
-    let params = chunkstore::chunker::ChunkParams { avg_bytes: 16 << 10, ..small_params() };
+    let params = chunkstore::format::chunker::ChunkParams { avg_bytes: 16 << 10, ..small_params() };
     let to = Site::with_params(2, params);
     let refused = try_transfer(&from, to.client().await, &push_all()).await.unwrap_err();
     assert!(matches!(refused, Error::Refused { .. }) && refused.to_string().contains("init --like"), "{refused}");

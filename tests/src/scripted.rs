@@ -8,31 +8,31 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chunkstore::beside::WritesBeside;
-use chunkstore::boot_order::{self, BootOrder};
+use chunkstore::catalog::boot_order::BootOrder;
+use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::catalog::retention::{self, Decision, Retention};
 use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::chunker::ChunkParams;
-use chunkstore::config::Config;
 use chunkstore::error::{Error, Result};
-use chunkstore::gc;
+use chunkstore::format::chunker::ChunkParams;
+use chunkstore::format::limits::SEGMENT_BYTES;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::{self, Node};
 use chunkstore::ingest::{Base, IngestInto, IngestOptions, find_parent, ingest};
-use chunkstore::limits::SEGMENT_BYTES;
-use chunkstore::manifest::{self, Node};
-use chunkstore::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::maintenance::gc;
+use chunkstore::maintenance::verify;
 use chunkstore::progress::Progress;
-use chunkstore::retention::{self, Decision, Retention};
 use chunkstore::source::Source;
 use chunkstore::source::memory::MemDisk;
 use chunkstore::storage::Storage;
 use chunkstore::storage::memory::MemStorage;
+use chunkstore::store::config::Config;
+use chunkstore::store::direct_session::DirectWriteSession;
 use chunkstore::store::{OpenOptions, Store};
-use chunkstore::verify;
-use replicate::client::{Client, Link};
-use replicate::server::{ServeOptions, Server, serve_stream};
+use replicate::rpc::client::{Client, Link};
+use replicate::rpc::server::{ServeOptions, Server, serve_stream};
+use replicate::rpc::transport::Peer;
+use replicate::rpc::wire::Hello;
 use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
-use replicate::transport::Peer;
-use replicate::wire::Hello;
 use tempfile::TempDir;
 
 use crate::images::Rng;
@@ -95,7 +95,7 @@ fn ingest_as(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) -> Result<Sn
     let parent = find_parent(store.catalog(), &options)?.map(|parent| parent.name());
     let session = store.session(parent.as_ref())?;
     let into = IngestInto {
-        sink: &WritesBeside::new(&session),
+        sink: &DirectWriteSession::new(&session),
         source: &**store,
         params: store.config().format.chunk_params(),
         zstd_level: store.config().defaults.zstd_level,
@@ -438,7 +438,7 @@ impl Worked {
                 state.holds.clear();
                 Ok(())
             })?,
-            Act::BootOrder(name) => boot_order::write(&store, name, &BootOrder::new([0..4096, 8192..9000]))?,
+            Act::BootOrder(name) => store.write_boot_order(name, &BootOrder::new([0..4096, 8192..9000]))?,
             Act::Reindex | Act::Reopen => {}
         }
         Ok(())

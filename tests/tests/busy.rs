@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use chunkstore::lock::StoreLock;
+use chunkstore::store::lock::StoreLock;
 use tempfile::TempDir;
 use tests::images::{self, Rng};
 use tests::{Vmstore, stderr};

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
 
-use replicate::wire::{ForStream, Hello};
+use replicate::rpc::wire::{ForStream, Hello};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tests::{Running, Serving, Site, Vmstore};
 

@@ -14,13 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use chunkstore::catalog::{Entry, Snapshot, State};
-use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, NodeId};
-use chunkstore::limits::{FANOUT, IMAGE_BYTES_MAX};
-use chunkstore::manifest::{Entry as Line, Inner, Leaf, Node};
-use chunkstore::record::{Kind as RecordKind, Record};
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, NodeId};
+use chunkstore::format::limits::{FANOUT, IMAGE_BYTES_MAX};
+use chunkstore::format::manifest::{Entry as Line, Inner, Leaf, Node};
+use chunkstore::format::record::{Kind as RecordKind, Record};
 use chunkstore::store::{OpenOptions, Store};
-use replicate::wire::{Bits, ForStream, Kind, Reply, WireError, records_of};
+use replicate::rpc::wire::{Bits, ForStream, Kind, Reply, WireError, records_of};
 use tests::torture::Torture;
 use tests::{Serving, Site, Vmstore, measured};
 

@@ -9,11 +9,11 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, EntryId, RecordId};
-use chunkstore::record::{Kind as RecordKind, Record};
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, EntryId, RecordId};
+use chunkstore::format::record::{Kind as RecordKind, Record};
 use jiff::{SignedDuration, Timestamp};
-use replicate::wire::{
+use replicate::rpc::wire::{
     Fetch, ForStream, Hello, Ids, Job, Kind, Names, Prefixes, Purpose, Reply, Request, SessionId, WireError,
 };
 use serde_json::{Value, json};

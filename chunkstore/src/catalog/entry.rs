@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::label;
+use crate::catalog::name::{ImageName, SnapshotName, SnapshotTime};
 use crate::error::{Error, Result};
-use crate::id::NodeId;
-use crate::limits::{ENTRY_BYTES_MAX, IMAGE_BYTES_MAX, LABELS_MAX};
-use crate::name::{ImageName, SnapshotName, SnapshotTime};
+use crate::format::id::NodeId;
+use crate::format::limits::{ENTRY_BYTES_MAX, IMAGE_BYTES_MAX, LABELS_MAX};
+use crate::format::manifest::compare::Tree;
 
 /// The reason of a hold that a person asked for without giving one.
 pub const DEFAULT_HOLD: &str = "operator";
@@ -59,6 +60,11 @@ struct Requirements {
 }
 
 impl Entry {
+    /// The manifest: its root, if the image is not all zeros, and the size of the image in bytes.
+    pub fn tree(&self) -> Tree {
+        (self.root, self.virtual_bytes)
+    }
+
     /// Reads an entry from its encoding.
     ///
     /// # Errors

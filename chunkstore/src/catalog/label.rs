@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::limits::{LABEL_BYTES_MAX, LABELS_MAX};
+use crate::format::limits::{LABEL_BYTES_MAX, LABELS_MAX};
 
 /// A label's key and value.
 pub type Label = (String, String);

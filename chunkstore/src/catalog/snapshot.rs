@@ -11,10 +11,10 @@
 //! so a higher version number means a newer program and not a flipped bit.
 
 use super::entry::{Entry, State};
+use crate::catalog::name::SnapshotName;
 use crate::error::{Error, Result};
-use crate::id::EntryId;
-use crate::limits::CATALOG_FILE_BYTES_MAX;
-use crate::name::SnapshotName;
+use crate::format::id::EntryId;
+use crate::format::limits::CATALOG_FILE_BYTES_MAX;
 
 const MAGIC: &str = "vmstore-snapshot";
 const VERSION: u32 = 1;

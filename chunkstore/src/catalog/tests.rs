@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 use super::*;
-use crate::id::NodeId;
+use crate::format::id::NodeId;
 use crate::storage::memory::MemStorage;
 use crate::storage::power_cut::{Arrived, Recorder};
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Snapshot, image_dir};
-use crate::id::EntryId;
-use crate::name::{SnapshotName, SnapshotTime};
+use crate::catalog::name::{SnapshotName, SnapshotTime};
+use crate::format::id::EntryId;
 
 const TOMBSTONE_SUFFIX: &str = ".removed";
 /// Hex digits of an entry's id in a tombstone's name.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::SEGMENT_BYTES;
+use crate::format::limits::SEGMENT_BYTES;
 use crate::store::InitOptions;
 use crate::testing::{MemDisk, disk, night, noise, open, options, put, read_back, small_params};
 
@@ -195,11 +195,11 @@ fn a_parent_with_damage_is_not_taken_for_granted() {
     let store = open(dir.path());
     let bytes = image(10);
     let first = put(&store, night("web01", 1), &bytes);
-    let root = crate::id::RecordId::from(first.entry().root.unwrap());
+    let root = crate::format::id::RecordId::from(first.entry().root.unwrap());
     let place = store.places(&[root]).unwrap()[0].unwrap();
     let pack = store.packs().row(place.pack).unwrap().id;
     let mut damaged = (*store.damaged()).clone();
-    damaged.insert(crate::damaged::BadRecord { pack, offset: place.offset, id: root, base_lost: false });
+    damaged.insert(crate::store::damaged::BadRecord { pack, offset: place.offset, id: root, base_lost: false });
     store.set_damaged(damaged).unwrap();
     assert!(read_back(&*store, first.entry()).is_err());
     let (second, read_bytes) = put_changes(&store, night("web01", 2), &bytes, vec![]);

@@ -5,21 +5,11 @@
 
 use std::ops::Range;
 
-use super::feed::{DataRanges, bytes_of};
-use crate::chunker::SegmentBytes;
+use super::segment_queue::{DataRanges, bytes_of};
 use crate::error::{Error, Result};
-use crate::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
-use crate::source::DiskSource;
-
-/// Where a disk may differ from its parent snapshot.
-pub trait ChangedRanges: Send + Sync {
-    /// The first range that ends after `offset` and may differ, of which what lies before `offset` does not count;
-    /// `None` if only the same follows. Never empty; may reach past the disk's end.
-    ///
-    /// # Errors
-    /// If it can't be told.
-    fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>>;
-}
+use crate::format::chunker::SegmentBytes;
+use crate::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
+use crate::source::{ChangedRanges, DiskSource};
 
 /// How segments changed.
 pub(super) enum Changed {

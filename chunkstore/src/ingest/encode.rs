@@ -1,15 +1,15 @@
 //! The new records of one segment: what to encode against what.
 
-use super::group::NewChunk;
+use super::batch::NewChunk;
 use super::sketch::{self, Full};
 use super::tree::NewNode;
-use crate::chunker::Cut;
-use crate::codec::{Codec, Encoder};
 use crate::error::Result;
-use crate::id::RecordId;
-use crate::manifest::Leaf;
-use crate::record::{Kind, Record};
-use crate::sink::{Base, Claim, Like, Sink};
+use crate::format::chunker::Cut;
+use crate::format::codec::{Codec, Encoder};
+use crate::format::id::RecordId;
+use crate::format::manifest::Leaf;
+use crate::format::record::{Kind, Record};
+use crate::store::sink::{Base, Claim, Like, Sink};
 
 /// Bases that are asked for together: so many are in memory at a time.
 pub(super) const GROUP_BASES: usize = 64;

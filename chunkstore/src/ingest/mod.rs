@@ -1,38 +1,37 @@
 //! Ingest: from a source to a published snapshot, in parallel over segments, in bounded memory.
 //!
 //! Every thread takes the next segment that holds data, cuts it, asks the store which chunks it lacks, encodes those
-//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::manifest::Assembler). A thread holds one segment and its
+//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A thread holds one segment and its
 //! new records, so memory does not grow with the image.
 
+mod batch;
 mod changes;
 mod encode;
-mod feed;
-mod group;
-mod overlaid;
+mod merged_disk;
+mod report;
+mod segment_queue;
 mod sketch;
-mod tally;
 mod tree;
 mod wait;
-mod work;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use self::changes::ChangedRanges;
-use self::feed::Feed;
-use self::overlaid::Overlaid;
-use self::work::Work;
+use self::merged_disk::MergedDisk;
+use self::segment_queue::SegmentQueue;
+use self::worker::Work;
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
-use crate::chunk_source::ChunkSource;
-use crate::chunker::{ChunkParams, Cut};
 use crate::error::{Error, Result};
-use crate::id::NodeId;
-use crate::manifest::{Entry, Leaf, LeafReader};
-use crate::name::SnapshotName;
+use crate::format::chunker::{ChunkParams, Cut};
+use crate::format::id::NodeId;
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{Entry, Leaf, LeafReader};
 use crate::progress::Progress;
-use crate::sink::Sink;
-use crate::source::{DiskSource, Overlay, Source};
+use crate::source::{ChangedRanges, DiskSource, Overlay, Source};
+use crate::store::sink::Sink;
 use crate::store::{Store, WriteSession};
 
 /// Which snapshot the new one is expected to resemble.
@@ -195,7 +194,7 @@ impl IngestInto<'_> {
     /// What reading the source or the sink returns; [`Error::Interrupted`] if `progress` was told to stop. No snapshot
     /// appears then.
     pub fn ingest(&self, source: Source, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
-        self.ingest_from(&Feed::new(source, progress), None, options, progress)
+        self.ingest_from(&SegmentQueue::new(source, progress), None, options, progress)
     }
 
     /// Ingests a disk that differs from the parent only within `changed`. Reads little more than what lies there; what
@@ -211,10 +210,11 @@ impl IngestInto<'_> {
         options: &IngestOptions,
         progress: &Progress,
     ) -> Result<Snapshot> {
-        let whole =
-            |into: &IngestInto<'_>| into.ingest_from(&Feed::of_disk(Box::new(disk), progress), None, options, progress);
+        let whole = |into: &IngestInto<'_>| {
+            into.ingest_from(&SegmentQueue::of_disk(Box::new(disk), progress), None, options, progress)
+        };
         let Some(parent) = self.parent.as_ref().filter(|_| self.trusts_parent) else { return whole(self) };
-        let feed = Feed::of_changes(disk, changed, parent.entry().virtual_bytes, progress);
+        let feed = SegmentQueue::of_changes(disk, changed, parent.entry().virtual_bytes, progress);
         match self.ingest_from(&feed, Some(disk), options, progress) {
             Err(error @ Error::Damaged { .. }) => {
                 tracing::warn!("all of {} is read, not only what changed: {error}", disk.name());
@@ -234,29 +234,30 @@ impl IngestInto<'_> {
             return Err(Error::refused(format!("{} does not show the base any more", overlay.below().path)));
         };
         let leaves = LeafReader::new(self.source, parent.root, parent.virtual_bytes);
-        self.ingest_changes(&Overlaid::new(overlay, self.source, leaves), overlay, options, progress)
+        self.ingest_changes(&MergedDisk::new(overlay, self.source, leaves), overlay, options, progress)
     }
 
     /// Ingests what a feed gives; where it gives changes only, with the disk.
     fn ingest_from(
         &self,
-        feed: &Feed<'_>,
+        feed: &SegmentQueue<'_>,
         changes: Option<&dyn DiskSource>,
         options: &IngestOptions,
         progress: &Progress,
     ) -> Result<Snapshot> {
         let started = Instant::now();
         let work = Work::new(self, feed, changes, progress);
-        let mut tally = work.run(options.threads.max(1))?;
+        let mut counters = work.run(options.threads.max(1))?;
         let virtual_bytes = feed.finish()?;
         let root = work.finish(virtual_bytes)?;
         drop(work);
         // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
         progress.check()?;
         if let (Some(parent), Some(_)) = (&self.parent, changes) {
-            tally.count_kept(tally::listed(parent, self.source)?);
+            counters.count_kept(report::listed(parent, self.source)?);
         }
-        let report = tally.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
+        let report =
+            counters.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
         self.sink.publish(self.entry(options, root, virtual_bytes), report)
     }
 

@@ -6,11 +6,11 @@
 //! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
 
 use super::encode::GROUP_BASES;
-use crate::codec::{Codec, Encoder};
 use crate::error::Result;
-use crate::limits::ZERO_BLOCK_BYTES;
-use crate::record::{Kind, Record};
-use crate::sink::{Base, Like, Sink};
+use crate::format::codec::{Codec, Encoder};
+use crate::format::limits::ZERO_BLOCK_BYTES;
+use crate::format::record::{Kind, Record};
+use crate::store::sink::{Base, Like, Sink};
 
 /// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
 const MIX: u32 = 0x9e37_79b1;
@@ -20,7 +20,7 @@ pub(super) fn sketch(plain: &[u8], offset: usize) -> u32 {
     let first = (offset.next_multiple_of(ZERO_BLOCK_BYTES) - offset).min(plain.len());
     let blocks = plain[first..].chunks_exact(ZERO_BLOCK_BYTES);
     // Zeros are in chunks of all kinds.
-    let hashes = blocks.filter(|block| !crate::chunker::is_zero(block)).map(crc32c::crc32c);
+    let hashes = blocks.filter(|block| !crate::format::chunker::is_zero(block)).map(crc32c::crc32c);
     hashes.map(|crc| crc.wrapping_mul(MIX)).min().unwrap_or(0)
 }
 

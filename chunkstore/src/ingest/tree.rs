@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use super::encode;
 use super::wait::Wait;
-use super::work::{Work, lock};
-use crate::codec::Encoder;
+use super::worker::{Work, lock};
 use crate::error::Result;
-use crate::id::{NodeId, RecordId};
-use crate::limits::SEGMENT_BYTES;
-use crate::manifest::{Assembler, Node};
-use crate::record::{Kind, Record};
-use crate::sink::{Claim, Like};
+use crate::format::codec::Encoder;
+use crate::format::id::{NodeId, RecordId};
+use crate::format::limits::SEGMENT_BYTES;
+use crate::format::manifest::{Assembler, Node};
+use crate::format::record::{Kind, Record};
+use crate::store::sink::{Claim, Like};
 
 /// A node, and what the parent has in its place.
 pub(super) struct NewNode {

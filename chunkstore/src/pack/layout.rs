@@ -1,13 +1,13 @@
 //! The bytes of a pack's header, table and footer; stated once here and once in FORMAT.md.
 
-use crate::chunker::ChunkParams;
-use crate::codec::Codec;
-use crate::id::{PackId, RecordId};
-use crate::limits::{PACK_BYTES_MAX, PACK_RECORDS_MAX};
-use crate::pack::Class;
-use crate::record::{
+use crate::format::chunker::ChunkParams;
+use crate::format::codec::Codec;
+use crate::format::id::{PackId, RecordId};
+use crate::format::limits::{PACK_BYTES_MAX, PACK_RECORDS_MAX};
+use crate::format::record::{
     HEADER_BYTES, Header, Kind, Unreadable, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64,
 };
+use crate::pack::Class;
 
 /// Length of a pack's header.
 pub const PACK_HEADER_BYTES: usize = 64;

@@ -4,20 +4,24 @@
 //! which mean nothing. Four classes keep apart what is read apart: manifests from chunks, so that a mark reads
 //! sequentially, and deltas from full records, so that gc can unlink deltas before their bases. Layout: FORMAT.md, "Pack".
 
+pub mod direct_writer;
 mod layout;
+mod location;
 mod reader;
+pub mod record_reader;
 mod set;
 mod writer;
 
 pub use layout::{FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
+pub use location::{PackRow, RecordLocation};
 pub use reader::{PackReader, ScanOutcome, Scanned};
 pub(crate) use set::Inventory;
 pub use set::PackSet;
 pub use writer::{PackWriter, SealedPack, write_records};
 
-use crate::codec::Codec;
-use crate::id::PackId;
-use crate::record::Kind;
+use crate::format::codec::Codec;
+use crate::format::id::PackId;
+use crate::format::record::Kind;
 
 /// Directory of the packs in a store.
 pub const DIR: &str = "packs";

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::id::PackId;
-use crate::limits::{PACK_BYTES_MAX, STORED_BYTES_MAX};
+use crate::format::id::PackId;
+use crate::format::limits::{PACK_BYTES_MAX, STORED_BYTES_MAX};
+use crate::format::record::{HEADER_BYTES, Header, MAGIC, Record, Unreadable};
 use crate::pack::layout::{
     FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry, decode_table,
 };
 use crate::pack::path;
-use crate::record::{HEADER_BYTES, Header, MAGIC, Record, Unreadable};
 use crate::storage::{ReadFile, Storage};
 
 /// Bytes that are searched at a time; longer than any record.

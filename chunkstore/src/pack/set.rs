@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
-use crate::id::PackId;
-use crate::index::PackRow;
-use crate::limits::PACK_NUMBER_MAX;
+use crate::format::id::PackId;
+use crate::format::limits::PACK_NUMBER_MAX;
+use crate::pack::PackRow;
 use crate::pack::{DIR, PackReader};
 use crate::storage::Storage;
 
@@ -40,7 +40,7 @@ impl PackSet {
     pub(crate) fn allocate(&self) -> PackId {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let random = blake3::hash(&[self.seed.to_le_bytes(), u64::from(number).to_le_bytes()].concat());
-        PackId { number, tag: crate::record::get_u32(random.as_bytes(), 0) }
+        PackId { number, tag: crate::format::record::get_u32(random.as_bytes(), 0) }
     }
 
     /// The row of a pack that is there.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::chunker::ChunkParams;
-use crate::id::{ChunkId, RecordId};
-use crate::record::{Record, put_u32};
+use crate::format::chunker::ChunkParams;
+use crate::format::id::{ChunkId, RecordId};
+use crate::format::record::{Record, put_u32};
 use crate::storage::Storage;
 use crate::storage::memory::MemStorage;
 

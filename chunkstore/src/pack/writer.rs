@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::id::PackId;
-use crate::limits::PACK_RECORDS_MAX;
+use crate::format::id::PackId;
+use crate::format::limits::PACK_RECORDS_MAX;
+use crate::format::record::{Header, Record};
 use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 use crate::pack::{Class, DIR, part_path, path};
-use crate::record::{Header, Record};
 use crate::storage::{AppendFile, Storage};
 
 /// Bytes after which the system is told to begin writing a pack, so that sealing has little to wait for.

@@ -14,7 +14,7 @@ use super::segment::SegmentData;
 use super::sink::Sink;
 use super::work::Target;
 use crate::error::{Error, Result};
-use crate::limits::ZERO_BLOCK_BYTES;
+use crate::format::limits::ZERO_BLOCK_BYTES;
 
 /// Zeros written with one call where the device can't make them itself.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::ops::Range;
 
-use crate::chunk::Chunk;
-use crate::chunk_source::ChunkSource;
 use crate::error::{Error, Result};
-use crate::id::ChunkId;
-use crate::manifest::{self, Leaf, Segment};
+use crate::format::chunk::Chunk;
+use crate::format::id::ChunkId;
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{self, Leaf, Segment};
 
 /// A segment's chunks.
 pub(super) struct SegmentData {

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags};
 
 use super::segment::{Run, SegmentData};
-use crate::buffers;
 use crate::error::{Error, Result};
+use crate::format::buffers;
 
 /// Unit of direct writes: no less than any device's block.
 const BLOCK_BYTES: u64 = 4096;

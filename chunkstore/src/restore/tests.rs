@@ -5,9 +5,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::*;
-use crate::chunk::Chunk;
-use crate::id::{ChunkId, NodeId};
-use crate::manifest::{Entry as Line, Leaf, Node};
+use crate::format::chunk::Chunk;
+use crate::format::id::{ChunkId, NodeId};
+use crate::format::manifest::{Entry as Line, Leaf, Node};
 use crate::store::Store;
 use crate::testing::{init, night, noise, open, put};
 

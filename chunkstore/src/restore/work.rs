@@ -8,9 +8,9 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::segment::SegmentData;
 use crate::catalog::Entry;
-use crate::chunk_source::ChunkSource;
 use crate::error::{Error, Result};
-use crate::manifest::{self, Segment};
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{self, Segment};
 use crate::parallel;
 use crate::progress::Progress;
 

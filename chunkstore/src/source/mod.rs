@@ -42,6 +42,16 @@ pub trait DiskSource: Send + Sync {
     fn finish(&self) -> Result<()>;
 }
 
+/// Where a disk may differ from its parent snapshot.
+pub trait ChangedRanges: Send + Sync {
+    /// The first range that ends after `offset` and may differ, of which what lies before `offset` does not count;
+    /// `None` if only the same follows. Never empty; may reach past the disk's end.
+    ///
+    /// # Errors
+    /// If it can't be told.
+    fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>>;
+}
+
 impl<D: DiskSource + ?Sized> DiskSource for &D {
     fn name(&self) -> &str {
         (**self).name()

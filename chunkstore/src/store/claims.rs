@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::id::RecordId;
+use crate::format::id::RecordId;
 
 /// A session that puts nothing for so long loses what it has taken on.
 const LAPSE: Duration = Duration::from_secs(10);
@@ -155,7 +155,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::id::ChunkId;
+    use crate::format::id::ChunkId;
 
     #[test]
     fn a_claim_lapses_without_progress_and_goes_to_the_next() {

@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 use super::open::make_dirs;
 use super::{OpenOptions, Store};
-use crate::config::Config;
+use crate::catalog::name::SnapshotName;
 use crate::error::Result;
-use crate::gc;
-use crate::name::SnapshotName;
+use crate::maintenance::gc;
+use crate::maintenance::verify;
 use crate::progress::Progress;
 use crate::storage::Storage;
 use crate::storage::memory::{Failure, MemStorage};
 use crate::storage::power_cut::{Arrived, Recorder};
+use crate::store::config::Config;
 use crate::testing::{night, noise, open_options, put, read_back, small_params};
-use crate::verify;
 
 type Expected = BTreeMap<SnapshotName, Vec<u8>>;
 

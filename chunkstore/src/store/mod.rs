@@ -4,16 +4,25 @@
 //! nothing. Operations live in modules of their own (`ingest`, `restore`, `verify`, `gc` …) and work on [`Store`].
 //!
 //! One open store serves many threads: sessions that write, readers, and one collection or verification at a time.
-//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, protections.
+//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, pin_sets.
 
 mod claims;
+pub mod config;
+pub mod damaged;
+pub mod direct_session;
+pub mod index;
+pub mod lock;
+pub(crate) mod marks;
 mod open;
-mod protect;
+mod open_packs;
+pub mod partial;
+mod pins;
 mod publish;
 mod read;
+mod recheck;
+pub mod reserve;
 mod session;
-mod suspects;
-mod writers;
+pub mod sink;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -21,24 +30,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use claims::Claims;
 pub use claims::Clock;
 pub use open::{InitOptions, OpenOptions, Reindexed};
-pub(crate) use protect::Collecting;
-use protect::{Gate, Move, Protections};
+use open_packs::OpenPacks;
+pub(crate) use pins::Collecting;
+use pins::{CollectionLock, Move, PinSets};
 pub(crate) use publish::entry_record;
 pub use read::verify_record;
 pub use session::WriteSession;
-use writers::Writers;
-pub use writers::{ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room};
 
+use crate::catalog::boot_order::{self, BootOrder};
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, State};
-use crate::config::Config;
-use crate::damaged::{BadRecord, Damaged};
 use crate::error::Result;
-use crate::id::{PackId, RecordId};
-use crate::index::{Change, Index, PackRow, Place};
-use crate::lock::StoreLock;
-use crate::name::SnapshotName;
+use crate::format::id::{PackId, RecordId};
+use crate::pack::{PackRow, RecordLocation};
 use crate::pack::{PackSet, TableEntry};
 use crate::storage::Storage;
+use crate::store::config::Config;
+use crate::store::damaged::{BadRecord, Damaged};
+use crate::store::index::{Change, Index};
+use crate::store::lock::StoreLock;
 
 /// A store that this process owns.
 pub struct Store {
@@ -52,10 +62,10 @@ pub struct Store {
     missing: RwLock<Arc<Vec<PackRow>>>,
     damaged: RwLock<Arc<Damaged>>,
     /// Packs that all sessions write.
-    writers: Arc<Writers>,
+    open_packs: Arc<OpenPacks>,
     claims: Claims,
-    protections: Arc<Protections>,
-    pub(crate) gate: Gate,
+    pin_sets: Arc<PinSets>,
+    pub(crate) collection_lock: CollectionLock,
     /// Held from reading the index to changing it by what was read.
     index_changes: Mutex<()>,
     maintenance: Mutex<()>,
@@ -113,7 +123,7 @@ impl Store {
     pub(crate) fn settled_rows(&self) -> Vec<PackRow> {
         let mut rows = self.sealed_rows();
         // Afterwards: what is in the index by now can cease to be pending, and not begin.
-        let sealing = self.writers.sealing();
+        let sealing = self.open_packs.sealing();
         rows.retain(|row| !sealing.contains(&row.id.number));
         rows
     }
@@ -121,7 +131,7 @@ impl Store {
     /// Notes that the index has forgotten a pack, which is still to be unlinked.
     pub(crate) fn forget_pack(&self, row: PackRow) {
         self.packs.forget(row.id.number);
-        self.gate.is_gone(row.id.number);
+        self.collection_lock.is_gone(row.id.number);
         self.forgotten_packs().push(row);
     }
 
@@ -147,12 +157,12 @@ impl Store {
 
     /// From now on sessions that end hand over what they count on.
     pub(crate) fn begin_collection(&self, _maintenance: &Maintenance<'_>) -> Collecting {
-        self.protections.begin_collection()
+        self.pin_sets.begin_collection()
     }
 
     /// Whether the id of a record that is pending or in the index begins with these bytes.
     pub(crate) fn has_prefix(&self, prefix: &[u8]) -> Result<bool> {
-        Ok(self.writers.has_prefix(prefix) || self.index.has_prefix(prefix)?)
+        Ok(self.open_packs.has_prefix(prefix) || self.index.has_prefix(prefix)?)
     }
 
     /// Changes a snapshot's state: reads, changes and makes it permanent with no other change in between.
@@ -239,22 +249,30 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps a snapshot's boot order durably, in place of an earlier one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`](crate::Error::NotFound) if there is no such snapshot.
+    pub fn write_boot_order(&self, name: &SnapshotName, order: &BootOrder) -> Result<()> {
+        boot_order::write(&*self.storage, &self.catalog, name, order)
+    }
+
     /// The places of records, in the order of `ids`; a record that is damaged, condemned or in a pack that is gone has
     /// none.
-    pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+    pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.sound_places(ids, |ids| self.index.places(ids))
     }
 
     /// [`Store::places`] for a walk over everything.
-    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.sound_places(ids, |ids| self.index.places_once(ids))
     }
 
     fn sound_places(
         &self,
         ids: &[RecordId],
-        look_up: impl Fn(&[RecordId]) -> Result<Vec<Option<Place>>>,
-    ) -> Result<Vec<Option<Place>>> {
+        look_up: impl Fn(&[RecordId]) -> Result<Vec<Option<RecordLocation>>>,
+    ) -> Result<Vec<Option<RecordLocation>>> {
         let mut places = look_up(ids)?;
         for _ in 0..TRIES_MAX {
             let gone = self.keep_sound(ids, &mut places);
@@ -272,10 +290,10 @@ impl Store {
     }
 
     /// Takes away the places that do not count; returns the positions of those whose packs are gone since.
-    fn keep_sound(&self, ids: &[RecordId], places: &mut [Option<Place>]) -> Vec<usize> {
+    fn keep_sound(&self, ids: &[RecordId], places: &mut [Option<RecordLocation>]) -> Vec<usize> {
         let damaged = self.damaged();
         // Before the packs: one that ceases to be condemned is gone then.
-        let condemned = self.gate.condemned();
+        let condemned = self.collection_lock.condemned();
         let (mut gone, missing) = (Vec::new(), self.missing_packs());
         for (at, (id, place)) in ids.iter().zip(places).enumerate() {
             *place = place.filter(|place| {
@@ -284,7 +302,7 @@ impl Store {
                     gone.push(at);
                 }
                 row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_place(row.id, place.offset, *id))
-                    && !protect::is_condemned(&condemned, place)
+                    && !pins::is_condemned(&condemned, place)
             });
         }
         gone
@@ -295,9 +313,9 @@ impl Store {
     /// winner from then on.
     pub(crate) fn adopt(&self, row: PackRow, entries: &[TableEntry]) -> Result<()> {
         let _index = self.change_index();
-        let condemned = self.gate.condemned();
+        let condemned = self.collection_lock.condemned();
         let is_there =
-            |place: &Place| self.packs.row(place.pack).is_some() && !protect::is_condemned(&condemned, place);
+            |place: &RecordLocation| self.packs.row(place.pack).is_some() && !pins::is_condemned(&condemned, place);
         let adoption = Adoption::plan(&self.index, &self.damaged(), row, entries, is_there)?;
         let is_new = self.packs.row(row.id.number).is_none();
         // First: the index must not name a pack that nobody can find.
@@ -309,8 +327,8 @@ impl Store {
             return Err(error);
         }
         if !adoption.moves.is_empty() {
-            self.gate.wait_for_look_ups();
-            self.protections.follow(&adoption.moves);
+            self.collection_lock.wait_for_look_ups();
+            self.pin_sets.follow(&adoption.moves);
         }
         Ok(())
     }
@@ -329,7 +347,7 @@ impl Adoption {
         damaged: &Damaged,
         row: PackRow,
         entries: &[TableEntry],
-        is_there: impl Fn(&Place) -> bool,
+        is_there: impl Fn(&RecordLocation) -> bool,
     ) -> Result<Self> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
         let known = index.places(&ids)?;
@@ -338,7 +356,7 @@ impl Adoption {
             if damaged.is_bad_place(row.id, entry.offset, entry.id) {
                 continue;
             }
-            let place = Place::of(row.id, ordinal, entry);
+            let place = RecordLocation::of(row.id, ordinal, entry);
             let known = known.filter(|known| known.pack == row.id.number || is_there(known));
             let wins = known.is_none_or(|known| rank(&known) <= rank(&place));
             if wins {
@@ -357,7 +375,7 @@ impl Adoption {
     }
 }
 
-fn rank(place: &Place) -> (bool, u32) {
+fn rank(place: &RecordLocation) -> (bool, u32) {
     (place.is_full(), place.pack)
 }
 

@@ -8,19 +8,20 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::catalog::Catalog;
-use crate::chunker::ChunkParams;
-use crate::config::Config;
-use crate::damaged::Damaged;
 use crate::error::{Error, Result};
-use crate::id::PackId;
-use crate::index::{self, Index, PackRow, Place};
-use crate::limits::PACK_BYTES_TARGET;
-use crate::lock::StoreLock;
+use crate::format::chunker::ChunkParams;
+use crate::format::id::PackId;
+use crate::format::limits::PACK_BYTES_TARGET;
 use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
-use crate::reserve;
+use crate::pack::{PackRow, RecordLocation};
 use crate::storage::{LocalDir, Storage, private_dir};
 use crate::store::claims::{Claims, Clock};
-use crate::store::protect::Gate;
+use crate::store::config::Config;
+use crate::store::damaged::Damaged;
+use crate::store::index::{self, Index};
+use crate::store::lock::StoreLock;
+use crate::store::pins::CollectionLock;
+use crate::store::reserve;
 use crate::store::{Adoption, Store, pack_row};
 
 /// How to make a store.
@@ -125,10 +126,10 @@ impl Store {
             packs,
             missing: RwLock::new(Arc::new(reconciled.missing)),
             damaged: RwLock::new(Arc::new(damaged)),
-            writers: Arc::default(),
+            open_packs: Arc::default(),
             claims: Claims::new(options.clock.clone()),
-            protections: Arc::default(),
-            gate: Gate::default(),
+            pin_sets: Arc::default(),
+            collection_lock: CollectionLock::default(),
             index_changes: Mutex::default(),
             maintenance: Mutex::default(),
             forgotten: Mutex::default(),
@@ -334,7 +335,7 @@ fn add_packs<'a>(
         // What a search found first may lie in a gap.
         let class = reader.header().map_or_else(|_| found(), |header| header.class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
-        let is_there = |place: &Place| there.contains_key(&place.pack);
+        let is_there = |place: &RecordLocation| there.contains_key(&place.pack);
         let mut change = Adoption::plan(index, damaged, row, &entries, is_there)?.change;
         if !is_whole {
             change.forget_pack(id.number);

@@ -7,14 +7,14 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use crate::catalog::{Entry, IngestReport, Snapshot, State};
-use crate::chunk_source::ChunkSource;
-use crate::codec::Encoder;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, NodeId, RecordId};
-use crate::index::Place;
-use crate::limits::SEGMENT_BYTES;
-use crate::manifest::{self, Leaf, Node, Subtree};
-use crate::record::{Kind, Record};
+use crate::format::codec::Encoder;
+use crate::format::id::{ChunkId, NodeId, RecordId};
+use crate::format::limits::SEGMENT_BYTES;
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{self, Leaf, Node, Subtree};
+use crate::format::record::{Kind, Record};
+use crate::pack::RecordLocation;
 use crate::store::Store;
 use crate::store::session::{Found, WriteSession};
 
@@ -43,7 +43,7 @@ impl WriteSession {
     /// is not there; if the session failed. The snapshot is not published then.
     pub fn publish_snapshot(&self, mut snapshot: Snapshot, report: Option<IngestReport>) -> Result<Snapshot> {
         let started = Instant::now();
-        self.author.protection.check()?;
+        self.handle.pins.check()?;
         if self.store().catalog().partial(&snapshot)?.is_some() {
             return self.complete(&snapshot);
         }
@@ -69,7 +69,7 @@ impl WriteSession {
     /// # Errors
     /// [`Error::Refused`] if there is another snapshot of this name; if the session failed.
     pub fn publish_partial(&self, snapshot: &Snapshot) -> Result<Snapshot> {
-        self.author.protection.check()?;
+        self.handle.pins.check()?;
         match self.there_already(snapshot) {
             Some(there) => Ok(there),
             // Another session may be faster.
@@ -274,7 +274,7 @@ impl ChunkSource for ProtectedNodes<'_> {
     fn chunks(
         &self,
         ids: &[ChunkId],
-        each: &mut dyn FnMut(usize, Result<crate::chunk::Chunk>) -> Result<()>,
+        each: &mut dyn FnMut(usize, Result<crate::format::chunk::Chunk>) -> Result<()>,
     ) -> Result<()> {
         self.session.store().chunks(ids, each)
     }
@@ -295,7 +295,7 @@ fn missing(snapshot: &Snapshot, what: &str) -> Error {
 }
 
 /// Protects records and makes sure that they lie in sealed packs; returns where.
-fn count_on(session: &WriteSession, ids: &[RecordId], missing: impl Fn(usize) -> Error) -> Result<Vec<Place>> {
+fn count_on(session: &WriteSession, ids: &[RecordId], missing: impl Fn(usize) -> Error) -> Result<Vec<RecordLocation>> {
     let found = session.look_up(ids)?;
     if found.iter().any(|found| matches!(found, Found::Sound { is_sealed: false, .. })) {
         // Another session put it and has not sealed it yet.

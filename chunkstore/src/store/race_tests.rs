@@ -13,21 +13,21 @@ use std::thread;
 
 use super::crash_tests::new_storage;
 use super::{OpenOptions, Store};
-use crate::beside::WritesBeside;
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::{Error, Result};
-use crate::gc;
-use crate::id::RecordId;
+use crate::format::id::RecordId;
+use crate::format::record::Record;
 use crate::ingest::{Base, IngestInto, IngestOptions, ingest};
-use crate::name::SnapshotName;
+use crate::maintenance::gc;
+use crate::maintenance::verify::verify;
 use crate::pack::{self, Class, part_path};
 use crate::progress::Progress;
-use crate::record::Record;
-use crate::sink::{self, Claim, Like, Sink};
 use crate::storage::Storage;
 use crate::storage::memory::MemStorage;
+use crate::store::direct_session::DirectWriteSession;
+use crate::store::sink::{self, Claim, Like, Sink};
 use crate::testing::{disk, night, noise, open_options, options, read_back};
-use crate::verify::verify;
 
 const WRITERS: usize = 3;
 const STEPS: u32 = 60;
@@ -124,7 +124,7 @@ impl Drop for EndsCollecting<'_> {
 
 /// A session beside which packs are written, and that may count on what it found while gc runs, before it publishes.
 struct Client<'a> {
-    sink: WritesBeside<'a>,
+    sink: DirectWriteSession<'a>,
     round: &'a Round,
     is_slow: bool,
 }
@@ -169,7 +169,7 @@ fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
         }
         match random.below(16) {
             0..3 => ingest_one(round, writer, known, random, How::Here),
-            3..6 => ingest_one(round, writer, known, random, How::Beside),
+            3..6 => ingest_one(round, writer, known, random, How::DirectWriter),
             6..8 => ingest_one(round, writer, known, random, How::BesideAndSlowly),
             8..12 => remove_one(round, known, random),
             12..15 => read_one(round, known, random),
@@ -182,7 +182,7 @@ fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     Here,
-    Beside,
+    DirectWriter,
     BesideAndSlowly,
 }
 
@@ -210,7 +210,7 @@ fn ingest_beside(round: &Round, bytes: &[u8], options: &IngestOptions, is_slow: 
     let parent = crate::ingest::find_parent(store.catalog(), options)?.map(|parent| parent.name());
     let session = store.session(parent.as_ref())?;
     let into = IngestInto {
-        sink: &Client { sink: WritesBeside::new(&session), round, is_slow },
+        sink: &Client { sink: DirectWriteSession::new(&session), round, is_slow },
         source: &**store,
         params: store.config().format.chunk_params(),
         zstd_level: 1,
@@ -241,7 +241,7 @@ fn read_one(round: &Round, known: &Known, random: &mut Random) {
 /// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room comes late.
 fn abandon(round: &Round, random: &mut Random) {
     let session = round.store.session(None).unwrap();
-    let stopped = StopsAtPublish(WritesBeside::new(&session));
+    let stopped = StopsAtPublish(DirectWriteSession::new(&session));
     let store = &round.store;
     let into = IngestInto {
         sink: &stopped,
@@ -255,7 +255,7 @@ fn abandon(round: &Round, random: &mut Random) {
     let options = options(night("abandoned", 1), Base::None);
     let result = into.ingest(disk(&image(random)), &options, &Progress::default());
     assert!(matches!(result, Err(Error::Interrupted)) || round.is_killed(), "{result:?}");
-    let room = round.expect("borrowing room", session.lend(Class::Data, 5000));
+    let room = round.expect("borrowing room", session.reserve(Class::Data, 5000));
     drop(session);
     if random.below(2) == 0 {
         round.expect("sealing the open packs", store.flush_open_packs());
@@ -269,7 +269,7 @@ fn abandon(round: &Round, random: &mut Random) {
     }
 }
 
-struct StopsAtPublish<'a>(WritesBeside<'a>);
+struct StopsAtPublish<'a>(DirectWriteSession<'a>);
 
 impl Sink for StopsAtPublish<'_> {
     fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {

@@ -1,25 +1,25 @@
-//! Reading verified content out of a store, by id. The store knows the places; [`Placed`] reads.
+//! Reading verified content out of a store, by id. The store knows the places; [`RecordReader`] reads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::catalog::{Snapshot, State};
-use crate::chunk::Chunk;
-use crate::chunk_source::ChunkSource;
-use crate::codec;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, EntryId, NodeId, RecordId};
-use crate::index::Place;
-use crate::manifest::Node;
+use crate::format::chunk::Chunk;
+use crate::format::codec;
+use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
+use crate::format::manifest::Node;
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::record::{Kind, Record};
 use crate::pack::PackReader;
-use crate::placed::{Placed, Places, Plain, check_plain};
-use crate::record::{Kind, Record};
-use crate::sink::Like;
+use crate::pack::RecordLocation;
+use crate::pack::record_reader::{Locator, Plain, RecordReader, check_plain};
+use crate::store::sink::Like;
 use crate::store::{Store, TRIES_MAX};
 
 impl ChunkSource for Store {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        Placed::new(self).chunks(ids, each)
+        RecordReader::new(self).chunks(ids, each)
     }
 
     fn node(&self, id: NodeId) -> Result<Node> {
@@ -32,7 +32,7 @@ impl ChunkSource for Store {
     }
 
     fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
-        Placed::new(self).nodes(ids, each)
+        RecordReader::new(self).nodes(ids, each)
     }
 
     fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
@@ -40,8 +40,8 @@ impl ChunkSource for Store {
     }
 }
 
-impl Places for Store {
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Place>>> {
+impl Locator for Store {
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         Self::places(self, ids)
     }
 
@@ -66,7 +66,7 @@ impl Store {
     /// # Errors
     /// What `each` returns; if the index can't be read.
     pub fn records(&self, ids: &[RecordId], each: &mut dyn FnMut(usize, Result<Record>) -> Result<()>) -> Result<()> {
-        Placed::new(self).records(ids, each)
+        RecordReader::new(self).records(ids, each)
     }
 
     /// For each whether it is there as a full record, known to no damage: whether it can be a base.
@@ -80,15 +80,15 @@ impl Store {
     /// Reads and decodes full records in the order of their places, and hands each over with its position.
     pub(crate) fn read_full(
         &self,
-        wanted: Vec<(usize, Place)>,
+        wanted: Vec<(usize, RecordLocation)>,
         each: &mut dyn FnMut(usize, Result<Plain>) -> Result<()>,
     ) -> Result<()> {
-        Placed::new(self).read_full(wanted, each)
+        RecordReader::new(self).read_full(wanted, each)
     }
 
     /// Reads and verifies the bases of delta records. A base that can't be had is left out.
     pub(super) fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<HashMap<RecordId, Vec<u8>>> {
-        Placed::new(self).bases(ids)
+        RecordReader::new(self).bases(ids)
     }
 
     /// For each the name of the base that a delta against it would have: its own if it is full, else its base's. Where
@@ -124,7 +124,11 @@ impl Store {
     }
 
     /// The place of a record, which was found at `place` and may have moved since, and its base if it is a delta.
-    pub(super) fn base_at(&self, id: RecordId, mut place: Place) -> Result<(Place, Option<RecordId>)> {
+    pub(super) fn base_at(
+        &self,
+        id: RecordId,
+        mut place: RecordLocation,
+    ) -> Result<(RecordLocation, Option<RecordId>)> {
         for _ in 0..TRIES_MAX {
             match self.own_base(&place) {
                 Ok(base) => return Ok((place, base)),
@@ -138,7 +142,7 @@ impl Store {
     }
 
     /// The base of the record at this place; `None` if it is full.
-    fn own_base(&self, place: &Place) -> Result<Option<RecordId>> {
+    fn own_base(&self, place: &RecordLocation) -> Result<Option<RecordId>> {
         if place.is_full() {
             return Ok(None);
         }
@@ -188,7 +192,7 @@ pub fn verify_record(store: &Store, record: &Record) -> Result<()> {
 /// Checks that content which matches its id is of its kind.
 fn check_form(kind: Kind, id: RecordId, plain: Vec<u8>) -> Result<()> {
     match kind {
-        Kind::Chunk => crate::buffers::give(plain),
+        Kind::Chunk => crate::format::buffers::give(plain),
         Kind::Node => {
             let node = Node::decode(&plain);
             node.map_err(|detail| Error::damaged(format!("manifest node {id}"), detail))?;

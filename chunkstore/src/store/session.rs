@@ -7,24 +7,25 @@
 
 use std::sync::Arc;
 
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::{Error, Result};
-use crate::id::RecordId;
-use crate::index::Place;
-use crate::name::SnapshotName;
+use crate::format::id::RecordId;
+use crate::format::record::{Header, Record};
 use crate::pack::Class;
-use crate::record::{Header, Record};
-use crate::sink::{Base, Claim, Like, Sink};
+use crate::pack::RecordLocation;
+use crate::pack::direct_writer::{EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent, ExtentAllocator};
 use crate::store::claims::Taken;
-use crate::store::protect::Protection;
-use crate::store::writers::{Author, ROOM_BYTES_MAX, ROOM_RECORDS_MAX, Room, Writers};
+use crate::store::open_packs::{OpenPacks, WriterHandle};
+use crate::store::pins::PinSet;
+use crate::store::sink::{Base, Claim, Like, Sink};
 use crate::store::{Store, verify_record};
 
 /// Content on its way into a store. Used by several threads at once. Dropped without publishing, it leaves its records
 /// in the common packs, where the next session finds them.
 pub struct WriteSession {
-    pub(super) author: Author,
-    pub(super) writers: Arc<Writers>,
+    pub(super) handle: WriterHandle,
+    pub(super) open_packs: Arc<OpenPacks>,
     parent: Option<Snapshot>,
     trusts_parent: bool,
 }
@@ -34,7 +35,7 @@ pub struct WriteSession {
 pub(super) enum Found {
     /// It can be counted on, and is protected. Whether it is in the index already.
     Sound {
-        place: Place,
+        place: RecordLocation,
         is_sealed: bool,
     },
     /// There is one that can't be decoded.
@@ -50,7 +51,7 @@ impl Store {
     pub fn session(self: &Arc<Self>, parent: Option<&SnapshotName>) -> Result<WriteSession> {
         let parent = parent.map(|name| self.catalog().read(name)).transpose()?;
         let roots = parent.iter().filter_map(|parent| parent.entry().root).collect();
-        let author = Author::new(self, roots);
+        let handle = WriterHandle::new(self, roots);
         // gc lists the catalog before it asks for leases: what is still there now, after the lease, is marked.
         if let Some(parent) = &parent
             && self.catalog().read(&parent.name())?.entry_id() != parent.entry_id()
@@ -59,7 +60,7 @@ impl Store {
         }
         let is_whole = parent.as_ref().is_none_or(|parent| !parent.state.partial);
         let trusts_parent = is_whole && self.is_complete()?;
-        Ok(WriteSession { author, writers: Arc::clone(&self.writers), parent, trusts_parent })
+        Ok(WriteSession { handle, open_packs: Arc::clone(&self.open_packs), parent, trusts_parent })
     }
 
     /// Seals all packs that are being written, so that what unpublished sessions put outlives this process and is not
@@ -68,16 +69,16 @@ impl Store {
     /// # Errors
     /// If a pack can't be sealed.
     pub fn flush_open_packs(self: &Arc<Self>) -> Result<()> {
-        let author = Author::new(self, Vec::new());
-        self.count_on_pending(&author)?;
-        self.writers.flush(&author)
+        let handle = WriterHandle::new(self, Vec::new());
+        self.count_on_pending(&handle)?;
+        self.open_packs.flush(&handle)
     }
 
     /// Lets an author count on all that is pending; as everybody who counts on a delta, also on its base.
-    pub(super) fn count_on_pending(&self, author: &Author) -> Result<()> {
-        let _gate = self.gate.look_up();
-        let bases = self.writers.count_on_all(author);
-        self.places(&bases)?.iter().flatten().for_each(|base| author.bases.see(base));
+    pub(super) fn count_on_pending(&self, handle: &WriterHandle) -> Result<()> {
+        let _gate = self.collection_lock.look_up();
+        let bases = self.open_packs.count_on_all(handle);
+        self.places(&bases)?.iter().flatten().for_each(|base| handle.bases.pin(base));
         Ok(())
     }
 }
@@ -85,13 +86,13 @@ impl Store {
 impl WriteSession {
     /// A session with packs of its own, which are given up with it: for gc, which copies records.
     pub(crate) fn apart(store: &Arc<Store>) -> Self {
-        let author = Author::new(store, Vec::new());
-        Self { author, writers: Arc::default(), parent: None, trusts_parent: false }
+        let handle = WriterHandle::new(store, Vec::new());
+        Self { handle, open_packs: Arc::default(), parent: None, trusts_parent: false }
     }
 
     /// The store written to.
     pub fn store(&self) -> &Arc<Store> {
-        &self.author.store
+        &self.handle.store
     }
 
     /// Whether what the parent has need not be claimed: it is not partial, no pack is missing, nothing is known to be
@@ -115,7 +116,7 @@ impl WriteSession {
     /// # Errors
     /// If the session failed, or the index can't be read.
     pub fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
-        self.author.protection.check()?;
+        self.handle.pins.check()?;
         let claims = &self.store().claims;
         // Taken before it is looked up: nobody else puts it unseen in between.
         let taken: Vec<Taken> = ids.iter().map(|id| claims.take(self.number(), *id)).collect();
@@ -145,10 +146,10 @@ impl WriteSession {
     /// # Errors
     /// As [`WriteSession::bases`].
     pub fn base_ids(&self, like: &[Like]) -> Result<Vec<Option<RecordId>>> {
-        self.author.protection.check()?;
+        self.handle.pins.check()?;
         let wanted = self.store().base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
-        self.protect_full(&ids, &self.author.protection)?;
+        self.protect_full(&ids, &self.handle.pins)?;
         Ok(wanted)
     }
 
@@ -171,12 +172,12 @@ impl WriteSession {
     /// the session has failed.
     #[expect(clippy::needless_pass_by_value, reason = "as the seam has it, where a connection sends them away")]
     pub fn put(&self, records: Vec<Record>) -> Result<()> {
-        self.author.protection.check()?;
+        self.handle.pins.check()?;
         let ids: Vec<RecordId> = records.iter().map(|record| record.header.id).collect();
         self.protect_bases(records.iter().map(|record| &record.header))?;
         let is_needed = self.needed(&ids)?;
         let needed = records.iter().zip(is_needed).filter(|(_, is_needed)| *is_needed);
-        let put = needed.map(|(record, _)| record).try_for_each(|record| self.writers.append(&self.author, record));
+        let put = needed.map(|(record, _)| record).try_for_each(|record| self.open_packs.append(&self.handle, record));
         self.store().claims.done(self.number(), &ids);
         put.inspect_err(|error| self.fail(error))
     }
@@ -187,13 +188,13 @@ impl WriteSession {
     ///
     /// # Errors
     /// If the session failed, or a pack can't be begun; [`Error::Busy`] if too many are lent; [`Error::Invalid`] if it is more
-    /// than [`ROOM_BYTES_MAX`].
-    pub fn lend(&self, class: Class, bytes: u32) -> Result<Room> {
-        self.author.protection.check()?;
-        if bytes > ROOM_BYTES_MAX {
+    /// than [`EXTENT_BYTES_MAX`].
+    pub fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
+        self.handle.pins.check()?;
+        if bytes > EXTENT_BYTES_MAX {
             return Err(Error::invalid(format!("no pack has room for {bytes} bytes")));
         }
-        self.writers.lend(&self.author, class, bytes)
+        self.open_packs.reserve(&self.handle, class, bytes)
     }
 
     /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another: they
@@ -203,18 +204,18 @@ impl WriteSession {
     /// # Errors
     /// As [`WriteSession::put`]; [`Error::Invalid`] if the records don't fill the room, or belong into a pack of
     /// another class.
-    pub fn put_written(&self, room: Room, headers: &[Header]) -> Result<bool> {
-        self.author.protection.check()?;
+    pub fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool> {
+        self.handle.pins.check()?;
         let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == room.class;
         let bytes: u64 = headers.iter().map(Header::record_bytes).sum();
-        let is_too_many = headers.len() > ROOM_RECORDS_MAX;
+        let is_too_many = headers.len() > EXTENT_RECORDS_MAX;
         if is_too_many || !headers.iter().all(is_of_class) || bytes != u64::from(room.bytes) {
             return Err(Error::invalid("the records are not those for which there is room"));
         }
         let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
         self.protect_bases(headers.iter())?;
         let is_needed = self.needed(&ids)?;
-        let is_put = self.writers.append_written(&self.author, room, headers.iter().zip(is_needed));
+        let is_put = self.open_packs.append_written(&self.handle, room, headers.iter().zip(is_needed));
         if is_put {
             self.store().claims.done(self.number(), &ids);
         }
@@ -232,8 +233,8 @@ impl WriteSession {
 
     /// Makes a copy of a record that is there already, which takes its place.
     pub(crate) fn copy(&self, record: &Record) -> Result<()> {
-        self.author.protection.check()?;
-        self.writers.append(&self.author, record).inspect_err(|error| self.fail(error))
+        self.handle.pins.check()?;
+        self.open_packs.append(&self.handle, record).inspect_err(|error| self.fail(error))
     }
 
     /// Makes all that this session put or counts on durable and known to the index.
@@ -241,20 +242,20 @@ impl WriteSession {
     /// # Errors
     /// If the session failed: something that it counts on was lost.
     pub fn flush(&self) -> Result<()> {
-        self.writers.flush(&self.author)
+        self.open_packs.flush(&self.handle)
     }
 
     /// Bytes by which packs grew because of it.
     pub fn stored_bytes(&self) -> u64 {
-        self.author.stored_bytes()
+        self.handle.stored_bytes()
     }
 
     fn number(&self) -> u64 {
-        self.author.protection.number()
+        self.handle.pins.number()
     }
 
     fn fail(&self, error: &Error) {
-        self.author.protection.fail(error);
+        self.handle.pins.fail(error);
         self.release_claims();
     }
 
@@ -276,9 +277,9 @@ impl WriteSession {
 
     /// Looks records up and protects those that can be counted on.
     pub(super) fn look_up(&self, ids: &[RecordId]) -> Result<Vec<Found>> {
-        let _gate = self.store().gate.look_up();
+        let _gate = self.store().collection_lock.look_up();
         // In this order: a record is in the index before it ceases to be pending.
-        let pending = self.writers.find(ids, &self.author.protection);
+        let pending = self.open_packs.find(ids, &self.handle.pins);
         let rest: Vec<RecordId> = (0..ids.len()).filter(|at| pending[*at].is_none()).map(|at| ids[at]).collect();
         let mut places = self.store().places(&rest)?.into_iter();
         let mut found = Vec::with_capacity(ids.len());
@@ -292,11 +293,11 @@ impl WriteSession {
             match place {
                 None => found.push(Found::Absent),
                 Some(place) if place.is_full() => {
-                    self.author.protection.see(&place);
+                    self.handle.pins.pin(&place);
                     found.push(Found::Sound { place, is_sealed });
                 }
                 // Found before, with its base.
-                Some(place) if is_sealed && self.author.protection.has(&place) => {
+                Some(place) if is_sealed && self.handle.pins.has(&place) => {
                     found.push(Found::Sound { place, is_sealed });
                 }
                 Some(place) => {
@@ -314,7 +315,7 @@ impl WriteSession {
     fn look_up_deltas(
         &self,
         ids: &[RecordId],
-        deltas: Vec<(usize, Place, Option<RecordId>)>,
+        deltas: Vec<(usize, RecordLocation, Option<RecordId>)>,
         found: &mut [Found],
     ) -> Result<()> {
         let mut based = Vec::with_capacity(deltas.len());
@@ -332,9 +333,9 @@ impl WriteSession {
         }
         let bases: Vec<RecordId> = based.iter().map(|(at, _, base, _)| base.unwrap_or(ids[*at])).collect();
         for ((at, place, _, is_sealed), base) in based.into_iter().zip(self.store().places(&bases)?) {
-            if let Some(base) = base.filter(Place::is_full) {
-                self.author.protection.see(&base);
-                self.author.protection.see(&place);
+            if let Some(base) = base.filter(RecordLocation::is_full) {
+                self.handle.pins.pin(&base);
+                self.handle.pins.pin(&place);
                 found[at] = Found::Sound { place, is_sealed };
             }
         }
@@ -342,13 +343,13 @@ impl WriteSession {
     }
 
     /// Protects those of these records that are in the index and full; returns where they are.
-    fn protect_full(&self, ids: &[RecordId], protection: &Protection) -> Result<Vec<Option<Place>>> {
-        let _gate = self.store().gate.look_up();
+    fn protect_full(&self, ids: &[RecordId], pins: &PinSet) -> Result<Vec<Option<RecordLocation>>> {
+        let _gate = self.store().collection_lock.look_up();
         let mut places = self.store().places(ids)?;
         for place in &mut places {
-            *place = place.filter(Place::is_full);
+            *place = place.filter(RecordLocation::is_full);
             if let Some(place) = place {
-                protection.see(place);
+                pins.pin(place);
             }
         }
         Ok(places)
@@ -362,7 +363,7 @@ impl WriteSession {
         }
         ids.sort_unstable();
         ids.dedup();
-        let places = self.protect_full(&ids, &self.author.bases)?;
+        let places = self.protect_full(&ids, &self.handle.bases)?;
         match ids.iter().zip(places).find(|(_, place)| place.is_none()) {
             Some((id, _)) => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
             None => Ok(()),
@@ -391,9 +392,19 @@ impl Sink for WriteSession {
 impl Drop for WriteSession {
     fn drop(&mut self) {
         self.release_claims();
-        self.writers.take_back(&self.author);
-        if !Arc::ptr_eq(&self.writers, &self.author.store.writers) {
-            self.writers.discard(&self.author);
+        self.open_packs.take_back(&self.handle);
+        if !Arc::ptr_eq(&self.open_packs, &self.handle.store.open_packs) {
+            self.open_packs.discard(&self.handle);
         }
+    }
+}
+
+impl ExtentAllocator for WriteSession {
+    fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
+        Self::reserve(self, class, bytes)
+    }
+
+    fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool> {
+        Self::append_written(self, room, headers)
     }
 }

@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use super::crash_tests::{new_storage, open_on};
 use super::{Clock, OpenOptions, Store, WriteSession, verify_record};
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Entry, IngestReport};
-use crate::chunk_source::ChunkSource;
-use crate::codec::{Codec, Encoder};
 use crate::error::Error;
-use crate::gc;
-use crate::id::{ChunkId, EntryId, NodeId, RecordId};
-use crate::manifest::{Entry as Line, Inner, Leaf, Node};
-use crate::name::SnapshotName;
+use crate::format::codec::{Codec, Encoder};
+use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{Entry as Line, Inner, Leaf, Node};
+use crate::format::record::{Kind, Record};
+use crate::maintenance::gc;
 use crate::progress::Progress;
-use crate::record::{Kind, Record};
-use crate::sink::Claim::{Elsewhere, Present, Yours};
-use crate::sink::Like;
+use crate::store::sink::Claim::{Elsewhere, Present, Yours};
+use crate::store::sink::Like;
 use crate::testing::{init, night, noise, open, open_options, put, read_back};
 
 fn store() -> (tempfile::TempDir, Arc<Store>) {
@@ -176,7 +176,7 @@ fn only_what_is_there_as_a_whole_is_published() {
             other => panic!("{case}: {other:?}"),
         }
         assert_eq!(store.catalog().images().unwrap(), [], "{case}");
-        let found = crate::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+        let found = crate::maintenance::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
         assert!(found.is_sound(), "{case}: {found:?}");
     }
     // What another session put and has not sealed counts.
@@ -240,7 +240,7 @@ fn of_many_that_publish_one_name_one_wins() {
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     let winner = store.catalog().read(&night("web01", 1)).unwrap();
     assert!(store.catalog().tombstones().unwrap().iter().all(|tombstone| !tombstone.is_of(&winner)));
-    let found = crate::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+    let found = crate::maintenance::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
     assert!(found.is_sound(), "{found:?}");
 }
 
@@ -433,7 +433,7 @@ fn the_base_of_a_delta_that_nobody_published_stays_with_it() {
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     assert_eq!(store.session(None).unwrap().claim(&[id(&changed)]).unwrap(), [Present]);
     store.flush_open_packs().unwrap();
-    let found = crate::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+    let found = crate::maintenance::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
     assert!(found.is_sound(), "{found:?}");
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     assert_eq!(store.packs().rows(), [], "nothing needs them now");
@@ -448,8 +448,8 @@ fn who_counts_on_all_that_is_pending_counts_on_the_bases() {
     session.flush().unwrap();
     session.put(vec![delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes)]).unwrap();
     let other = store.session(None).unwrap();
-    store.count_on_pending(&other.author).unwrap();
-    assert!(other.author.bases.has(&store.places(&[id(&bytes)]).unwrap()[0].unwrap()));
+    store.count_on_pending(&other.handle).unwrap();
+    assert!(other.handle.bases.has(&store.places(&[id(&bytes)]).unwrap()[0].unwrap()));
 }
 
 #[test]
@@ -468,10 +468,10 @@ fn the_base_of_a_delta_stays_with_it_when_gc_moves_it_before_the_delta_is_in_a_p
     // Most of the base's pack is garbage.
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     assert_ne!(place(id(&bytes)).pack, before.pack);
-    session.writers.append(&session.author, &delta).unwrap();
+    session.open_packs.append(&session.handle, &delta).unwrap();
     drop(session);
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     store.flush_open_packs().unwrap();
-    let found = crate::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
+    let found = crate::maintenance::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
     assert!(found.is_sound(), "{found:?}");
 }

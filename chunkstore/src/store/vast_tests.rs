@@ -9,21 +9,21 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use crate::catalog::name::SnapshotName;
 use crate::catalog::{Entry, IngestReport, Snapshot, State};
-use crate::codec::Codec;
 use crate::error::{Error, Result};
-use crate::gc;
-use crate::id::{ChunkId, NodeId};
-use crate::limits::{FANOUT, IMAGE_BYTES_MAX};
-use crate::manifest::{Entry as Line, Inner, Leaf, Node};
-use crate::name::SnapshotName;
-use crate::partial;
+use crate::format::codec::Codec;
+use crate::format::id::{ChunkId, NodeId};
+use crate::format::limits::{FANOUT, IMAGE_BYTES_MAX};
+use crate::format::manifest::{Entry as Line, Inner, Leaf, Node};
+use crate::format::record::{Kind, Record};
+use crate::maintenance::gc;
+use crate::maintenance::stats::stats;
+use crate::maintenance::verify::{VerifyReport, verify};
 use crate::progress::Progress;
-use crate::record::{Kind, Record};
-use crate::stats::stats;
 use crate::store::Store;
+use crate::store::partial;
 use crate::testing::{init, night, noise, open, put};
-use crate::verify::{VerifyReport, verify};
 
 const CHUNK_BYTES: usize = 1 << 20;
 /// How long anything may take that does not follow the places.

@@ -3,8 +3,8 @@
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 use std::ops::Range;
 
-use chunkstore::compare::compare;
-use chunkstore::name::Selector;
+use chunkstore::catalog::name::Selector;
+use chunkstore::format::manifest::compare::compare;
 use chunkstore::{Error, catalog::Snapshot};
 use clap::Args;
 
@@ -35,7 +35,8 @@ impl Diff {
         let ((_lease_a, a), (_lease_b, b)) = (read(&self.a)?, read(&self.b)?);
         let mut printer = Printer::new(context.output().is_json(), &a, &b);
         let outcome = printer.begin().and_then(|()| {
-            let changed_bytes = compare(store.source(), a.entry(), b.entry(), &mut |range| printer.range(&range))?;
+            let changed_bytes =
+                compare(store.source(), a.entry().tree(), b.entry().tree(), &mut |range| printer.range(&range))?;
             printer.end(changed_bytes)
         });
         match outcome {

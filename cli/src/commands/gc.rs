@@ -2,9 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use chunkstore::gc::GcReport;
+use chunkstore::maintenance::gc::GcReport;
 use clap::Args;
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 
 use crate::access::Access;
 use crate::context::{self, Context, Purpose};

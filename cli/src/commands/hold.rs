@@ -1,9 +1,9 @@
 //! `vmstore hold` and `vmstore release`: whether snapshots may be removed and pruned.
 
+use chunkstore::catalog::name::Selector;
 use chunkstore::catalog::{DEFAULT_HOLD, State};
-use chunkstore::name::Selector;
 use clap::Args;
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 
 use super::resolve;
 use crate::context::{Context, Purpose};

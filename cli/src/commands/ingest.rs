@@ -8,9 +8,9 @@ use std::str::FromStr;
 
 use chunkstore::Error;
 use chunkstore::catalog::label::{self, Label};
+use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use chunkstore::catalog::{Catalog, Snapshot};
 use chunkstore::ingest::{Base, IngestOptions};
-use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use chunkstore::source::{self, Overlay, SnapshotFile, Source};
 use clap::{Args, ValueHint};
 use jiff::Timestamp;

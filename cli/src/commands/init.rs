@@ -1,8 +1,8 @@
 //! `vmstore init`: makes a store.
 
 use chunkstore::Error;
-use chunkstore::chunker::ChunkParams;
-use chunkstore::reserve::RESERVE_BYTES;
+use chunkstore::format::chunker::ChunkParams;
+use chunkstore::store::reserve::RESERVE_BYTES;
 use chunkstore::store::{InitOptions, Store};
 use clap::Args;
 use fusefs::mounts::refuse_on_view;

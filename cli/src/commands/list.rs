@@ -1,8 +1,8 @@
 //! `vmstore list`: the snapshots that there are.
 
 use chunkstore::catalog::label::{self, Label};
+use chunkstore::catalog::name::{ImageName, SnapshotTime};
 use chunkstore::catalog::{Listed, Snapshot};
-use chunkstore::name::{ImageName, SnapshotTime};
 use clap::Args;
 use serde::Serialize;
 

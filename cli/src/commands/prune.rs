@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use chunkstore::Error;
+use chunkstore::catalog::name::{ImageName, SnapshotName};
+use chunkstore::catalog::retention::{self, Decision, Reason, Retention};
 use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::config::Config;
-use chunkstore::name::{ImageName, SnapshotName};
-use chunkstore::retention::{self, Decision, Reason, Retention};
+use chunkstore::store::config::Config;
 use clap::Args;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -123,7 +123,7 @@ struct Report<'a> {
     removed: usize,
     snapshots: &'a [Verdict],
     #[serde(skip_serializing_if = "Option::is_none")]
-    gc: Option<chunkstore::gc::GcReport>,
+    gc: Option<chunkstore::maintenance::gc::GcReport>,
 }
 
 impl Prune {

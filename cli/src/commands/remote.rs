@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chunkstore::Error;
-use chunkstore::chunker::ChunkParams;
+use chunkstore::format::chunker::ChunkParams;
 use clap::{Args, Subcommand, ValueHint};
-use replicate::address::Address;
-use replicate::auth;
-use replicate::client::{Client, Link};
 use replicate::owner::{self, Starter};
-use replicate::rate::RateLimit;
 use replicate::remotes::{Remote, Remotes};
-use replicate::tls::Fingerprint;
-use replicate::transport::{self, ConnectOptions, SOCKET_FILE};
-use replicate::wire::Hello;
+use replicate::rpc::address::Address;
+use replicate::rpc::auth;
+use replicate::rpc::client::{Client, Link};
+use replicate::rpc::tls::Fingerprint;
+use replicate::rpc::transport::rate::RateLimit;
+use replicate::rpc::transport::{self, ConnectOptions, SOCKET_FILE};
+use replicate::rpc::wire::Hello;
 use serde::Serialize;
 
 use crate::context::{Context, Purpose};

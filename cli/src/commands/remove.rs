@@ -1,10 +1,10 @@
 //! `vmstore remove`: removes snapshots.
 
 use chunkstore::catalog::Catalog;
-use chunkstore::name::{Selector, SnapshotName};
+use chunkstore::catalog::name::{Selector, SnapshotName};
 use chunkstore::progress::Progress;
 use clap::Args;
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 use serde_json::json;
 
 use super::resolve;

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use chunkstore::Error;
+use chunkstore::catalog::name::SnapshotName;
 use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::config::Config;
-use chunkstore::name::SnapshotName;
+use chunkstore::maintenance::repair::{self, RepairReport};
 use chunkstore::progress::Progress;
-use chunkstore::repair::{self, RepairReport};
+use chunkstore::store::config::Config;
 use clap::Args;
 use replicate::repair::{Far, Fetched, fetch};
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 use serde::Serialize;
 
 use super::remote::{Reachable, RemoteArgs};

@@ -2,7 +2,7 @@
 
 use chunkstore::Error;
 use chunkstore::catalog::Catalog;
-use chunkstore::name::{ImageName, Selector, SnapshotName};
+use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
 
 use crate::failure::{Failure, Result};
 

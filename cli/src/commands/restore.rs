@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::lease::Lease;
-use chunkstore::name::Selector;
+use chunkstore::catalog::lease::Lease;
+use chunkstore::catalog::name::Selector;
 use chunkstore::restore::{self, RestoreOptions, RestoreReport};
 use clap::{Args, ValueHint};
 use serde::Serialize;

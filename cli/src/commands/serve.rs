@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueHint};
-use replicate::address::Address;
 use replicate::owner;
-use replicate::server::{ServeOptions, Server};
-use replicate::tls::{ClientCertificates, ServerIdentity, ServerTls};
-use replicate::transport::{Acceptor, Inherited};
+use replicate::rpc::address::Address;
+use replicate::rpc::server::{ServeOptions, Server};
+use replicate::rpc::tls::{ClientCertificates, ServerIdentity, ServerTls};
+use replicate::rpc::transport::{Acceptor, Inherited};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -1,6 +1,6 @@
 //! `vmstore show`: all about one snapshot.
 
-use chunkstore::name::Selector;
+use chunkstore::catalog::name::Selector;
 use clap::Args;
 
 use super::resolve;

@@ -2,9 +2,9 @@
 
 use std::num::NonZeroUsize;
 
-use chunkstore::stats::{self, ImageStats};
+use chunkstore::maintenance::stats::{self, ImageStats};
 use clap::Args;
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 
 use crate::context::{self, Context, Purpose};
 use crate::failure::{Exit, Result};

@@ -1,9 +1,9 @@
 //! `vmstore token`: who may do what through `vmstore serve --listen`.
 
-use chunkstore::name::ImageName;
+use chunkstore::catalog::name::ImageName;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use replicate::auth::{Grant, ImagePattern, Role, TokenFile};
+use replicate::rpc::auth::{Grant, ImagePattern, Role, TokenFile};
 use serde_json::json;
 
 use crate::context::Context;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use chunkstore::Error;
-use chunkstore::name::{ImageName, Selector};
+use chunkstore::catalog::name::{ImageName, Selector};
 use chunkstore::progress::Progress;
 use clap::{ArgGroup, Args};
 use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};

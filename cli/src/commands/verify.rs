@@ -2,10 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use chunkstore::name::Selector;
-use chunkstore::verify::VerifyReport;
+use chunkstore::catalog::name::Selector;
+use chunkstore::maintenance::verify::VerifyReport;
 use clap::Args;
-use replicate::wire::Job;
+use replicate::rpc::wire::Job;
 use serde::Serialize;
 
 use super::resolve;
@@ -100,7 +100,7 @@ pub(crate) fn summary(report: &VerifyReport) -> String {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::verify::DamagedRange;
+    use chunkstore::maintenance::verify::DamagedRange;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use chunkstore::Error;
 use replicate::owner;
-use replicate::wire::WireError;
+use replicate::rpc::wire::WireError;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure, Result, exit_of};

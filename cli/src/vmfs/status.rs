@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
+use disks::stats::{Latency, Statistics};
 use fusefs::mounts::{self, Mount};
-use fusefs::stats::{Latency, Statistics};
 use fusefs::status::Status;
-use replicate::wire::shown;
+use replicate::rpc::wire::shown;
 use serde::Serialize;
 
 use super::mount::READING;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chunkstore::catalog::Catalog;
-use chunkstore::chunk_source::ChunkSource;
-use chunkstore::name::Selector;
+use chunkstore::catalog::name::Selector;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
 use clap::Args;
+use disks::upstream::{Connect, Site, SiteOptions};
 use fusefs::mounts;
-use fusefs::upstream::{Connect, Site, SiteOptions};
 use replicate::owner;
 use serde_json::{Map, Value};
 

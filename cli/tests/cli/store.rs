@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::thread;
 use std::time::Duration;
 
-use chunkstore::lock::StoreLock;
+use chunkstore::store::lock::StoreLock;
 
 use crate::common::{MIB, NIGHT, Site, code, keys, vmstore};
 

@@ -5,8 +5,8 @@
 //! batches, many under way at once; what it lacks is read from the sending store as stored and put (`send`): as a
 //! delta where the receiver has the base, otherwise encoded anew. The snapshot is published last.
 
+mod boot_order;
 mod nodes;
-mod orders;
 mod plan;
 mod report;
 mod send;
@@ -24,8 +24,8 @@ use self::plan::{Item, Plan};
 use self::report::Tally;
 pub use self::report::TransferReport;
 use self::send::Sending;
-use crate::client::{Client, ClientSession};
-use crate::wire::{Purpose, Welcome};
+use crate::rpc::client::{Client, ClientSession};
+use crate::rpc::wire::{Purpose, Welcome};
 
 /// Which of the two stores is on this side of the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,14 +178,14 @@ async fn one(ends: &Ends, options: &TransferOptions, item: &Item, shared: &Share
     let nodes = nodes::Nodes { source: source.clone(), near, of_parent, direction: options.direction };
     let sending = Sending::new(source, sessions.clone(), options.dry_run, shared);
     let (batches, walked) = walk::start(nodes, item, Arc::clone(shared.progress));
-    let order = orders::begin(ends.source(options.direction), item);
+    let order = boot_order::begin(ends.source(options.direction), item);
     sending.run(batches).await?;
     walked.await.map_err(|_| Error::refused("the walk over the manifest failed"))??;
     if options.dry_run {
         shared.seen.publish_planned();
     } else {
         sessions[0].publish(item.encoding.clone(), None).await?;
-        orders::bring(order, &sinks[0], item).await;
+        boot_order::bring(order, &sinks[0], item).await;
     }
     drop(reading);
     Ok(())

@@ -1,14 +1,14 @@
 //! Manifest nodes on both sides of a transfer: the near store is asked first, because it costs no link.
 
-use chunkstore::codec::Codec;
-use chunkstore::id::{NodeId, RecordId};
-use chunkstore::manifest::Node;
-use chunkstore::record::Record;
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::record::Record;
 use chunkstore::{Error, Result};
 
 use super::Direction;
-use crate::client::{Arrived, Bases, Client, broken, decode};
-use crate::wire::Fetch;
+use crate::rpc::client::{Arrived, Bases, Client, broken, decode};
+use crate::rpc::wire::Fetch;
 
 /// Where nodes come from.
 #[derive(Clone)]

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
 use chunkstore::catalog::{Catalog, Entry, Snapshot, State};
-use chunkstore::id::EntryId;
-use chunkstore::name::{ImageName, Selector, SnapshotName};
+use chunkstore::format::id::EntryId;
 use chunkstore::{Error, Result};
 
 use super::{Direction, Ends, TransferOptions};
-use crate::client::broken;
-use crate::server::prefix_of;
-use crate::wire::{Names, Prefixes};
+use crate::rpc::client::broken;
+use crate::rpc::server::prefix_of;
+use crate::rpc::wire::{Names, Prefixes};
 
 /// Which snapshots a user wants transferred.
 #[derive(Clone, Debug, PartialEq, Eq)]

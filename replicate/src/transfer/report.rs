@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::Client;
+use crate::rpc::client::Client;
 
 /// Counters that tasks raise.
 #[derive(Debug, Default)]

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use chunkstore::codec::{Codec, Encoder};
-use chunkstore::id::RecordId;
+use chunkstore::format::codec::{Codec, Encoder};
+use chunkstore::format::id::RecordId;
+use chunkstore::format::record::{HEADER_BYTES, Record};
 use chunkstore::progress::Progress;
-use chunkstore::record::{HEADER_BYTES, Record};
-use chunkstore::sink::Claim;
+use chunkstore::store::sink::Claim;
 use chunkstore::{Error, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep};
 use super::Shared;
 use super::report::Tally;
 use super::walk::Candidate;
-use crate::client::{Arrived, Bases, Client, ClientSession, Decided, broken, decode, expect_done};
-use crate::wire::Fetch;
+use crate::rpc::client::{Arrived, Bases, Client, ClientSession, Decided, broken, decode, expect_done};
+use crate::rpc::wire::Fetch;
 
 /// Batches that are claimed or sent at a time.
 const TASKS: usize = 12;
@@ -236,7 +236,7 @@ impl Sending {
         for (record, _) in records {
             let tally = &self.tally;
             tally.record_bytes.fetch_add((HEADER_BYTES + record.payload.len()) as u64, Ordering::Relaxed);
-            if record.header.kind == chunkstore::record::Kind::Chunk {
+            if record.header.kind == chunkstore::format::record::Kind::Chunk {
                 tally.chunks_sent.fetch_add(1, Ordering::Relaxed);
                 tally.plain_bytes_sent.fetch_add(u64::from(record.header.plain_bytes), Ordering::Relaxed);
                 tally.deltas_sent.fetch_add(u64::from(record.header.codec == Codec::Delta), Ordering::Relaxed);
@@ -361,11 +361,11 @@ fn delta(whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::id::ChunkId;
+    use chunkstore::format::id::ChunkId;
 
     use super::*;
-    use crate::client::testing::client_of;
-    use crate::wire::{Purpose, Reply, Request, SessionSecret, claims_to_bytes};
+    use crate::rpc::client::testing::client_of;
+    use crate::rpc::wire::{Purpose, Reply, Request, SessionSecret, claims_to_bytes};
 
     #[tokio::test(start_paused = true)]
     async fn who_says_for_ever_that_another_sender_sends_the_rest_is_given_up() {

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chunkstore::catalog::Entry;
-use chunkstore::id::{ChunkId, NodeId, RecordId};
-use chunkstore::limits::SEGMENT_BYTES;
-use chunkstore::manifest::{Leaf, Node, height_for, slot_segments};
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::limits::SEGMENT_BYTES;
+use chunkstore::format::manifest::{Leaf, Node, height_for, slot_segments};
+use chunkstore::format::record::Record;
 use chunkstore::progress::Progress;
-use chunkstore::record::Record;
 use chunkstore::{Error, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

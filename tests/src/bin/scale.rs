@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use chunkstore::catalog::name::SnapshotTime;
 use chunkstore::catalog::{Entry as CatalogEntry, IngestReport};
-use chunkstore::codec::Codec;
-use chunkstore::gc;
-use chunkstore::id::{ChunkId, NodeId, RecordId};
-use chunkstore::manifest::{Assembler, Entry, Leaf, Node};
-use chunkstore::name::SnapshotTime;
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::manifest::{Assembler, Entry, Leaf, Node};
+use chunkstore::format::record::{Kind, Record};
+use chunkstore::maintenance::gc;
 use chunkstore::progress::Progress;
-use chunkstore::record::{Kind, Record};
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use serde_json::json;
 
@@ -124,7 +124,7 @@ fn generate_image(store: &Arc<Store>, chunks: std::ops::Range<u64>, now: Snapsho
             session.flush()?;
         }
     }
-    let virtual_bytes = leaves * chunkstore::limits::SEGMENT_BYTES as u64;
+    let virtual_bytes = leaves * chunkstore::format::limits::SEGMENT_BYTES as u64;
     let root = assembler.finish(virtual_bytes, &mut |node, _| put_node(&node))?;
     let entry = CatalogEntry {
         image: image.parse()?,

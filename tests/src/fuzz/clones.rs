@@ -12,7 +12,7 @@ const HOLDER_BYTES_MAX: usize = 4096;
 
 /// A clone's `clone.json`.
 pub fn clone_record(file: &[u8]) -> Verdict {
-    Verdict::when(fusefs::fuzzing::clone_record(file))
+    Verdict::when(disks::fuzzing::clone_record(file))
 }
 
 /// A layer's map: the number of its first sector that is no hole (8 bytes), and what is in the file from there on.
@@ -22,21 +22,21 @@ pub fn clone_map(bytes: &[u8]) -> Verdict {
     as_given_and_resealed(
         sectors,
         |sectors| Some(reseal::map_sectors(first, sectors)),
-        |sectors| Verdict::when(fusefs::fuzzing::clone_map(first, sectors)),
+        |sectors| Verdict::when(disks::fuzzing::clone_map(first, sectors)),
     )
 }
 
 /// What comes through a clone's socket, from either side.
 pub fn clone_socket(lines: &[u8]) -> Verdict {
-    Verdict::when(fusefs::fuzzing::clone_socket(lines))
+    Verdict::when(disks::fuzzing::clone_socket(lines))
 }
 
 /// What is in the file of a store's or a clone's lock while it is held.
 pub fn lock_holder(bytes: &[u8]) -> Verdict {
     with_file("lock", bytes, |_, path| {
-        let holder = chunkstore::lock::holder(&mut File::open(path).expect("it was just written"));
+        let holder = chunkstore::store::lock::holder(&mut File::open(path).expect("it was just written"));
         assert!(!holder.is_empty() && holder.len() <= HOLDER_BYTES_MAX && !holder.contains(char::is_control));
-        Verdict::when(fusefs::fuzzing::lock_holder(&holder))
+        Verdict::when(disks::fuzzing::lock_holder(&holder))
     })
 }
 

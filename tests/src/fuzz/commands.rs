@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use chunkstore::name::SnapshotTime;
-use chunkstore::retention::{Decision, Reason, Retention, plan};
+use chunkstore::catalog::name::SnapshotTime;
+use chunkstore::catalog::retention::{Decision, Reason, Retention, plan};
 use jiff::tz::TimeZone;
 
 use super::Verdict;

@@ -5,10 +5,10 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use replicate::address::Address;
-use replicate::auth::{Grant, ImagePattern, Quota, Role, Token, TokenFile};
 use replicate::remotes::Remotes;
-use replicate::tls::{ClientCertificates, Fingerprint, ServerIdentity, ServerTls, TlsClient};
+use replicate::rpc::address::Address;
+use replicate::rpc::auth::{Grant, ImagePattern, Quota, Role, Token, TokenFile};
+use replicate::rpc::tls::{ClientCertificates, Fingerprint, ServerIdentity, ServerTls, TlsClient};
 use tempfile::TempDir;
 
 use super::Verdict;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use chunkstore::limits::IMAGE_BYTES_MAX;
+use chunkstore::format::limits::IMAGE_BYTES_MAX;
 use chunkstore::source::{DiskSource, Format, OpenOptions, Source, open};
 use tempfile::TempDir;
 

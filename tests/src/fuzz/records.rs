@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use chunkstore::Error;
-use chunkstore::codec::{Codec, Decoder, Encoder};
-use chunkstore::id::{NodeId, PackId};
-use chunkstore::limits::{PLAIN_BYTES_MAX, SEGMENT_BYTES, STORED_BYTES_MAX};
-use chunkstore::manifest::Node;
+use chunkstore::format::codec::{Codec, Decoder, Encoder};
+use chunkstore::format::id::{NodeId, PackId};
+use chunkstore::format::limits::{PLAIN_BYTES_MAX, SEGMENT_BYTES, STORED_BYTES_MAX};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::record::{HEADER_BYTES, Header, Record};
 use chunkstore::pack::{Class, DIR, PackReader, PackWriter, ScanOutcome, TableEntry, path};
-use chunkstore::record::{HEADER_BYTES, Header, Record};
 use chunkstore::storage::Storage;
 use chunkstore::storage::memory::MemStorage;
 

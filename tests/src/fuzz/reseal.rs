@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use chunkstore::format::record::HEADER_BYTES;
 use chunkstore::pack::{FOOTER_BYTES, PACK_HEADER_BYTES, TABLE_ENTRY_BYTES};
-use chunkstore::record::HEADER_BYTES;
 
 /// A record's header.
 pub fn record_header(bytes: &[u8]) -> Option<Vec<u8>> {
@@ -79,7 +79,7 @@ fn get(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// Sectors of a clone's map, of which the first has this number (fusefs/CLONES.md). A sector of zeros has no checksum.
+/// Sectors of a clone's map, of which the first has this number (disks/CLONES.md). A sector of zeros has no checksum.
 pub fn map_sectors(first: u64, sectors: &[u8]) -> Vec<u8> {
     const SECTOR_BYTES: usize = 512;
     let mut sealed = sectors.to_vec();

@@ -5,16 +5,16 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use chunkstore::boot_order::BootOrder;
+use chunkstore::catalog::boot_order::BootOrder;
+use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use chunkstore::catalog::{Catalog, Entry, Snapshot, State, label};
-use chunkstore::config::Config;
-use chunkstore::damaged::{Damaged, FILE};
-use chunkstore::id::{ChunkId, EntryId, NodeId, PackId};
-use chunkstore::limits::{CATALOG_FILE_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_BYTES_MAX};
-use chunkstore::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use chunkstore::format::id::{ChunkId, EntryId, NodeId, PackId};
+use chunkstore::format::limits::{CATALOG_FILE_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_BYTES_MAX};
 use chunkstore::source::Format;
 use chunkstore::storage::Storage;
 use chunkstore::storage::memory::MemStorage;
+use chunkstore::store::config::Config;
+use chunkstore::store::damaged::{Damaged, FILE};
 
 use super::{Verdict, as_given_and_resealed, reseal};
 
@@ -112,7 +112,7 @@ pub fn file_names(bytes: &[u8]) -> Verdict {
     let names: BTreeSet<_> = text.lines().filter(can_be).take(NAMES_MAX).collect();
     Verdict::when(catalog_files(&names))
         .or(Verdict::when(chunkstore::fuzzing::pack_files(&names)))
-        .or(Verdict::when(fusefs::fuzzing::clone_files(names.iter().copied())))
+        .or(Verdict::when(disks::fuzzing::clone_files(names.iter().copied())))
 }
 
 /// Each name as that of an image's directory, and of a file in one.

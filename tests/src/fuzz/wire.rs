@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chunkstore::Error;
-use chunkstore::limits::STORED_BYTES_MAX;
-use replicate::wire::{
-    FRAME_PAYLOAD_BYTES_MAX, ForStream, Frame, FrameReader, FrameWriter, Hello, IDS_MAX, LentRoom, Meter, RecordBatch,
-    Reply, Request, Welcome, WireError, claims_from_bytes, claims_to_bytes, headers_from_bytes, headers_to_bytes,
-    read_preamble, records_of,
+use chunkstore::format::limits::STORED_BYTES_MAX;
+use replicate::rpc::wire::{
+    FRAME_PAYLOAD_BYTES_MAX, ForStream, Frame, FrameReader, FrameWriter, Hello, IDS_MAX, Meter, RecordBatch, Reply,
+    Request, ReservedExtent, Welcome, WireError, claims_from_bytes, claims_to_bytes, headers_from_bytes,
+    headers_to_bytes, read_preamble, records_of,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -80,13 +80,13 @@ fn survives<T: ForStream + PartialEq + Debug>(bytes: &[u8]) -> Verdict {
 }
 
 fn request(bytes: &[u8]) -> Verdict {
-    if let Ok(Request::Claim { ids, .. } | Request::Full { ids } | Request::Get { ids, .. } | Request::Places { ids }) =
+    if let Ok(Request::Claim { ids, .. } | Request::Full { ids } | Request::Get { ids, .. } | Request::Locate { ids }) =
         Request::from_bytes(bytes)
     {
         assert!(ids.0.len() <= IDS_MAX);
     }
-    if let Ok(Request::PutWritten { room, headers, .. }) = Request::from_bytes(bytes) {
-        assert!(room.room().is_err() || room.room().is_ok_and(|read| LentRoom::from(read) == room));
+    if let Ok(Request::AppendWritten { room, headers, .. }) = Request::from_bytes(bytes) {
+        assert!(room.room().is_err() || room.room().is_ok_and(|read| ReservedExtent::from(read) == room));
         if let Ok(headers) = headers_from_bytes(&headers) {
             assert_eq!(headers_from_bytes(&headers_to_bytes(&headers)).as_ref(), Ok(&headers));
         }
@@ -100,7 +100,7 @@ fn reply(bytes: &[u8]) -> Verdict {
     {
         assert_eq!(claims_to_bytes(&claims), numbers);
     }
-    if let Ok(Reply::Places(places) | Reply::BaseIds { places, .. }) = Reply::from_bytes(bytes) {
+    if let Ok(Reply::Locations(places) | Reply::BaseIds { places, .. }) = Reply::from_bytes(bytes) {
         assert!(places.0.len() <= IDS_MAX);
         assert!(places.0.iter().flatten().all(|located| located.place.stored_bytes as usize <= STORED_BYTES_MAX));
     }

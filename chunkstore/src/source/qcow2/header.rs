@@ -6,7 +6,7 @@
 
 use super::super::host_file::HostFile;
 use crate::error::{Error, Result};
-use crate::limits::IMAGE_BYTES_MAX;
+use crate::format::limits::IMAGE_BYTES_MAX;
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 const V2_HEADER_BYTES: usize = 72;

@@ -13,11 +13,10 @@ use rustix::io::Errno;
 
 use super::chain::{Below, Chain};
 use super::{Qcow2Source, RUN_BYTES_MAX};
+use crate::catalog::name::SnapshotName;
 use crate::error::{Error, Result};
-use crate::id::NodeId;
-use crate::ingest::ChangedRanges;
-use crate::name::SnapshotName;
-use crate::source::DiskSource;
+use crate::format::id::NodeId;
+use crate::source::{ChangedRanges, DiskSource};
 
 /// The attribute with a snapshot's root id in hex, or [`NO_ROOT`].
 const ROOT_ATTRIBUTE: &str = "user.vmstore.root";

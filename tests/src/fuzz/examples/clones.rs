@@ -1,7 +1,7 @@
 //! Valid inputs of the targets that read clones, locks and mounts.
 
-use chunkstore::limits::IMAGE_BYTES_MAX;
-use replicate::wire::WireError;
+use chunkstore::format::limits::IMAGE_BYTES_MAX;
+use replicate::rpc::wire::WireError;
 use serde_json::json;
 
 use super::super::{Example, reseal};
@@ -11,7 +11,7 @@ const SECTOR_BYTES: usize = 512;
 /// Bytes of a disk that a sector of a map tells of.
 const SECTOR_DISK_BYTES: u64 = 4064 * 4096;
 
-/// As in fusefs/CLONES.md.
+/// As in disks/CLONES.md.
 fn record() -> serde_json::Value {
     json!({
         "version": 1,

@@ -1,11 +1,11 @@
 //! Valid inputs of the targets that read options, and what other processes tell commands.
 
 use chunkstore::catalog::IngestReport;
-use chunkstore::gc::GcReport;
-use chunkstore::repair::RepairReport;
-use chunkstore::stats::{ImageStats, Stats};
-use chunkstore::verify::{DamagedRange, VerifyReport};
-use fusefs::stats::Statistics;
+use chunkstore::maintenance::gc::GcReport;
+use chunkstore::maintenance::repair::RepairReport;
+use chunkstore::maintenance::stats::{ImageStats, Stats};
+use chunkstore::maintenance::verify::{DamagedRange, VerifyReport};
+use disks::stats::Statistics;
 use fusefs::status::{Requests, Status};
 use serde_json::json;
 

@@ -1,17 +1,17 @@
 //! Valid inputs of the targets that read what other sites and their users send.
 
 use chunkstore::catalog::State;
-use chunkstore::codec::Codec;
-use chunkstore::id::{ChunkId, PackId, RecordId};
-use chunkstore::index::Place;
+use chunkstore::format::codec::Codec;
+use chunkstore::format::id::{ChunkId, PackId, RecordId};
+use chunkstore::format::record::Kind as RecordKind;
 use chunkstore::pack::Class;
-use chunkstore::record::Kind as RecordKind;
-use chunkstore::sink::Claim;
-use chunkstore::store::Room;
-use replicate::wire::{
-    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, LentRoom, Located, Names, Places,
-    Prefixes, Purpose, RecordBatch, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome, WireError,
-    claims_to_bytes, headers_to_bytes, write_preamble,
+use chunkstore::pack::RecordLocation;
+use chunkstore::pack::direct_writer::Extent;
+use chunkstore::store::sink::Claim;
+use replicate::rpc::wire::{
+    ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, Located, Locations, Names,
+    Prefixes, Purpose, RecordBatch, Reply, Request, Resemblance, ReservedExtent, SessionId, SessionSecret, Welcome,
+    WireError, claims_to_bytes, headers_to_bytes, write_preamble,
 };
 use tokio::runtime::Builder;
 
@@ -46,7 +46,9 @@ fn connection(frames: &[Frame]) -> Vec<u8> {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime without I/O");
     let mut bytes = Vec::new();
     runtime.block_on(async {
-        write_preamble(&mut bytes, &replicate::wire::Meter::default()).await.expect("memory can always be written");
+        write_preamble(&mut bytes, &replicate::rpc::wire::Meter::default())
+            .await
+            .expect("memory can always be written");
         let mut writer = FrameWriter::new(&mut bytes, std::sync::Arc::default());
         for frame in frames {
             writer.write(frame).await.expect("memory can always be written");
@@ -96,10 +98,10 @@ fn requests() -> Vec<Example> {
         ("select", Request::Select { names: Names::Selectors(vec![snapshot.clone()]), have: prefixes() }),
         ("hold", Request::Do(Job::Hold { snapshot, reason: "operator".to_owned() })),
         ("leave", Request::Leave),
-        ("places", Request::Places { ids: ids() }),
+        ("places", Request::Locate { ids: ids() }),
         ("base-ids", Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] }),
-        ("lend", Request::Lend { session, class: Class::Data as u8, bytes: 70_000 }),
-        ("put-written", Request::PutWritten { session, room: room(), headers }),
+        ("lend", Request::Reserve { session, class: Class::Data as u8, bytes: 70_000 }),
+        ("put-written", Request::AppendWritten { session, room: room(), headers }),
     ];
     requests.map(|(name, request)| (name, request.to_bytes())).into()
 }
@@ -115,23 +117,24 @@ fn replies() -> Vec<Example> {
         ("published", Reply::Published(published)),
         ("given", Reply::Given { missing: vec![(3, WireError::Interrupted)] }),
         ("entries", Reply::Entries(vec![ENTRY.into(), Vec::new()])),
-        ("located", Reply::Places(places())),
+        ("located", Reply::Locations(places())),
         ("based", Reply::BaseIds { ids: vec![None, Some([7; 32]), Some([8; 32])], places: places() }),
-        ("lent", Reply::Lent(room())),
+        ("lent", Reply::Reserved(room())),
         ("taken", Reply::Taken(true)),
     ];
     replies.map(|(name, reply)| (name, reply.to_bytes())).into()
 }
 
-fn places() -> Places {
+fn places() -> Locations {
     let pack = PackId { number: 3, tag: 0xdead_beef };
     let (kind, codec) = (RecordKind::Chunk, Codec::Delta);
-    let place = Place { pack: 3, ordinal: 0, offset: 4096, stored_bytes: 700, plain_bytes: 70_000, kind, codec };
-    Places(vec![None, Some(Located { pack, place })])
+    let place =
+        RecordLocation { pack: 3, ordinal: 0, offset: 4096, stored_bytes: 700, plain_bytes: 70_000, kind, codec };
+    Locations(vec![None, Some(Located { pack, place })])
 }
 
-fn room() -> LentRoom {
-    Room { pack: PackId { number: 3, tag: 0xdead_beef }, class: Class::Data, offset: 4096, bytes: 70_000 }.into()
+fn room() -> ReservedExtent {
+    Extent { pack: PackId { number: 3, tag: 0xdead_beef }, class: Class::Data, offset: 4096, bytes: 70_000 }.into()
 }
 
 fn records() -> Vec<u8> {

@@ -1,0 +1,73 @@
+//! The seam for reading: whatever can give verified chunks and nodes by their names.
+//!
+//! A store is one, a client of its owner another. Whoever restores, compares or shows a
+//! snapshot goes through it and cannot tell them apart.
+
+use crate::error::Result;
+use crate::format::chunk::Chunk;
+use crate::format::id::{ChunkId, NodeId};
+use crate::format::manifest::Node;
+
+/// Gives verified content by name. Used by several threads at once.
+pub trait ChunkSource: Send + Sync {
+    /// Fetches chunks, in whatever order is cheapest, and hands each with its position in `ids` to `each`. An error
+    /// of one chunk is handed over in its place and does not end the batch; an error of `each` does.
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()>;
+
+    /// Fetches one manifest node.
+    fn node(&self, id: NodeId) -> Result<Node>;
+
+    /// Fetches manifest nodes as [`ChunkSource::chunks`] does chunks.
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        ids.iter().enumerate().try_for_each(|(at, id)| each(at, self.node(*id)))
+    }
+
+    /// Tells that these chunks are likely to be asked for soon, perhaps one by one. A source that must ask others where
+    /// chunks lie asks for all at once. Only a hint: nothing fails.
+    fn expect(&self, _ids: &[ChunkId]) {}
+
+    /// As [`ChunkSource::expect`], of nodes.
+    fn expect_nodes(&self, _ids: &[NodeId]) {}
+
+    /// Fetches one chunk if that takes no longer than to read and decode it: nobody else is asked. For threads that must not
+    /// wait. None otherwise, and if anything fails: [`ChunkSource::chunk`] then says what.
+    fn chunk_at_hand(&self, _id: ChunkId) -> Option<Chunk> {
+        None
+    }
+
+    /// Fetches one chunk.
+    fn chunk(&self, id: ChunkId) -> Result<Chunk> {
+        let mut fetched = None;
+        self.chunks(&[id], &mut |_, chunk| {
+            fetched = Some(chunk);
+            Ok(())
+        })?;
+        fetched.expect("a source hands over every position")
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod contract;
+
+#[cfg(test)]
+mod tests {
+    use super::contract::contract;
+    use super::*;
+    use crate::testing::{init, night, noise, open, put};
+
+    #[test]
+    fn a_store_keeps_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path());
+        let store = open(dir.path());
+        let first = noise(300_000, 1);
+        let mut second = first.clone();
+        second[150_000] ^= 1;
+        let before = put(&store, night("web01", 1), &first).entry().root.unwrap();
+        let root = put(&store, night("web01", 2), &second).entry().root.unwrap();
+        let Node::Leaf(leaf) = store.node(root).unwrap() else { panic!("one segment is one leaf") };
+        let known: Vec<ChunkId> = leaf.chunks().map(|(_, id, _)| id).collect();
+        assert!(known.len() > 10);
+        contract(&*store, &known, &[before, root]);
+    }
+}

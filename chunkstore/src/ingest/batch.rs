@@ -1,0 +1,75 @@
+//! Segments that are cut and not stored yet: several together, so that few requests are made for them.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::tree::NewNode;
+use crate::format::chunker::Cut;
+use crate::format::limits::SEGMENT_BYTES;
+use crate::format::manifest::Leaf;
+
+/// Most segments that are stored together.
+const SEGMENTS_MAX: usize = 64;
+/// A group is full with more bytes of chunks than two segments have: so none has more bytes than three.
+const BYTES_ENOUGH: usize = 2 * SEGMENT_BYTES;
+/// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
+const COPIED_BYTES_MAX: usize = 1 << 20;
+
+/// A segment that is cut, or several that are zeros.
+pub(super) struct CutSegment {
+    pub(super) order: u64,
+    pub(super) segments: Range<u64>,
+    /// The parent's leaf in its place.
+    pub(super) parent: Option<Leaf>,
+    /// `None` if it is all zeros.
+    pub(super) leaf: Option<NewNode>,
+    /// The chunks that are not known to be in the store.
+    pub(super) new: Vec<Cut>,
+}
+
+impl CutSegment {
+    fn new_bytes(&self) -> usize {
+        self.new.iter().map(|cut| cut.range.len()).sum()
+    }
+
+    /// Whether there is too much of it to be copied.
+    pub(super) fn is_large(&self) -> bool {
+        self.new_bytes() > COPIED_BYTES_MAX
+    }
+}
+
+/// A chunk that may be new.
+pub(super) struct NewChunk<'a> {
+    pub(super) cut: Cut,
+    pub(super) plain: Cow<'a, [u8]>,
+}
+
+/// What a thread stores next: segments, each with the bytes of its new chunks.
+#[derive(Default)]
+pub(super) struct Batch<'a> {
+    pub(super) segments: Vec<(CutSegment, Vec<NewChunk<'a>>)>,
+    bytes: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// Adds a segment whose bytes stay where they are.
+    pub(super) fn push(&mut self, segment: CutSegment, bytes: &'a [u8]) {
+        self.push_with(segment, |cut| Cow::Borrowed(&bytes[cut.range.clone()]));
+    }
+
+    /// Adds a segment with copies of its chunks.
+    pub(super) fn push_copied(&mut self, segment: CutSegment, bytes: &[u8]) {
+        self.push_with(segment, |cut| Cow::Owned(bytes[cut.range.clone()].to_vec()));
+    }
+
+    fn push_with(&mut self, mut segment: CutSegment, plain: impl Fn(&Cut) -> Cow<'a, [u8]>) {
+        self.bytes += segment.new_bytes();
+        let new = std::mem::take(&mut segment.new).into_iter();
+        let chunks = new.map(|cut| NewChunk { plain: plain(&cut), cut }).collect();
+        self.segments.push((segment, chunks));
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.segments.len() >= SEGMENTS_MAX || self.bytes > BYTES_ENOUGH
+    }
+}

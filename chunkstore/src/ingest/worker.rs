@@ -1,0 +1,211 @@
+//! What the threads of an ingest do: from a segment's bytes to its leaf, one at a time or some together.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::batch::{Batch, CutSegment, NewChunk};
+use super::changes::PartlyRead;
+use super::encode::{self, Item, Task};
+use super::report::Counters;
+use super::segment_queue::{Content, SegmentQueue, Ticket};
+use super::tree::{NewNode, Tree};
+use super::wait::Wait;
+use super::{IngestInto, leaf_of};
+use crate::catalog::Snapshot;
+use crate::error::Result;
+use crate::format::chunker::{self, Hint};
+use crate::format::codec::Encoder;
+use crate::format::id::{NodeId, RecordId};
+use crate::format::manifest::{Leaf, LeafReader, Node};
+use crate::format::record::Record;
+use crate::parallel;
+use crate::progress::Progress;
+use crate::source::DiskSource;
+use crate::store::sink::Claim;
+
+/// Segments that a thread has in memory at a time, beside copies of what is new of others.
+const GROUP_BUFFERS: usize = 3;
+
+/// What the threads share.
+pub(super) struct Work<'a, 'f> {
+    pub(super) into: &'a IngestInto<'a>,
+    feed: &'a SegmentQueue<'f>,
+    pub(super) parent: Option<LeafReader<'a>>,
+    /// The disk, if only its changes are ingested: the rest is the parent's.
+    pub(super) changes: Option<&'a dyn DiskSource>,
+    pub(super) tree: Mutex<Tree>,
+    /// Nodes that others have taken on.
+    pub(super) awaited: Mutex<Vec<NewNode>>,
+    pub(super) progress: &'a Progress,
+}
+
+/// What a thread has for itself.
+struct Worker {
+    encoder: Encoder,
+    counters: Counters,
+}
+
+impl<'a, 'f> Work<'a, 'f> {
+    pub(super) fn new(
+        into: &'a IngestInto<'a>,
+        feed: &'a SegmentQueue<'f>,
+        changes: Option<&'a dyn DiskSource>,
+        progress: &'a Progress,
+    ) -> Self {
+        let parent = into.parent.as_ref().map(Snapshot::entry);
+        let parent = parent.map(|parent| LeafReader::new(into.source, parent.root, parent.virtual_bytes));
+        Self { into, feed, parent, changes, tree: Mutex::default(), awaited: Mutex::default(), progress }
+    }
+
+    pub(super) fn run(&self, threads: usize) -> Result<Counters> {
+        let mut sum = Counters::default();
+        for counters in parallel::run(threads, || self.work())? {
+            sum.add(counters);
+        }
+        Ok(sum)
+    }
+
+    fn work(&self) -> Result<Counters> {
+        let result = self.work_until_end();
+        if result.is_err() {
+            self.feed.stop();
+        }
+        result
+    }
+
+    fn work_until_end(&self) -> Result<Counters> {
+        let mut worker = Worker { encoder: self.encoder(), counters: Counters::default() };
+        let mut buffers: [Vec<u8>; GROUP_BUFFERS] = Default::default();
+        let mut is_last = false;
+        while !is_last {
+            let mut group = Batch::default();
+            is_last = self.fill(&mut group, &mut buffers, &mut worker)?;
+            self.store(group, &mut worker)?;
+        }
+        Ok(worker.counters)
+    }
+
+    /// Fills a group with what comes next. Returns whether that was all.
+    fn fill<'b>(&self, group: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], worker: &mut Worker) -> Result<bool> {
+        for buffer in buffers {
+            while !group.is_full() {
+                let Some(ticket) = self.feed.next(buffer)? else { return Ok(true) };
+                self.progress.check()?;
+                let segment = self.cut(ticket, buffer, worker)?;
+                if segment.is_large() {
+                    group.push(segment, buffer);
+                    break;
+                }
+                group.push_copied(segment, buffer);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn encoder(&self) -> Encoder {
+        Encoder::new(self.into.zstd_level)
+    }
+
+    /// Cuts what was given out.
+    fn cut(&self, ticket: Ticket, buffer: &mut Vec<u8>, worker: &mut Worker) -> Result<CutSegment> {
+        let Ticket { order, segments, content } = ticket;
+        if let Content::Zeros = content {
+            self.replace_by_zeros(&segments, worker)?;
+            return Ok(CutSegment { order, segments, parent: None, leaf: None, new: Vec::new() });
+        }
+        let (parent_id, parent) = self.parent_leaf(segments.start)?.unzip();
+        if let (Some(_), Some(parent)) = (self.changes, &parent) {
+            worker.counters.count_replaced(parent);
+        }
+        let params = &self.into.params;
+        let cuts = match (&content, self.changes) {
+            (Content::Changed(ranges), Some(disk)) => {
+                let mut bytes = PartlyRead::new(disk, segments.start, buffer);
+                chunker::rechunk_ranges(&mut bytes, params, parent.as_ref(), ranges)?
+            }
+            _ => chunker::cut(buffer, params, Hint::new(parent.as_ref())),
+        };
+        worker.counters.count(&cuts);
+        let leaf = (!cuts.is_empty()).then(|| NewNode::new(&Node::Leaf(leaf_of(&cuts)), parent_id));
+        // The parent's own chunks are there.
+        let new = cuts.into_iter().filter(|cut| !(cut.reused && self.into.trusts_parent)).collect();
+        Ok(CutSegment { order, segments, parent, leaf, new })
+    }
+
+    fn replace_by_zeros(&self, segments: &Range<u64>, worker: &mut Worker) -> Result<()> {
+        for segment in segments.clone() {
+            if let Some((_, leaf)) = self.parent_leaf(segment)? {
+                worker.counters.count_replaced(&leaf);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores segments and hands their leaves to the tree.
+    fn store(&self, group: Batch<'_>, worker: &mut Worker) -> Result<()> {
+        let mut asked: Vec<Item<'_>> = group.segments.iter().flat_map(|segment| self.items(segment)).collect();
+        self.put_new(&mut asked, worker)?;
+        let is_leaf = |item: &Item<'_>| matches!(item, Item::Leaf(_));
+        let leaves_elsewhere: HashSet<RecordId> = asked.iter().filter(|item| is_leaf(item)).map(Item::id).collect();
+        asked.retain(|item| !is_leaf(item));
+        let mut wait = Wait::new(self.progress);
+        while !asked.is_empty() {
+            // Others have taken them on. They will be there soon, or be this session's after all.
+            wait.a_moment()?;
+            self.put_new(&mut asked, worker)?;
+        }
+        for (CutSegment { order, segments, leaf, .. }, _) in group.segments {
+            let id = leaf.as_ref().map(|leaf| leaf.id);
+            let is_elsewhere = |leaf: &NewNode| leaves_elsewhere.contains(&leaf.id.into());
+            lock(&self.awaited).extend(leaf.filter(is_elsewhere));
+            self.arrive(order, segments, id, &mut worker.encoder)?;
+        }
+        Ok(())
+    }
+
+    /// What of a segment is to be put, if the store lacks it.
+    fn items<'b>(&self, (segment, chunks): &'b (CutSegment, Vec<NewChunk<'_>>)) -> impl Iterator<Item = Item<'b>> {
+        let parent = segment.parent.as_ref();
+        let chunks = chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
+        let leaf = segment.leaf.as_ref().filter(|leaf| !self.parent_has(leaf));
+        chunks.chain(leaf.map(Item::Leaf))
+    }
+
+    /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
+    /// But if only changes are ingested, nothing else tells what the rest is.
+    fn parent_leaf(&self, number: u64) -> Result<Option<(NodeId, Leaf)>> {
+        let Some(parent) = &self.parent else { return Ok(None) };
+        match parent.leaf(number) {
+            Err(error) if self.changes.is_none() => {
+                tracing::warn!("the base is not used for segment {number}: {error}");
+                Ok(None)
+            }
+            leaf => leaf,
+        }
+    }
+
+    /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on is
+    /// left in `asked`.
+    fn put_new(&self, asked: &mut Vec<Item<'_>>, worker: &mut Worker) -> Result<()> {
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<RecordId> = asked.iter().map(Item::id).collect();
+        let claims = self.into.sink.claim(&ids)?;
+        let claimed = || asked.iter().copied().zip(claims.iter().copied());
+        let tasks: Vec<Task<'_>> = claimed().filter_map(|(item, claim)| Task::of(item, claim)).collect();
+        let records = encode::records(self.into.sink, &mut worker.encoder, &tasks)?;
+        worker.counters.count_new(&records);
+        *asked = claimed().filter(|(_, claim)| *claim == Claim::Elsewhere).map(|(item, _)| item).collect();
+        self.put(records)
+    }
+
+    pub(super) fn put(&self, records: Vec<Record>) -> Result<()> {
+        if records.is_empty() { Ok(()) } else { self.into.sink.put(records) }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,322 @@
+//! Freeing what no snapshot needs: mark by one bit a record, remove packs without a mark, rewrite sparse and small ones.
+//!
+//! Sessions write, publish and read meanwhile, and nothing has to wait for its age. Packs that are sealed after the
+//! collection began are not touched. Of the others it keeps what snapshots and leases need, by a walk over them, and what
+//! living sessions count on, by their own marks, which are merged in at one moment: the gate is shut, the decision is made,
+//! and what goes is condemned, so that it can't be found any more. Then it is swept at leisure. Whatever can't be read is
+//! kept.
+
+mod sweep;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::sweep::Plan;
+use crate::catalog::Snapshot;
+use crate::catalog::boot_order;
+use crate::catalog::lease;
+use crate::error::{Error, Result};
+use crate::format::id::{NodeId, RecordId};
+use crate::maintenance::mark::{Gaps, Walk};
+use crate::pack::PackRow;
+use crate::pack::{Class, ScanOutcome, TableEntry};
+use crate::progress::Progress;
+use crate::store::marks::{Mark, PackMark, Seen};
+use crate::store::{Collecting, Store};
+
+/// A pack with less than this share of live bytes is rewritten, in percent.
+const SPARSE_PERCENT: u64 = 50;
+/// A pack smaller than this part of a full one is put together with others of its class.
+const SMALL_PART: u64 = 8;
+/// So many small packs of a class are put together at least.
+const SMALL_PACKS_MIN: usize = 4;
+
+/// What a collection did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct GcReport {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// Snapshots whose content was marked.
+    pub snapshots: u64,
+    /// Records that something needs.
+    pub live_records: u64,
+    /// Records that nothing needs.
+    pub dead_records: u64,
+    /// Records that snapshots need and the store has not: damage.
+    pub missing_records: u64,
+    /// Packs removed because nothing in them was needed.
+    pub removed_packs: u64,
+    /// Packs rewritten because little in them was, or because they were small.
+    pub rewritten_packs: u64,
+    /// Bytes by which `packs/` shrank; in a dry run, what is dead in the packs that would go.
+    pub freed_bytes: u64,
+    /// Packs that were kept although they are damaged: one line each.
+    pub kept_damaged: Vec<String>,
+    /// Wall time.
+    pub elapsed_s: f64,
+}
+
+/// Collects, beside everything else that uses the store.
+///
+/// # Errors
+/// [`Error::Damaged`] if a snapshot's entry or manifest can't be read: nothing is removed then, because nobody knows
+/// what it needs. Remove that snapshot, or repair it, first. [`Error::Refused`] if a held lease can't be read.
+pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Progress) -> Result<GcReport> {
+    let started = Instant::now();
+    let maintenance = store.maintain();
+    // From here on sessions that end leave their marks and roots to this collection.
+    let collecting = store.begin_collection(&maintenance);
+    let mut report = GcReport { dry_run, ..GcReport::default() };
+    let survey = Survey::make(store, &collecting, threads, progress, &mut report)?;
+    if dry_run {
+        let plan = survey.plan(&collecting, &mut report);
+        report.freed_bytes = plan.dead_bytes();
+        report.removed_packs = (plan.remove.len() + plan.remove_later.len()) as u64;
+        report.rewritten_packs = plan.rewrite.len() as u64;
+    } else {
+        let plan = condemn(store, survey, &collecting, &mut report);
+        let carried_out = plan.carry_out(store, progress, &mut report);
+        store.collection_lock.spare();
+        carried_out?;
+        clear_tombstones(store)?;
+        boot_order::forget_others(&**store.storage(), store.catalog())?;
+        store.index().flush()?;
+    }
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Decides what goes, at one moment: what was found by then is kept, what was not can't be found any more.
+fn condemn(store: &Store, survey: Survey, collecting: &Collecting, report: &mut GcReport) -> Plan {
+    // A record that is just being given another place is protected in both, or in none yet.
+    let _index = store.change_index();
+    let shut = store.collection_lock.shut();
+    let plan = survey.plan(collecting, report);
+    store.collection_lock.condemn(plan.condemned(), &shut);
+    plan
+}
+
+/// What is known before the moment of decision.
+struct Survey {
+    /// The packs whose sealing had ended when it began: later ones are not touched.
+    rows: Vec<PackRow>,
+    /// What snapshots and leases need, and bases.
+    mark: Mark,
+    /// Packs that stay because of damage.
+    unhealed: HashSet<u32>,
+    /// Packs of deltas that will be rewritten or removed, whatever is found in them later: not all their bases are
+    /// marked.
+    sparse_deltas: HashSet<u32>,
+    /// The size at which packs are sealed.
+    pack_bytes: u64,
+    /// Packs with bases that were not marked, by the pack of the deltas that need them.
+    awaited: Vec<(u32, HashSet<u32>)>,
+}
+
+impl Survey {
+    fn make(
+        store: &Store,
+        collecting: &Collecting,
+        threads: usize,
+        progress: &Progress,
+        report: &mut GcReport,
+    ) -> Result<Self> {
+        let rows = store.settled_rows();
+        // The catalog first, then the leases: who takes a lease looks afterwards whether the snapshot is still there.
+        let snapshots = readable_snapshots(store)?;
+        let mut leased = collecting.roots();
+        leased.extend(lease::roots(store.dir())?);
+        // A removal that was seen above and is not on disk yet must not be overtaken by the sweep.
+        store.catalog().sync()?;
+        report.snapshots = snapshots.len() as u64;
+        let (mark, missing) = mark(store, &snapshots, &leased, threads, progress)?;
+        report.missing_records = missing;
+        let unhealed = unhealed_packs(store, &rows)?;
+        let sparse_deltas = sparse(&mark, rows.iter().filter(|row| row.class.is_delta()));
+        let mut survey =
+            Self { rows, mark, unhealed, sparse_deltas, pack_bytes: store.pack_bytes(), awaited: Vec::new() };
+        survey.mark_bases(store, report)?;
+        Ok(survey)
+    }
+
+    /// Marks the bases of deltas. Bases are full, so they lie in other packs than deltas: one pass over the deltas marks
+    /// all of them.
+    fn mark_bases(&mut self, store: &Store, report: &mut GcReport) -> Result<()> {
+        for row in self.rows.iter().filter(|row| row.class.is_delta()) {
+            let number = row.id.number;
+            let only_live = self.sparse_deltas.contains(&number) && !self.unhealed.contains(&number);
+            let awaited = mark_bases(store, row, only_live, &mut self.mark, report)?;
+            self.awaited.push((number, awaited));
+        }
+        Ok(())
+    }
+
+    /// What is to be done, with what the living count on.
+    fn plan(mut self, collecting: &Collecting, report: &mut GcReport) -> Plan {
+        collecting.merge_into(&mut self.mark);
+        let sparse_full = sparse(&self.mark, self.rows.iter().filter(|row| !row.class.is_delta()));
+        let small = small(&self.rows, self.pack_bytes / SMALL_PART);
+        let mut plan = Plan { mark: self.mark, remove: Vec::new(), remove_later: Vec::new(), rewrite: Vec::new() };
+        let mut unneeded = Vec::new();
+        for row in self.rows {
+            let number = row.id.number;
+            let live = plan.live(&row);
+            report.live_records += live.0;
+            report.dead_records += u64::from(row.records).saturating_sub(live.0);
+            if self.unhealed.contains(&number) {
+                report
+                    .kept_damaged
+                    .push(format!("not all of pack {} could be read, and what is missing is nowhere else", row.id));
+            } else if live.0 == 0 {
+                unneeded.push(row);
+            } else if [&self.sparse_deltas, &sparse_full, &small].iter().any(|packs| packs.contains(&number)) {
+                plan.rewrite.push(row);
+            }
+        }
+        let rewritten: HashSet<u32> = plan.rewrite.iter().map(|row| row.id.number).collect();
+        let awaiting = self.awaited.iter().filter(|(deltas, _)| rewritten.contains(deltas));
+        let awaited: HashSet<u32> = awaiting.flat_map(|(_, bases)| bases).copied().collect();
+        (plan.remove_later, plan.remove) = unneeded.into_iter().partition(|row| awaited.contains(&row.id.number));
+        plan
+    }
+}
+
+fn readable_snapshots(store: &Store) -> Result<Vec<Snapshot>> {
+    store.catalog().list(None)?.into_iter().map(|listed| listed.snapshot).collect()
+}
+
+fn mark(
+    store: &Store,
+    snapshots: &[Snapshot],
+    leased: &[NodeId],
+    threads: usize,
+    progress: &Progress,
+) -> Result<(Mark, u64)> {
+    let mut walk = Walk::new(store, Mark::default(), threads, progress);
+    progress.set_total(snapshots.len() as u64);
+    let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().partition(|snapshot| snapshot.state.partial);
+    walk_snapshots(&mut walk, &whole, progress)?;
+    // What was not fetched yet, or is damaged here, can be fetched; what is there is kept.
+    walk.allow(Gaps::Any)?;
+    walk_snapshots(&mut walk, &partial, progress)?;
+    // A lease may be of a partial snapshot that was removed since.
+    walk.allow(Gaps::Absent)?;
+    let roots: Vec<RecordId> = leased.iter().map(|root| (*root).into()).collect();
+    for (root, place) in leased.iter().zip(store.places(&roots)?) {
+        // What the store does not have needs no protection.
+        if place.is_some() {
+            walk.tree(*root)?;
+        }
+    }
+    walk.finish()
+}
+
+fn walk_snapshots(walk: &mut Walk<'_, Mark>, snapshots: &[&Snapshot], progress: &Progress) -> Result<()> {
+    for snapshot in snapshots {
+        if let Some(root) = snapshot.entry().root {
+            walk.tree(root).map_err(|error| name_snapshot(error, snapshot))?;
+        }
+        walk.records([snapshot.entry_id().into()])?;
+        progress.advance(1);
+    }
+    Ok(())
+}
+
+fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
+    match error {
+        Error::Damaged { what, detail } => Error::damaged(
+            what,
+            format!("{detail}; nothing is collected while what {} needs is unknown", snapshot.name()),
+        ),
+        other => other,
+    }
+}
+
+/// Packs with records that are damaged and that no other pack has, and those that had to be searched for their records when the
+/// index came to know them: they are kept, whatever else is in them. Of the latter the index counts the records as they
+/// were found, those in gaps among them, and not as the table does, which may be readable again.
+fn unhealed_packs(store: &Store, rows: &[PackRow]) -> Result<HashSet<u32>> {
+    let records: Vec<_> = store.damaged().records().into_iter().filter(|record| !record.base_lost).collect();
+    let ids: Vec<_> = records.iter().map(|record| record.id).collect();
+    let places = store.places(&ids)?;
+    let unhealed = records.iter().zip(places).filter(|(_, place)| place.is_none());
+    let known = store.index().packs()?;
+    let searched = rows.iter().map(|row| row.id.number).filter(|number| !known.contains_key(number));
+    Ok(unhealed.map(|(record, _)| record.pack.number).chain(searched).collect())
+}
+
+/// Marks the bases of a pack's deltas: of all if the pack stays as it is, so that none is left without its base.
+/// Returns the packs with bases that were not marked.
+fn mark_bases(
+    store: &Store,
+    row: &PackRow,
+    only_live: bool,
+    mark: &mut Mark,
+    report: &mut GcReport,
+) -> Result<HashSet<u32>> {
+    let live = mark.pack(row.id.number).cloned().unwrap_or_default();
+    let scanned = match store.packs().reader(row.id.number).and_then(|reader| reader.scan()) {
+        Ok(scanned) => scanned,
+        Err(error @ Error::Damaged { .. }) => {
+            report.kept_damaged.push(error.to_string());
+            return Ok(HashSet::new());
+        }
+        Err(error) => return Err(error),
+    };
+    if !matches!(scanned.outcome, ScanOutcome::Whole) && !finds_all(store, row, &live, &scanned.entries)? {
+        return Err(Error::damaged(
+            format!("pack {}", row.id),
+            "not all that is needed of it can be read; nothing is collected while it is unknown which bases that has",
+        ));
+    }
+    // Records that were found by search may be counted otherwise than the marks are.
+    let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
+    let (wanted, others): (Vec<_>, Vec<_>) =
+        scanned.entries.iter().enumerate().partition(|(ordinal, _)| !only_live || live.has(*ordinal));
+    let places = |entries: Vec<(usize, &TableEntry)>| {
+        let bases: Vec<RecordId> = entries.into_iter().filter_map(|(_, entry)| entry.base).collect();
+        Ok::<_, Error>(store.places(&bases)?.into_iter().flatten())
+    };
+    places(wanted)?.for_each(|place| {
+        mark.see(&place);
+    });
+    Ok(places(others)?.map(|place| place.pack).collect())
+}
+
+/// Whether the live records of a pack are among those that were found in it.
+fn finds_all(store: &Store, row: &PackRow, live: &PackMark, found: &[TableEntry]) -> Result<bool> {
+    let ids: Vec<RecordId> = found.iter().map(|entry| entry.id).collect();
+    let here = store.places(&ids)?.into_iter().flatten().filter(|place| place.pack == row.id.number);
+    let ordinals: HashSet<u32> =
+        here.map(|place| place.ordinal).filter(|ordinal| live.has(*ordinal as usize)).collect();
+    Ok(ordinals.len() as u64 == live.records)
+}
+
+fn sparse<'a>(mark: &Mark, rows: impl Iterator<Item = &'a PackRow>) -> HashSet<u32> {
+    let live_bytes = |row: &PackRow| mark.pack(row.id.number).map_or(0, |pack| pack.bytes);
+    rows.filter(|row| live_bytes(row) * 100 < row.bytes * SPARSE_PERCENT).map(|row| row.id.number).collect()
+}
+
+fn small(rows: &[PackRow], below_bytes: u64) -> HashSet<u32> {
+    let mut small = HashSet::new();
+    for class in Class::ALL {
+        let of_class: Vec<_> = rows.iter().filter(|row| row.class == class && row.bytes < below_bytes).collect();
+        if of_class.len() >= SMALL_PACKS_MIN {
+            small.extend(of_class.iter().map(|row| row.id.number));
+        }
+    }
+    small
+}
+
+/// Clears the tombstones of snapshots whose entries no pack repeats any more.
+fn clear_tombstones(store: &Store) -> Result<()> {
+    for tombstone in store.catalog().tombstones()? {
+        let prefix = tombstone.entry_prefix_bytes();
+        store.catalog().clear_tombstone(&tombstone, || store.has_prefix(&prefix))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

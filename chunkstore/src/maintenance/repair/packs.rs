@@ -1,0 +1,168 @@
+//! Replacing packs of which something is damaged.
+//!
+//! Their sound records are copied to new packs. When these are durable and in the index, the old files go to
+//! `quarantine/`. Also a file that lies under another pack's name is searched.
+
+use std::collections::HashSet;
+
+use super::Mending;
+use crate::catalog::Snapshot;
+use crate::error::{Error, Result};
+use crate::format::id::{PackId, RecordId};
+use crate::maintenance::verify::NO_PACK;
+use crate::pack::{self, Inventory, PackReader, TableEntry};
+use crate::storage::quarantine;
+use crate::store::damaged::{BadRecord, Damaged};
+use crate::store::index::Change;
+use crate::store::{Store, WriteSession, entry_record, verify_record};
+
+/// Records that are looked up together.
+const BATCH_RECORDS: usize = 4096;
+
+impl Mending<'_> {
+    /// Replaces packs that are damaged, and brings back entries that no pack repeats any more.
+    pub(super) fn replace_packs(&mut self) -> Result<()> {
+        let unfit: Vec<PackId> = self.found.unfit.iter().map(|row| row.id).collect();
+        let strangers = Inventory::read(&**self.store.storage())?.strangers;
+        let misplaced: Vec<PackId> =
+            strangers.iter().filter_map(|name| name.strip_suffix(".pack")?.parse().ok()).collect();
+        let lacking = self.unrepeated_entries()?;
+        if !self.dry_run {
+            let files: Vec<PackId> = unfit.iter().chain(&misplaced).copied().collect();
+            let mut rescue = Rescue { store: self.store, unfit: numbers(&unfit), copied: HashSet::new() };
+            // Bases first: deltas are checked against them.
+            for of_deltas in [false, true] {
+                let session = WriteSession::apart(self.store);
+                for id in &files {
+                    self.progress.check()?;
+                    rescue.copy(*id, of_deltas, &session)?;
+                }
+                if !of_deltas {
+                    lacking.iter().try_for_each(|snapshot| session.copy(&entry_record(snapshot)))?;
+                }
+                session.flush()?;
+            }
+            self.report.copied_records += rescue.copied.len() as u64;
+            self.quarantine(&unfit)?;
+            if !self.store.missing_packs().is_empty() {
+                self.store.forget_missing_packs()?;
+            }
+        }
+        for row in self.found.missing.iter() {
+            self.tell(format!("pack {}: it is missing; what snapshots need of it is remembered as lost", row.id));
+        }
+        for id in unfit {
+            self.tell(format!("pack {id}: its sound records moved to new packs, the file put aside"));
+        }
+        for snapshot in lacking {
+            self.tell(format!("catalog: a pack repeats the entry of {} again", snapshot.name()));
+        }
+        strangers.iter().try_for_each(|name| self.put_away(&format!("{}/{name}", pack::DIR)))
+    }
+
+    /// The snapshots whose entry no pack has.
+    fn unrepeated_entries(&self) -> Result<Vec<Snapshot>> {
+        let snapshots = &self.found.catalog.snapshots;
+        let ids: Vec<RecordId> = snapshots.iter().map(|snapshot| snapshot.entry_id().into()).collect();
+        let unrepeated = snapshots.iter().zip(self.store.places(&ids)?).filter(|(_, place)| place.is_none());
+        Ok(unrepeated.map(|(snapshot, _)| snapshot.clone()).collect())
+    }
+
+    /// Takes packs out of the index, then out of `packs/`, then out of the list of what is damaged.
+    fn quarantine(&mut self, packs: &[PackId]) -> Result<()> {
+        if packs.is_empty() {
+            return Ok(());
+        }
+        let gone = numbers(packs);
+        forget(self.store, &gone)?;
+        for id in packs {
+            self.store.packs().forget(id.number);
+            let to = quarantine::put_away(&**self.store.storage(), &pack::path(*id))?;
+            self.report.quarantined.push(to);
+        }
+        let mut damaged = Damaged::clone(&self.store.damaged());
+        damaged.retain(|record| !packs.contains(&record.pack));
+        for id in &self.found.lost {
+            if !damaged.concerns(*id) {
+                // The next backup must not take it for there because its parent has it.
+                damaged.insert(BadRecord { pack: NO_PACK, offset: 0, id: *id, base_lost: false });
+            }
+        }
+        self.store.set_damaged(damaged)
+    }
+}
+
+fn numbers(packs: &[PackId]) -> HashSet<u32> {
+    packs.iter().map(|id| id.number).collect()
+}
+
+/// Takes packs, and those of their records that are nowhere else, out of the index.
+fn forget(store: &Store, gone: &HashSet<u32>) -> Result<()> {
+    let mut ids = Vec::new();
+    store.index().each_record(&mut |id, place| {
+        if gone.contains(&place.pack) {
+            ids.push(id);
+        }
+        Ok(())
+    })?;
+    let _index = store.change_index();
+    let mut change = Change::default();
+    for (id, place) in ids.iter().zip(store.index().places(&ids)?) {
+        if place.is_some_and(|place| gone.contains(&place.pack)) {
+            change.forget(*id);
+        }
+    }
+    for number in gone {
+        change.forget_pack(*number);
+    }
+    store.index().apply(&change)
+}
+
+/// The copying of sound records.
+struct Rescue<'a> {
+    store: &'a Store,
+    /// Numbers of the packs that will go.
+    unfit: HashSet<u32>,
+    copied: HashSet<RecordId>,
+}
+
+impl Rescue<'_> {
+    /// Copies the sound records of a file that no pack has that stays.
+    fn copy(&mut self, id: PackId, of_deltas: bool, session: &WriteSession) -> Result<()> {
+        let found = PackReader::open(&**self.store.storage(), id).and_then(|reader| Ok((reader.scan()?, reader)));
+        let (mut entries, reader) = match found {
+            Ok((scanned, reader)) => (scanned.entries, reader),
+            Err(error) if error.is_damage() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        entries.retain(|entry| entry.base.is_some() == of_deltas);
+        for entries in entries.chunks(BATCH_RECORDS) {
+            let ids: Vec<RecordId> = entries.iter().map(|entry| entry.id).collect();
+            for (entry, place) in entries.iter().zip(self.store.places(&ids)?) {
+                let stays = place.is_some_and(|place| !self.unfit.contains(&place.pack));
+                if !stays && !self.copied.contains(&entry.id) && self.copy_record(&reader, entry, session)? {
+                    self.copied.insert(entry.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies a record if it is sound; a delta whose base is lost may be of use when that is found.
+    fn copy_record(&self, reader: &PackReader, entry: &TableEntry, session: &WriteSession) -> Result<bool> {
+        let record = match reader.record(u64::from(entry.offset), entry.stored_bytes) {
+            Err(error) if error.is_damage() => return Ok(false),
+            record => record?,
+        };
+        let lacks_base = match record.header.base {
+            Some(base) => !self.store.is_full(&[base])?[0],
+            None => false,
+        };
+        match verify_record(self.store, &record) {
+            Err(Error::Damaged { .. }) if !lacks_base => Ok(false),
+            // A newer version's entries are kept as they are.
+            Ok(()) | Err(Error::Damaged { .. } | Error::Refused { .. }) => session.copy(&record).map(|()| true),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Checking the catalog, also against the entries that packs repeat.
+
+use std::collections::{HashMap, HashSet};
+
+use super::findings::FoundEntry;
+use crate::catalog::name::SnapshotName;
+use crate::catalog::{Snapshot, Tombstone};
+use crate::error::Result;
+use crate::format::id::EntryId;
+use crate::store::Store;
+
+/// What can be read of a catalog, and what can't.
+#[derive(Default)]
+pub(crate) struct CatalogCheck {
+    pub(crate) snapshots: Vec<Snapshot>,
+    /// Damaged files, each with the entries of its name that packs repeat.
+    pub(crate) unreadable: Vec<(SnapshotName, Vec<EntryId>)>,
+    /// Entries that packs repeat and the catalog lacks.
+    pub(crate) unlisted: Vec<(SnapshotName, EntryId)>,
+    /// Paths of what is no part of the catalog.
+    pub(crate) strangers: Vec<String>,
+}
+
+/// Reads all of the catalog and adds what is wrong with it to `problems`. `found` are the entries that packs repeat.
+pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<String>) -> Result<CatalogCheck> {
+    let catalog = store.catalog();
+    let mut check = CatalogCheck { strangers: catalog.strangers()?, ..CatalogCheck::default() };
+    // With the entries that may be the damaged one: those that were not removed before those that were.
+    let mut unreadable: HashMap<SnapshotName, [Vec<EntryId>; 2]> = HashMap::new();
+    // Of newer versions, or not this user's to read: nothing to be mended.
+    let mut others = HashSet::new();
+    let (all, tombstones) = catalog.list_with_tombstones()?;
+    for listed in all {
+        match listed.snapshot {
+            Ok(snapshot) => check.snapshots.push(snapshot),
+            Err(error) => {
+                problems.push(error.to_string());
+                if error.is_damage() {
+                    unreadable.insert(listed.name, <[Vec<EntryId>; 2]>::default());
+                } else {
+                    others.insert(listed.name);
+                }
+            }
+        }
+    }
+    problems.extend(check.strangers.iter().map(|path| format!("{path} is no part of the catalog")));
+    let known: HashSet<EntryId> = check.snapshots.iter().map(Snapshot::entry_id).collect();
+    let tombstones: HashSet<Tombstone> = tombstones.into_iter().collect();
+    let mut told = HashSet::new();
+    for FoundEntry { id, name, pack } in found {
+        if known.contains(&id) || others.contains(&name) || !told.insert(id) {
+            continue;
+        }
+        let was_removed = tombstones.contains(&Tombstone::of_entry(&name, id));
+        if let Some(entries) = unreadable.get_mut(&name) {
+            entries[usize::from(was_removed)].push(id);
+        } else if !was_removed {
+            problems.push(format!("the catalog entry of {name} is missing; pack {pack} repeats it"));
+            check.unlisted.push((name, id));
+        }
+    }
+    let sorted = unreadable.into_iter().map(|(name, entries)| (name, entries.concat()));
+    check.unreadable.extend(sorted);
+    check.unreadable.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(check)
+}

@@ -1,0 +1,260 @@
+//! Walking the manifests of snapshots: everything below a root must be there.
+//!
+//! One thread walks the inner nodes and gives leaves out in batches; others read them and look their chunks up. Of inner
+//! nodes each is entered once: a few, each the child of another in all of its slots, span an image of any size. Leaves and
+//! chunks are not looked at again as long as they are remembered, which is bounded: forgetting costs time only. Below a partial
+//! snapshot something may be absent; these come last, so that what whole ones lack is noticed.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::catalog::Snapshot;
+use crate::error::{Error, Result};
+use crate::format::id::{NodeId, RecordId};
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{Node, height_for};
+use crate::pack::RecordLocation;
+use crate::parallel;
+use crate::progress::Progress;
+use crate::store::Store;
+use crate::store::marks::{Mark, Seen};
+
+/// Leaves that are read together.
+const BATCH_LEAVES: usize = 64;
+/// Ids remembered at most, at 16 bytes and some.
+const REMEMBERED_MAX: usize = 1 << 20;
+/// Lost ids that are told apart at most.
+const LOST_MAX: usize = 1 << 20;
+
+/// What snapshots need and can't have.
+#[derive(Default)]
+pub(super) struct Lost {
+    pub(super) ids: HashSet<RecordId>,
+    /// What partial snapshots need and was never here.
+    pub(super) absent: u64,
+    /// Some manifest is not what it must be although its nodes are whole.
+    pub(super) malformed: bool,
+}
+
+impl Lost {
+    pub(super) fn is_nothing(&self) -> bool {
+        self.ids.is_empty() && !self.malformed
+    }
+}
+
+/// What the walk does with the places of what it sees: `None` if there is none. Tells whether to go on below it.
+type See<'a> = dyn Fn(RecordId, Option<RecordLocation>) -> bool + Sync + 'a;
+
+/// A walk over the manifests of snapshots.
+pub(super) struct Closure<'a> {
+    store: &'a Store,
+    threads: usize,
+    progress: &'a Progress,
+    remembered: Mutex<Remembered>,
+    lost: Mutex<Lost>,
+}
+
+/// Marks everything that some snapshots need and that has a place.
+pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progress: &Progress) -> Result<Mark> {
+    let mark = Mutex::new(Mark::default());
+    let closure = Closure::new(store, threads, progress);
+    closure.walk(snapshots, &|_, place| {
+        if let Some(place) = place {
+            lock(&mark).see(&place);
+        }
+        place.is_some()
+    })?;
+    Ok(mark.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl<'a> Closure<'a> {
+    pub(super) fn new(store: &'a Store, threads: usize, progress: &'a Progress) -> Self {
+        Self { store, threads, progress, remembered: Mutex::default(), lost: Mutex::default() }
+    }
+
+    /// Everything below the snapshots that has no good place, or can't be read.
+    pub(super) fn lost(
+        self,
+        snapshots: &[Snapshot],
+        is_good: &(dyn Fn(&RecordLocation) -> bool + Sync),
+    ) -> Result<Lost> {
+        let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|snapshot| snapshot.state.partial);
+        self.walk(&whole, &|id, place| {
+            if !place.is_some_and(|place| is_good(&place)) {
+                self.lose(id);
+            }
+            true
+        })?;
+        let damaged = self.store.damaged();
+        self.walk(&partial, &|id, place| {
+            match place {
+                Some(place) if is_good(&place) => return true,
+                None if !damaged.concerns(id) => lock(&self.lost).absent += 1,
+                _ => self.lose(id),
+            }
+            false
+        })?;
+        Ok(self.lost.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn lose(&self, id: RecordId) {
+        let mut lost = lock(&self.lost);
+        if lost.ids.len() < LOST_MAX {
+            lost.ids.insert(id);
+        }
+    }
+
+    fn walk(&self, snapshots: &[Snapshot], see: &See<'_>) -> Result<()> {
+        let (leaves, todo) = bounded(self.threads * 2);
+        let (walked, worked) = thread::scope(|scope| {
+            let walker = scope.spawn(|| self.walk_trees(snapshots, see, leaves));
+            let worked = parallel::run(self.threads, || self.work(&todo, see));
+            (walker.join().expect("the walk does not panic"), worked)
+        });
+        worked?;
+        walked
+    }
+
+    fn walk_trees(&self, snapshots: &[Snapshot], see: &See<'_>, leaves: Sender<Vec<NodeId>>) -> Result<()> {
+        let mut walker = Walker { closure: self, see, leaves, batch: Vec::new(), entered: HashSet::new() };
+        for entry in snapshots.iter().map(Snapshot::entry) {
+            if let Some(root) = entry.root {
+                walker.node(root, height_for(entry.virtual_bytes))?;
+            }
+        }
+        walker.give_leaves()
+    }
+
+    /// Reads leaves until there are no more. After a failure they are only taken away, so that the walker does not wait.
+    fn work(&self, todo: &Receiver<Vec<NodeId>>, see: &See<'_>) -> Result<()> {
+        let mut result = Ok(());
+        for leaves in todo {
+            if result.is_ok() {
+                result = self.progress.check().and_then(|()| self.leaves(&leaves, see));
+            }
+        }
+        result
+    }
+
+    fn leaves(&self, ids: &[NodeId], see: &See<'_>) -> Result<()> {
+        let mut chunks: Vec<RecordId> = Vec::new();
+        self.store.nodes(ids, &mut |position, node| {
+            match node {
+                Ok(Node::Leaf(leaf)) => chunks.extend(leaf.chunks().map(|(_, id, _)| RecordId::from(id))),
+                Ok(Node::Inner(_)) => lock(&self.lost).malformed = true,
+                Err(Error::Damaged { .. }) => self.lose(ids[position].into()),
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        })?;
+        let new = lock(&self.remembered).new_ones(chunks.into_iter());
+        self.look_up(new, see)?;
+        Ok(())
+    }
+
+    /// Shows ids with their places; returns those below which the walk goes on.
+    fn look_up(&self, new: Vec<RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
+        let places = self.store.places(&new)?;
+        Ok(new.into_iter().zip(places).filter(|(id, place)| see(*id, *place)).map(|(id, _)| id).collect())
+    }
+}
+
+/// The thread that walks inner nodes.
+struct Walker<'a> {
+    closure: &'a Closure<'a>,
+    see: &'a See<'a>,
+    leaves: Sender<Vec<NodeId>>,
+    batch: Vec<NodeId>,
+    entered: HashSet<RecordId>,
+}
+
+impl Walker<'_> {
+    fn node(&mut self, id: NodeId, height: u8) -> Result<()> {
+        self.nodes(&[id], height)
+    }
+
+    /// Walks nodes of one height.
+    fn nodes(&mut self, ids: &[NodeId], height: u8) -> Result<()> {
+        self.closure.progress.check()?;
+        let records = ids.iter().map(|id| RecordId::from(*id));
+        let new = if height == 0 {
+            lock(&self.closure.remembered).new_ones(records)
+        } else {
+            records.filter(|id| self.entered.insert(*id)).collect()
+        };
+        let new = self.closure.look_up(new, self.see)?;
+        for id in ids.iter().filter(|id| new.contains(&RecordId::from(**id))) {
+            if height == 0 {
+                self.batch.push(*id);
+                if self.batch.len() >= BATCH_LEAVES {
+                    self.give_leaves()?;
+                }
+                continue;
+            }
+            match self.closure.store.node(*id) {
+                Ok(Node::Inner(inner)) if inner.height() == height => {
+                    let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
+                    self.nodes(&children, height - 1)?;
+                }
+                Ok(_) => lock(&self.closure.lost).malformed = true,
+                Err(Error::Damaged { .. }) => self.closure.lose((*id).into()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn give_leaves(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.leaves.send(batch).map_err(|_| Error::Interrupted)
+    }
+}
+
+/// Half of an id: enough to tell those apart that are remembered.
+type Half = [u8; 16];
+
+/// The ids that were seen last.
+#[derive(Default)]
+struct Remembered {
+    ids: HashSet<Half, BuildHasherDefault<FirstBytes>>,
+}
+
+impl Remembered {
+    /// Those of these ids that were not seen, each once.
+    fn new_ones(&mut self, ids: impl Iterator<Item = RecordId>) -> Vec<RecordId> {
+        if self.ids.len() >= REMEMBERED_MAX {
+            self.ids.clear();
+        }
+        ids.filter(|id| self.ids.insert(*id.as_bytes().first_chunk().expect("an id is longer"))).collect()
+    }
+}
+
+/// Ids are hashes already.
+#[derive(Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    // An array is hashed with its length, which is always the same.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,267 @@
+//! Checking everything: every record of every pack, every manifest, the catalog.
+//!
+//! First come the packs, in order: full records, then deltas by the place of their bases, so that each base is decoded
+//! once a batch. A bit is kept for every record that proved good. What is damaged is remembered in the store, and what
+//! the index lacks or has elsewhere is put right. Then the manifests are walked: every node and chunk must have a place
+//! whose record proved good. Only if something has not are they walked again, to name the ranges that it hurts.
+
+mod catalog;
+mod closure;
+mod deltas;
+mod feed;
+mod findings;
+mod ranges;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(crate) use self::catalog::CatalogCheck;
+use self::closure::{Closure, Lost};
+use self::findings::{Findings, INDEX_LACKED};
+use crate::catalog::Snapshot;
+use crate::catalog::name::SnapshotName;
+use crate::error::{Error, Result};
+use crate::format::id::{PackId, RecordId};
+use crate::pack::PackRow;
+use crate::pack::{DIR, Inventory};
+use crate::progress::Progress;
+use crate::store::damaged::{BadRecord, Damaged};
+use crate::store::marks::Mark;
+use crate::store::{Maintenance, Store};
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct VerifyReport {
+    /// Packs read.
+    pub packs: u64,
+    /// Records decoded and hashed.
+    pub records: u64,
+    /// Their plain bytes.
+    pub plain_bytes: u64,
+    /// Snapshots whose manifests were walked.
+    pub snapshots: u64,
+    /// Damaged records whose content is whole elsewhere; nothing is lost with them.
+    pub healed_records: u64,
+    /// What is wrong with packs, catalog files and lists: one line for each.
+    pub problems: Vec<String>,
+    /// Snapshots that are here only in part.
+    #[serde(default)]
+    pub partial_snapshots: u64,
+    /// Chunks and nodes that these need and that were not fetched yet, as far as their manifests are here. No damage.
+    #[serde(default)]
+    pub absent_records: u64,
+    /// Damaged or missing chunks and nodes that snapshots need.
+    pub damage: Vec<DamagedRange>,
+    /// Ranges that are damaged too and for which the list had no room.
+    pub damage_left_out: u64,
+    /// Wall time.
+    pub elapsed_s: f64,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty() && self.damage.is_empty()
+    }
+}
+
+/// A range of a snapshot that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct DamagedRange {
+    /// The snapshot's name.
+    pub snapshot: String,
+    /// Where the range begins in the image.
+    pub offset_bytes: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// The chunk or manifest node that is missing.
+    pub id: String,
+}
+
+/// Verifies the whole store or, if `snapshots` is not empty, what these need. Ids found damaged are remembered; after a
+/// verification of the whole store the list is exactly what it found.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no such snapshot. Damage is no error, but in the report.
+pub fn verify(
+    store: &Arc<Store>,
+    snapshots: &[SnapshotName],
+    threads: usize,
+    progress: &Progress,
+) -> Result<VerifyReport> {
+    let started = Instant::now();
+    let _maintenance = store.maintain();
+    let run = Run { store, threads: threads.max(1), progress };
+    let mut report = if snapshots.is_empty() { run.whole_store()?.report } else { run.some(snapshots)? };
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What a verification of the whole store found, as a repair needs it.
+pub(crate) struct Inspection {
+    pub(crate) report: VerifyReport,
+    /// Packs of which something is damaged.
+    pub(crate) unfit: Vec<PackRow>,
+    /// Packs that were not there.
+    pub(crate) missing: Arc<Vec<PackRow>>,
+    pub(crate) catalog: CatalogCheck,
+    /// What snapshots need and can't have.
+    pub(crate) lost: HashSet<RecordId>,
+}
+
+/// Verifies the whole store for somebody who keeps other operations out.
+pub(crate) fn inspect(
+    store: &Store,
+    threads: usize,
+    progress: &Progress,
+    _maintenance: &Maintenance<'_>,
+) -> Result<Inspection> {
+    let started = Instant::now();
+    let mut inspection = Run { store, threads: threads.max(1), progress }.whole_store()?;
+    inspection.report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(inspection)
+}
+
+/// How many of the records below a snapshot's root are absent and not known to be damaged.
+pub(crate) fn absent_below(store: &Store, snapshot: &Snapshot, progress: &Progress) -> Result<u64> {
+    let mut snapshot = snapshot.clone();
+    snapshot.state.partial = true;
+    Ok(Closure::new(store, 1, progress).lost(&[snapshot], &|_| true)?.absent)
+}
+
+/// A verification.
+struct Run<'a> {
+    store: &'a Store,
+    threads: usize,
+    progress: &'a Progress,
+}
+
+impl Run<'_> {
+    fn whole_store(&self) -> Result<Inspection> {
+        let (inspection, was_mended) = self.look_at_all()?;
+        if !was_mended {
+            return Ok(inspection);
+        }
+        // What lacked its base, only because the index had lost that, is judged anew.
+        let healed_records = inspection.report.healed_records;
+        let mended = inspection.report.problems.into_iter().filter(|problem| problem.starts_with(INDEX_LACKED));
+        let (mut inspection, _) = self.look_at_all()?;
+        inspection.report.problems.extend(mended);
+        inspection.report.healed_records += healed_records;
+        Ok(inspection)
+    }
+
+    /// Whether, too, deltas lacked bases while records were put into the index again.
+    fn look_at_all(&self) -> Result<(Inspection, bool)> {
+        let missing = self.store.missing_packs();
+        let mut problems = self.strangers()?;
+        let mut findings = self.check_records(None)?;
+        let catalog = catalog::check(self.store, findings.take_entries(), &mut problems)?;
+        findings.add_stale_places(self.store)?;
+        self.store.set_damaged(findings.damaged(Damaged::default()))?;
+        findings.add_homeless_packs(self.store)?;
+        let lost = self.close(&findings, &catalog.snapshots)?;
+        self.remember_lost(&lost)?;
+        if lost.is_nothing() {
+            self.store.forget_missing_packs()?;
+            self.store.set_complete();
+        }
+        let (unfit, was_mended) = (findings.unfit_packs(), findings.may_have_bases_now());
+        let report = self.report(findings, problems, &catalog.snapshots, &lost)?;
+        Ok((Inspection { report, unfit, missing, catalog, lost: lost.ids }, was_mended))
+    }
+
+    fn some(&self, names: &[SnapshotName]) -> Result<VerifyReport> {
+        let mut problems = Vec::new();
+        let snapshots = self.read_snapshots(names, &mut problems)?;
+        let wanted = closure::mark(self.store, &snapshots, self.threads, self.progress)?;
+        let findings = self.check_records(Some(&wanted))?;
+        self.store.set_damaged(findings.damaged(Damaged::clone(&self.store.damaged())))?;
+        let lost = self.close(&findings, &snapshots)?;
+        self.remember_lost(&lost)?;
+        self.report(findings, problems, &snapshots, &lost)
+    }
+
+    /// Reads the catalog entries of the snapshots that were asked for; a damaged one is a problem.
+    fn read_snapshots(&self, names: &[SnapshotName], problems: &mut Vec<String>) -> Result<Vec<Snapshot>> {
+        let mut snapshots = Vec::new();
+        for name in names.iter().collect::<std::collections::BTreeSet<_>>() {
+            match self.store.catalog().read(name) {
+                Ok(snapshot) => snapshots.push(snapshot),
+                Err(error @ Error::Damaged { .. }) => problems.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(snapshots)
+    }
+
+    /// What lies among the packs and is none, and what should lie there and does not.
+    fn strangers(&self) -> Result<Vec<String>> {
+        let missing = self.store.missing_packs();
+        let missing = missing.iter().map(|row| format!("pack {} is missing", row.id));
+        let inventory = Inventory::read(&**self.store.storage())?;
+        let strange = inventory.strangers.iter().map(|name| format!("{DIR}/{name} is not a pack of this store"));
+        Ok(missing.chain(strange).collect())
+    }
+
+    /// Reads the records of all packs, or those of them that are wanted.
+    fn check_records(&self, wanted: Option<&Mark>) -> Result<Findings> {
+        let findings = Findings::new(self.store);
+        let rows = self.store.sealed_rows();
+        let bytes = |number| match wanted {
+            Some(wanted) => wanted.pack(number).map_or(0, |pack| pack.bytes),
+            None => self.store.packs().row(number).map_or(0, |row| row.bytes),
+        };
+        self.progress.set_total(rows.iter().map(|row| bytes(row.id.number)).sum());
+        records::check(self, rows, wanted, &findings)?;
+        deltas::check(self, wanted, &findings)?;
+        Ok(findings)
+    }
+
+    /// Everything below the snapshots that has no place whose record proved good.
+    fn close(&self, findings: &Findings, snapshots: &[Snapshot]) -> Result<Lost> {
+        let closure = Closure::new(self.store, self.threads, self.progress);
+        closure.lost(snapshots, &|place| findings.is_good(place))
+    }
+
+    /// Remembers what snapshots need and no pack has, although no place of it is known: the next backup must not take
+    /// it for there because its parent has it.
+    fn remember_lost(&self, lost: &Lost) -> Result<()> {
+        let damaged = self.store.damaged();
+        let mut more = Damaged::clone(&damaged);
+        for id in lost.ids.iter().filter(|id| !damaged.concerns(**id)) {
+            more.insert(BadRecord { pack: NO_PACK, offset: 0, id: *id, base_lost: false });
+        }
+        if more == *damaged { Ok(()) } else { self.store.set_damaged(more) }
+    }
+
+    fn report(
+        &self,
+        findings: Findings,
+        mut problems: Vec<String>,
+        snapshots: &[Snapshot],
+        lost: &Lost,
+    ) -> Result<VerifyReport> {
+        let known_entries: HashSet<RecordId> =
+            snapshots.iter().map(|snapshot| RecordId::from(snapshot.entry_id())).collect();
+        let mut report = VerifyReport {
+            snapshots: snapshots.len() as u64,
+            partial_snapshots: snapshots.iter().filter(|snapshot| snapshot.state.partial).count() as u64,
+            absent_records: lost.absent,
+            ..VerifyReport::default()
+        };
+        findings.report(self.store, &known_entries, &mut report)?;
+        report.problems.append(&mut problems);
+        if !lost.is_nothing() {
+            ranges::name(self.store, snapshots, lost, self.progress, &mut report)?;
+        }
+        Ok(report)
+    }
+}
+
+/// Stands in the list of damaged records for a pack of which nothing is known. Packs are numbered from 1.
+pub(crate) const NO_PACK: PackId = PackId { number: 0, tag: 0 };

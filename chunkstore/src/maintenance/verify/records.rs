@@ -1,0 +1,144 @@
+//! Checking records: checksum, table, decoding, hash.
+
+use super::Run;
+use super::feed::{Feed, OpenPack, Pass, Unit};
+use super::findings::{Findings, FoundEntry};
+use crate::catalog::{Snapshot, State};
+use crate::error::{Error, Result};
+use crate::format::buffers;
+use crate::format::codec;
+use crate::format::id::EntryId;
+use crate::format::manifest::Node;
+use crate::format::record::{Header, Kind};
+use crate::pack::PackRow;
+use crate::pack::TableEntry;
+use crate::pack::record_reader::id_of;
+use crate::parallel;
+use crate::store::marks::Mark;
+
+/// Why a record is bad.
+pub(super) struct Fault {
+    pub(super) detail: String,
+    /// The record itself is whole, and its base can't be had.
+    pub(super) base_lost: bool,
+}
+
+impl From<String> for Fault {
+    fn from(detail: String) -> Self {
+        Self { detail, base_lost: false }
+    }
+}
+
+/// What became of a record, by its position in the pack's entries.
+pub(super) type Verdict = (usize, Result<Option<FoundEntry>, Fault>);
+
+/// Checks all full records of these packs, or those of them that are wanted.
+pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {
+    let feed = Feed::new(run, findings, rows, wanted, Pass::Full);
+    parallel::run(run.threads, || {
+        let mut plain = Vec::new();
+        while let Some(unit) = feed.next()? {
+            let verdicts = check_unit(&unit, &mut plain);
+            findings.settle(run.store, &unit.pack, verdicts)?;
+            run.progress.advance(unit.bytes() as u64);
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn check_unit(unit: &Unit, plain: &mut Vec<u8>) -> Vec<Verdict> {
+    buffers::with(unit.bytes(), |bytes| {
+        let readable = read_unit(unit, bytes);
+        let check = |(at, entry): (usize, &TableEntry)| {
+            let verdict = record_bytes(unit, &readable, bytes, at, entry)
+                .and_then(|bytes| check_full(&unit.pack, entry, bytes, plain));
+            (at, verdict.map_err(Fault::from))
+        };
+        unit.entries().map(check).collect()
+    })
+}
+
+/// Which records of a unit could be read, with the reasons why not.
+pub(super) type Unreadable = Vec<(usize, String)>;
+
+/// Reads a unit's bytes with one call or, if that fails, record by record: one bad block must not take its neighbours
+/// along.
+pub(super) fn read_unit(unit: &Unit, bytes: &mut [u8]) -> Unreadable {
+    if unit.pack.reader.read_at(bytes, unit.start()).is_ok() {
+        return Vec::new();
+    }
+    let mut unreadable = Vec::new();
+    for (at, entry) in unit.entries() {
+        let start = (u64::from(entry.offset) - unit.start()) as usize;
+        let record = &mut bytes[start..start + entry.record_bytes() as usize];
+        if let Err(error) = unit.pack.reader.read_at(record, u64::from(entry.offset)) {
+            unreadable.push((at, detail(error)));
+        }
+    }
+    unreadable
+}
+
+/// The bytes of one record of a unit that was read.
+pub(super) fn record_bytes<'b>(
+    unit: &Unit,
+    unreadable: &Unreadable,
+    bytes: &'b [u8],
+    at: usize,
+    entry: &TableEntry,
+) -> Result<&'b [u8], String> {
+    if let Some((_, detail)) = unreadable.iter().find(|unreadable| unreadable.0 == at) {
+        return Err(detail.clone());
+    }
+    let start = (u64::from(entry.offset) - unit.start()) as usize;
+    Ok(&bytes[start..start + entry.record_bytes() as usize])
+}
+
+/// Checks the stored form of a record: checksums, and that its header says what the table says.
+pub(super) fn parse<'b>(pack: &OpenPack, entry: &TableEntry, bytes: &'b [u8]) -> Result<(Header, &'b [u8]), String> {
+    let (header, payload) = pack.reader.parse_record(bytes, u64::from(entry.offset)).map_err(detail)?;
+    let as_listed = header.id == entry.id
+        && header.base == entry.base
+        && (header.kind, header.codec) == (entry.kind, entry.codec)
+        && (header.plain_bytes, header.stored_bytes) == (entry.plain_bytes, entry.stored_bytes);
+    if as_listed { Ok((header, payload)) } else { Err("its header is not what the pack's table says".into()) }
+}
+
+fn check_full(
+    pack: &OpenPack,
+    entry: &TableEntry,
+    bytes: &[u8],
+    plain: &mut Vec<u8>,
+) -> Result<Option<FoundEntry>, String> {
+    let (header, payload) = parse(pack, entry, bytes)?;
+    let plain = codec::decode_into(header.codec, payload, header.plain_bytes as usize, None, plain)?;
+    check_content(pack, entry, plain)
+}
+
+/// Checks plain bytes against their id, and that a node or a snapshot's entry is one.
+pub(super) fn check_content(pack: &OpenPack, entry: &TableEntry, plain: &[u8]) -> Result<Option<FoundEntry>, String> {
+    if id_of(entry.kind, plain) != entry.id {
+        return Err("its bytes do not match its id".into());
+    }
+    match entry.kind {
+        Kind::Chunk => Ok(None),
+        Kind::Node => Node::decode(plain).map(|_| None),
+        Kind::Entry => {
+            let id = EntryId::from_bytes(*entry.id.as_bytes());
+            match Snapshot::from_entry(id, plain.to_vec(), State::default()) {
+                Ok(snapshot) => Ok(Some(FoundEntry { id, name: snapshot.name(), pack: pack.row.id })),
+                // A newer version's: its catalog file, if it is lost, is for that version to miss.
+                Err(Error::Refused { .. }) => Ok(None),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+    }
+}
+
+/// What an error about a place in a pack says, without the place.
+fn detail(error: Error) -> String {
+    match error {
+        Error::Damaged { detail, .. } => detail,
+        other => other.to_string(),
+    }
+}

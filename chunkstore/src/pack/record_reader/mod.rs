@@ -1,0 +1,300 @@
+//! Reading records by their places: what a store's owner and its local clients do alike.
+//!
+//! [`Locator`] tells where records lie and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc moves records
+//! and unlinks packs while others read, so a place that was looked up may be gone when it is read: all reading by id goes
+//! through one function, which looks again for what could not be read. Locator are hints. Another process may have told
+//! them, so whatever they say, what is returned under an id was checked against it or is checked by the caller, no more is
+//! allocated than a record can have, and a base's base is never asked for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format::chunk::Chunk;
+use crate::format::codec::{self, Codec};
+use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
+use crate::format::manifest::Node;
+use crate::format::record::{Header, Kind, Record};
+use crate::pack::PackReader;
+use crate::pack::RecordLocation;
+
+mod files;
+mod runs;
+
+pub use files::PackFiles;
+use runs::{Records, Run};
+
+/// How often a record is looked for again that moved while it was read.
+const TRIES_MAX: u32 = 8;
+const UNLIKE_ID: &str = "its bytes do not match its id";
+
+/// Takes what was read, each with its position in what was asked for.
+type Each<'a, T> = dyn FnMut(usize, Result<T>) -> Result<()> + 'a;
+/// Reads records at places.
+type Read<'a, T> = dyn Fn(Vec<(usize, RecordLocation)>, &mut Each<'_, T>) -> Result<()> + 'a;
+/// A record's header and payload, if they match their checksums.
+type Parsed<'a> = Result<(Header, &'a [u8])>;
+/// Plain bytes of bases by their ids.
+type Bases = HashMap<RecordId, Vec<u8>>;
+
+/// Knows where records lie, and opens the packs that they lie in.
+pub trait Locator: Send + Sync {
+    /// The places of records, in the order of `ids`; what can't be had has none.
+    ///
+    /// # Errors
+    /// If places can't be asked for.
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>>;
+
+    /// The places of records that could not be read where they were said to be. Nothing that was kept is trusted.
+    ///
+    /// # Errors
+    /// As [`Locator::places`].
+    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        self.places(ids)
+    }
+
+    /// The pack with this number.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if there is none; if it can't be opened.
+    fn pack(&self, number: u32) -> Result<Arc<PackReader>>;
+
+    /// Why something that has no place can't be had.
+    fn absent(&self, what: &str) -> Error;
+}
+
+/// Reads what someone knows the places of.
+#[derive(Clone, Copy)]
+pub struct RecordReader<'a> {
+    places: &'a dyn Locator,
+}
+
+/// A decoded record, not yet verified against its id.
+pub(crate) struct Plain {
+    pub(crate) bytes: Vec<u8>,
+    pack: Arc<PackReader>,
+    offset: u64,
+}
+
+impl Plain {
+    fn into_chunk(self, id: ChunkId) -> Result<Chunk> {
+        Chunk::verify(id, self.bytes).map_err(|_| self.pack.damaged(self.offset, UNLIKE_ID))
+    }
+}
+
+impl<'a> RecordReader<'a> {
+    /// Reads what `places` knows.
+    pub fn new(places: &'a dyn Locator) -> Self {
+        Self { places }
+    }
+
+    /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::chunk_source::ChunkSource::chunks) does, in the order of their
+    /// places.
+    ///
+    /// # Errors
+    /// What `each` returns; if places can't be asked for.
+    pub fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+        self.read_plain(&records, &|at| format!("chunk {}", ids[at]), &mut |position, plain| {
+            let id = ids[position];
+            let chunk = plain.and_then(|plain| plain.into_chunk(id));
+            each(position, chunk.map_err(|error| error.within(&format!("chunk {id}"))))
+        })
+    }
+
+    /// Fetches nodes as [`RecordReader::chunks`] does chunks.
+    ///
+    /// # Errors
+    /// As [`RecordReader::chunks`].
+    pub fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+        self.read_plain(&records, &|at| format!("manifest node {}", ids[at]), &mut |position, plain| {
+            let id = ids[position];
+            let node = plain.and_then(|plain| Node::verify(id, &plain.bytes));
+            each(position, node.map_err(|error| error.within(&format!("manifest node {id}"))))
+        })
+    }
+
+    /// Fetches records as they are stored, in the order of their places, and hands each over with its position. Headers
+    /// and payloads match their checksums, and headers the ids; what is absent is an error in its place.
+    ///
+    /// # Errors
+    /// As [`RecordReader::chunks`].
+    pub fn records(&self, ids: &[RecordId], each: &mut dyn FnMut(usize, Result<Record>) -> Result<()>) -> Result<()> {
+        let read = |wanted, each: &mut Each<'_, Record>| self.read_stored(ids, wanted, each);
+        self.read_ids(ids, &|at| format!("record {}", ids[at]), &read, each)
+    }
+
+    /// Reads and verifies the bases of delta records. A base that can't be had is left out.
+    ///
+    /// # Errors
+    /// If places can't be asked for.
+    pub fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<Bases> {
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut bases = HashMap::with_capacity(ids.len());
+        if ids.is_empty() {
+            return Ok(bases);
+        }
+        let read = |wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Vec<u8>>| {
+            let (full, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, place)| place.is_full());
+            others.into_iter().try_for_each(|(at, _)| each(at, Err(self.places.absent("a base"))))?;
+            let kinds: HashMap<usize, Kind> = full.iter().map(|(at, place)| (*at, place.kind)).collect();
+            self.read_full(full, &mut |at, plain| {
+                each(at, plain.and_then(|plain| check_plain(kinds[&at], ids[at], plain.bytes)))
+            })
+        };
+        self.read_ids(&ids, &|_| "a base".into(), &read, &mut |at, plain| {
+            if let Ok(plain) = plain {
+                bases.insert(ids[at], plain);
+            }
+            Ok(())
+        })?;
+        Ok(bases)
+    }
+
+    /// Reads and decodes records that are no deltas, in the order of their places, and hands each over with its position.
+    pub(crate) fn read_full(&self, wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Plain>) -> Result<()> {
+        // A place that lies about its record leads to no base, so never to a base of a base.
+        self.read_decoded(wanted, &|_| Ok(Bases::new()), each)
+    }
+
+    fn read_plain(&self, ids: &[RecordId], what: &dyn Fn(usize) -> String, each: &mut Each<'_, Plain>) -> Result<()> {
+        let bases_of =
+            |parsed: &[Parsed<'_>]| self.bases(parsed.iter().flatten().filter_map(|(header, _)| header.base));
+        let read = |wanted, each: &mut Each<'_, Plain>| self.read_decoded(wanted, &bases_of, each);
+        self.read_ids(ids, what, &read, each)
+    }
+
+    /// Reads records by `read`, and looks for those again that can't be read, because they may have moved. Every position
+    /// is handed over once; those that moved last.
+    fn read_ids<T>(
+        &self,
+        ids: &[RecordId],
+        what: &dyn Fn(usize) -> String,
+        read: &Read<'_, T>,
+        each: &mut Each<'_, T>,
+    ) -> Result<()> {
+        let mut places = self.places.places(ids)?;
+        let mut wanted = Vec::with_capacity(ids.len());
+        for (at, place) in places.iter().enumerate() {
+            match place {
+                Some(place) => wanted.push((at, *place)),
+                None => each(at, Err(self.places.absent(&what(at))))?,
+            }
+        }
+        for tries in 0.. {
+            let mut failed = Vec::new();
+            read(wanted, &mut |at, result| match result {
+                Err(error) if tries < TRIES_MAX => {
+                    failed.push((at, error));
+                    Ok(())
+                }
+                result => each(at, result),
+            })?;
+            if failed.is_empty() {
+                break;
+            }
+            let asked: Vec<RecordId> = failed.iter().map(|(at, _)| ids[*at]).collect();
+            wanted = Vec::new();
+            for ((at, error), place) in failed.into_iter().zip(self.places.places_again(&asked)?) {
+                match place {
+                    Some(moved) if places[at] != Some(moved) => {
+                        places[at] = Some(moved);
+                        wanted.push((at, moved));
+                    }
+                    _ => each(at, Err(error))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_stored(
+        &self,
+        ids: &[RecordId],
+        wanted: Vec<(usize, RecordLocation)>,
+        each: &mut Each<'_, Record>,
+    ) -> Result<()> {
+        runs::read(self.places, wanted, &mut |run| {
+            let records = match run {
+                Run::Read(records) => records,
+                Run::Failed(at, error) => return each(at, Err(error)),
+            };
+            for ((at, place), record) in records.places.iter().zip(records.parse()) {
+                let record = record.and_then(|(header, payload)| {
+                    if header.id == ids[*at] {
+                        Ok(Record { header, payload: payload.to_vec() })
+                    } else {
+                        Err(records.pack.damaged(u64::from(place.offset), "another record lies there"))
+                    }
+                });
+                each(*at, record)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads and decodes records, each run of them with the bases that `bases_of` has for it.
+    fn read_decoded(
+        &self,
+        wanted: Vec<(usize, RecordLocation)>,
+        bases_of: &dyn Fn(&[Parsed<'_>]) -> Result<Bases>,
+        each: &mut Each<'_, Plain>,
+    ) -> Result<()> {
+        runs::read(self.places, wanted, &mut |run| match run {
+            Run::Read(records) => {
+                let parsed = records.parse();
+                let bases = bases_of(&parsed)?;
+                decode_run(&records, parsed, &bases, each)
+            }
+            Run::Failed(at, error) => each(at, Err(error)),
+        })
+    }
+}
+
+/// Decodes records that were read together.
+fn decode_run(records: &Records<'_>, parsed: Vec<Parsed<'_>>, bases: &Bases, each: &mut Each<'_, Plain>) -> Result<()> {
+    for ((position, place), record) in records.places.iter().zip(parsed) {
+        let plain = record.and_then(|(header, payload)| decode(records.pack, place, &header, payload, bases));
+        each(*position, plain)?;
+    }
+    Ok(())
+}
+
+fn decode(
+    pack: &Arc<PackReader>,
+    place: &RecordLocation,
+    header: &Header,
+    payload: &[u8],
+    bases: &Bases,
+) -> Result<Plain> {
+    let offset = u64::from(place.offset);
+    let base = match header.base {
+        Some(base) if header.codec == Codec::Delta => Some(
+            bases.get(&base).ok_or_else(|| pack.damaged(offset, format!("its base {base} is missing or damaged")))?,
+        ),
+        _ => None,
+    };
+    let bytes = codec::decode(header.codec, payload, header.plain_bytes as usize, base.map(Vec::as_slice))
+        .map_err(|detail| pack.damaged(offset, detail))?;
+    Ok(Plain { bytes, pack: Arc::clone(pack), offset })
+}
+
+/// Checks plain bytes against their id, by their kind.
+///
+/// # Errors
+/// [`Error::Damaged`] if they do not match.
+pub fn check_plain(kind: Kind, id: RecordId, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if id_of(kind, &bytes) == id { Ok(bytes) } else { Err(Error::damaged(format!("record {id}"), UNLIKE_ID)) }
+}
+
+/// The id that these bytes have as content of this kind.
+pub(crate) fn id_of(kind: Kind, bytes: &[u8]) -> RecordId {
+    match kind {
+        Kind::Chunk => ChunkId::of(bytes).into(),
+        Kind::Node => NodeId::of(bytes).into(),
+        Kind::Entry => EntryId::of(bytes).into(),
+    }
+}

@@ -1,0 +1,84 @@
+//! Marks: one bit a record, by its pack and its position in the pack's table.
+
+use std::collections::HashMap;
+
+use crate::format::record::HEADER_BYTES;
+use crate::pack::RecordLocation;
+
+/// What has been reached so far.
+pub(crate) trait Seen: Send {
+    /// Notes a record; tells whether what lies below it must (again) be walked.
+    fn see(&mut self, place: &RecordLocation) -> bool;
+}
+
+/// One bit a record: what is needed.
+#[derive(Clone, Default)]
+pub(crate) struct Mark {
+    packs: HashMap<u32, PackMark>,
+}
+
+/// The marks of one pack.
+#[derive(Clone, Default)]
+pub(crate) struct PackMark {
+    bits: Vec<u64>,
+    /// Records marked.
+    pub(crate) records: u64,
+    /// Their bytes in the pack; at least that, if marks were put together.
+    pub(crate) bytes: u64,
+}
+
+impl Seen for Mark {
+    fn see(&mut self, place: &RecordLocation) -> bool {
+        let pack = self.packs.entry(place.pack).or_default();
+        let (word, bit) = (place.ordinal as usize / 64, 1 << (place.ordinal % 64));
+        if pack.bits.len() <= word {
+            pack.bits.resize(word + 1, 0);
+        }
+        let new = pack.bits[word] & bit == 0;
+        if new {
+            pack.bits[word] |= bit;
+            pack.records += 1;
+            pack.bytes += HEADER_BYTES as u64 + u64::from(place.stored_bytes);
+        }
+        new
+    }
+}
+
+impl Mark {
+    /// What is marked in a pack.
+    pub(crate) fn pack(&self, number: u32) -> Option<&PackMark> {
+        self.packs.get(&number)
+    }
+
+    /// Whether the record at a place is marked.
+    pub(crate) fn has(&self, place: &RecordLocation) -> bool {
+        self.pack(place.pack).is_some_and(|pack| pack.has(place.ordinal as usize))
+    }
+
+    /// Marks all that another has marked.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (number, pack) in &other.packs {
+            self.packs.entry(*number).or_default().merge(pack);
+        }
+    }
+}
+
+impl PackMark {
+    /// Adds another's marks. Bytes of what both have are counted twice if the other has anything new.
+    fn merge(&mut self, other: &Self) {
+        if self.bits.len() < other.bits.len() {
+            self.bits.resize(other.bits.len(), 0);
+        }
+        self.bits.iter_mut().zip(&other.bits).for_each(|(word, more)| *word |= more);
+        let records = self.bits.iter().map(|word| u64::from(word.count_ones())).sum();
+        if records > self.records {
+            self.records = records;
+            self.bytes += other.bytes;
+        }
+    }
+
+    /// Whether the record with this position in the table is marked.
+    pub(crate) fn has(&self, ordinal: usize) -> bool {
+        self.bits.get(ordinal / 64).is_some_and(|word| word & 1 << (ordinal % 64) != 0)
+    }
+}

@@ -1,0 +1,139 @@
+//! How much of a partial snapshot is here.
+//!
+//! A partial snapshot is one whose records are fetched from another store as they are needed. gc keeps what is there of
+//! them, verify counts the rest as absent, and publishing it once more, when all is there, makes it an ordinary one.
+
+use std::collections::HashMap;
+
+use crate::catalog::name::SnapshotName;
+use crate::catalog::{Entry, Presence};
+use crate::error::{Error, Result};
+use crate::format::id::{NodeId, RecordId};
+use crate::format::limits::SEGMENT_BYTES;
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{Node, height_for, slot_segments};
+use crate::store::Store;
+
+/// Counts what is here of a snapshot. What the parts need of which the manifest is not here is taken to be as much as the
+/// others need.
+///
+/// # Errors
+/// If the index can't be read.
+pub fn presence(store: &Store, entry: &Entry) -> Result<Presence> {
+    let mut survey =
+        Survey { store, segments: entry.virtual_bytes.div_ceil(SEGMENT_BYTES as u64), known: HashMap::new() };
+    let found = match entry.root {
+        Some(root) => survey.node(root, height_for(entry.virtual_bytes), 0)?,
+        None => Found::default(),
+    };
+    Ok(survey.presence(&found, entry.virtual_bytes))
+}
+
+/// Counts it, and notes it durably in the snapshot's state.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no such snapshot.
+pub fn note_presence(store: &Store, name: &SnapshotName) -> Result<Option<Presence>> {
+    let snapshot = store.catalog().read(name)?;
+    if !snapshot.state.partial {
+        return Ok(None);
+    }
+    let presence = presence(store, snapshot.entry())?;
+    store.update_state(name, |state| {
+        // It may have been completed meanwhile.
+        state.presence = state.partial.then_some(presence);
+        Ok(state.presence)
+    })
+}
+
+struct Survey<'a> {
+    store: &'a Store,
+    segments: u64,
+    /// What was found below inner nodes that lie wholly in the image, by their heights: a few can span any size.
+    known: HashMap<(NodeId, u8), Found>,
+}
+
+/// What was found below a node.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// Segments of which nothing is known.
+    unknown_segments: u64,
+    known_bytes: u64,
+    present_bytes: u64,
+}
+
+impl Found {
+    fn add(&mut self, other: Self) {
+        self.unknown_segments = self.unknown_segments.saturating_add(other.unknown_segments);
+        self.known_bytes = self.known_bytes.saturating_add(other.known_bytes);
+        self.present_bytes = self.present_bytes.saturating_add(other.present_bytes);
+    }
+}
+
+impl Survey<'_> {
+    fn node(&mut self, id: NodeId, height: u8, first_segment: u64) -> Result<Found> {
+        if height == 0 {
+            return self.leaves(&[id]);
+        }
+        if let Some(found) = self.known.get(&(id, height)) {
+            return Ok(*found);
+        }
+        let span = slot_segments(height + 1);
+        let inner = match self.store.node(id) {
+            Ok(Node::Inner(inner)) if inner.height() == height => inner,
+            Ok(_) | Err(Error::Damaged { .. }) => {
+                let unknown_segments = span.min(self.segments.saturating_sub(first_segment));
+                return Ok(Found { unknown_segments, ..Found::default() });
+            }
+            Err(error) => return Err(error),
+        };
+        let mut found = Found::default();
+        if height == 1 {
+            let leaves: Vec<NodeId> = inner.children().iter().map(|(_, leaf)| *leaf).collect();
+            found = self.leaves(&leaves)?;
+        } else {
+            for (slot, child) in inner.children() {
+                found.add(self.node(*child, height - 1, first_segment + u64::from(*slot) * slot_segments(height))?);
+            }
+        }
+        if first_segment.saturating_add(span) <= self.segments {
+            self.known.insert((id, height), found);
+        }
+        Ok(found)
+    }
+
+    fn leaves(&self, ids: &[NodeId]) -> Result<Found> {
+        let mut found = Found::default();
+        let mut chunks = Vec::new();
+        self.store.nodes(ids, &mut |_, node| {
+            match node {
+                Ok(Node::Leaf(leaf)) => chunks.extend(leaf.chunks().map(|(_, id, bytes)| (RecordId::from(id), bytes))),
+                Ok(_) | Err(Error::Damaged { .. }) => found.unknown_segments += 1,
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        })?;
+        let ids: Vec<RecordId> = chunks.iter().map(|(id, _)| *id).collect();
+        for ((_, bytes), place) in chunks.iter().zip(self.store.places(&ids)?) {
+            found.known_bytes += u64::from(*bytes);
+            found.present_bytes += if place.is_some() { u64::from(*bytes) } else { 0 };
+        }
+        Ok(found)
+    }
+
+    fn presence(&self, found: &Found, virtual_bytes: u64) -> Presence {
+        let known_segments = self.segments.saturating_sub(found.unknown_segments);
+        let guessed = match (found.unknown_segments, known_segments) {
+            (0, _) => 0,
+            (_, 0) => u128::from(virtual_bytes),
+            (unknown, known) => u128::from(found.known_bytes) * u128::from(unknown) / u128::from(known),
+        };
+        let needed = (u128::from(found.known_bytes) + guessed).min(u128::from(virtual_bytes)) as u64;
+        // As long as something is unknown, something is missing.
+        let least = found.present_bytes.saturating_add(u64::from(found.unknown_segments > 0));
+        Presence { present_bytes: found.present_bytes, needed_bytes: needed.max(least) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

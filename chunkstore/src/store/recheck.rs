@@ -1,0 +1,86 @@
+//! Records that a reader could not read: looked at again, and remembered if they are damaged indeed.
+
+use crate::error::{Error, Result};
+use crate::format::codec::Codec;
+use crate::format::id::{ChunkId, NodeId, RecordId};
+use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::record::{Kind, Record};
+use crate::pack::RecordLocation;
+use crate::store::damaged::BadRecord;
+use crate::store::{Store, verify_record};
+
+impl Store {
+    /// Reads records that somebody says are damaged. Those that are, and bases that make them so, are remembered as such,
+    /// so that they count as absent until somebody puts them again. Tells for each whether it can't be read.
+    ///
+    /// # Errors
+    /// If the index can't be read, or the list of damaged records not be written.
+    pub fn check_suspects(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
+        let mut found = Vec::new();
+        let mut answers = Vec::with_capacity(ids.len());
+        for (id, place) in ids.iter().zip(self.places(ids)?) {
+            let is_bad = match place {
+                None => true,
+                Some(place) if self.can_read(*id, place.kind)? => false,
+                Some(place) => {
+                    self.blame(*id, place, &mut found)?;
+                    true
+                }
+            };
+            answers.push(is_bad);
+        }
+        for record in &found {
+            tracing::error!("pack {} at offset {}: record {} is damaged", record.pack, record.offset, record.id);
+        }
+        if !found.is_empty() {
+            self.add_damaged(&found)?;
+        }
+        Ok(answers)
+    }
+
+    fn can_read(&self, id: RecordId, kind: Kind) -> Result<bool> {
+        let read = match kind {
+            Kind::Chunk => self.chunk(ChunkId::from_bytes(*id.as_bytes())).map(drop),
+            Kind::Node => self.node(NodeId::from_bytes(*id.as_bytes())).map(drop),
+            Kind::Entry => self.stored(id).and_then(|record| verify_record(self, &record)),
+        };
+        match read {
+            Ok(()) => Ok(true),
+            Err(Error::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds what is damaged: the record itself, or its base.
+    fn blame(&self, id: RecordId, place: RecordLocation, found: &mut Vec<BadRecord>) -> Result<()> {
+        let lost_base = match self.stored(id) {
+            Ok(record) if record.header.codec == Codec::Delta => record.header.base,
+            Ok(_) | Err(Error::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let lost_base = match lost_base {
+            Some(base) if self.bases(std::iter::once(base))?.is_empty() => Some(base),
+            _ => None,
+        };
+        let mut add = |id, place: RecordLocation, base_lost| {
+            let pack = self.packs().row(place.pack).map(|row| row.id);
+            found.extend(pack.map(|pack| BadRecord { pack, offset: place.offset, id, base_lost }));
+        };
+        add(id, place, lost_base.is_some());
+        if let Some(base) = lost_base
+            && let Some(place) = self.places(&[base])?[0]
+        {
+            add(base, place, false);
+        }
+        Ok(())
+    }
+
+    fn stored(&self, id: RecordId) -> Result<Record> {
+        let mut stored = None;
+        self.records(&[id], &mut |_, record| {
+            stored = Some(record);
+            Ok(())
+        })?;
+        stored.expect("every position is handed over")
+    }
+}

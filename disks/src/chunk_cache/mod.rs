@@ -1,0 +1,245 @@
+//! Where all disks of a mount get their chunks: one source, one cache, one set of threads.
+//!
+//! Each missing chunk or node is loaded once, whoever asks. A few threads do that, demands before readahead; a look finds
+//! what is in memory without waiting, and waiting holds no thread. What the source has at hand is loaded by who polls
+//! the read, which saves two switches of threads.
+
+mod cache;
+mod decoders;
+mod failure;
+mod loader;
+mod retry;
+mod single_flight;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod uncached;
+
+use std::num::NonZero;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use chunkstore::format::id::NodeId;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::{Error, Result};
+use quick_cache::sync::Cache as QuickCache;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use self::cache::Cache;
+pub(crate) use self::cache::{Cached, Key};
+use self::decoders::Decoders;
+pub(crate) use self::retry::Patience;
+pub(crate) use self::single_flight::Found;
+use self::single_flight::{Coming, Loads};
+use crate::stats::{Statistics, Stats};
+use crate::upstream::{Far, Urgency, Watcher};
+
+/// Default of [`PoolOptions::cache_bytes_max`].
+pub const CACHE_BYTES_MAX: u64 = 256 << 20;
+/// Default of [`PoolOptions::timeout`].
+pub const TIMEOUT: Duration = Duration::from_mins(2);
+
+/// Nodes whose bytes are remembered.
+const COUNTED_NODES_MAX: usize = 64 << 10;
+
+/// How a pool works.
+pub struct PoolOptions {
+    /// Most memory that decoded chunks and manifest nodes take.
+    pub cache_bytes_max: u64,
+    /// Threads that load what is missing.
+    pub threads: usize,
+    /// How long a read waits for a source that can't be reached.
+    pub timeout: Duration,
+    /// Gives what the source lacks.
+    pub far: Option<Arc<dyn Far>>,
+    /// Is told what is read.
+    pub watcher: Option<Arc<dyn Watcher>>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        Self {
+            cache_bytes_max: CACHE_BYTES_MAX,
+            threads: processors.max(2),
+            timeout: TIMEOUT,
+            far: None,
+            watcher: None,
+        }
+    }
+}
+
+/// What the disks of a mount share.
+pub struct Pool {
+    /// This pool, for what is done for it elsewhere.
+    this: Weak<Self>,
+    source: Arc<dyn ChunkSource>,
+    runtime: Handle,
+    options: PoolOptions,
+    cache: Cache,
+    loads: Arc<Loads>,
+    decoders: Decoders,
+    /// Bytes of chunks below the nodes that were counted.
+    data_bytes: QuickCache<NodeId, u64>,
+    /// One counts at a time: it is for `ls`, and must not keep readers waiting.
+    counting: Semaphore,
+    stats: Stats,
+}
+
+impl Pool {
+    /// Gets chunks from `source`; what waits runs on `runtime`.
+    pub fn new(source: Arc<dyn ChunkSource>, runtime: Handle) -> Arc<Self> {
+        Self::with_options(source, runtime, PoolOptions::default())
+    }
+
+    /// As [`Pool::new`], but not with the default options.
+    pub fn with_options(source: Arc<dyn ChunkSource>, runtime: Handle, options: PoolOptions) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| {
+            let loads = Arc::<Loads>::default();
+            let pool = this.clone();
+            let work = move |batch| {
+                if let Some(pool) = pool.upgrade() {
+                    pool.load(batch);
+                }
+            };
+            Self {
+                this: this.clone(),
+                source,
+                runtime,
+                cache: Cache::new(options.cache_bytes_max),
+                decoders: Decoders::start(options.threads.max(1), &loads, work),
+                loads,
+                data_bytes: QuickCache::new(COUNTED_NODES_MAX),
+                counting: Semaphore::new(1),
+                stats: Stats::default(),
+                options,
+            }
+        })
+    }
+
+    /// Where chunks come from.
+    pub fn source(&self) -> &Arc<dyn ChunkSource> {
+        &self.source
+    }
+
+    /// What drives the futures.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// What was counted so far.
+    pub fn statistics(&self) -> Statistics {
+        let (cache_bytes, cache_bytes_max) = (self.cache.bytes(), self.cache.bytes_max());
+        Statistics { cache_bytes, cache_bytes_max, ..self.stats.picture() }
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    pub(crate) fn options(&self) -> &PoolOptions {
+        &self.options
+    }
+
+    /// The patience of a read that begins now.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(&self.runtime, self.options.timeout)
+    }
+
+    /// Looks for something that a reader needs now. What is not here is on its way afterwards.
+    pub(crate) fn demand(&self, keys: &[Key]) -> Vec<Found> {
+        let found: Vec<Found> = keys.iter().map(|key| self.look(*key)).collect();
+        let new = found.iter().filter_map(|found| match found {
+            Found::Coming(Coming { load, is_new: true }) => Some(Arc::clone(load)),
+            _ => None,
+        });
+        // The first is at once tried or queued by the wait for it; the threads begin with the others.
+        self.decoders.push(new.skip(1), Urgency::Demand);
+        found
+    }
+
+    fn look(&self, key: Key) -> Found {
+        let found = match self.cache.get(&key) {
+            Some(cached) => Found::Here(cached),
+            None => self.loads.find(key, Urgency::Demand, &self.cache),
+        };
+        if let Key::Chunk(_) = key {
+            self.count(&found);
+        }
+        found
+    }
+
+    fn count(&self, found: &Found) {
+        match found {
+            Found::Here(cached) => {
+                self.stats.cache_hits.add(1);
+                self.count_use(cached);
+            }
+            Found::Coming(_) => self.stats.cache_misses.add(1),
+        }
+    }
+
+    fn count_use(&self, cached: &Cached) {
+        if cached.begin_use() {
+            self.stats.readahead_used_bytes.add(cached.bytes().len() as u64);
+        }
+    }
+
+    /// Has something loaded that a reader will probably need.
+    pub(crate) fn prefetch(&self, keys: impl IntoIterator<Item = Key>) {
+        let absent = keys.into_iter().filter(|key| self.cache.peek(key).is_none());
+        let loads = absent.filter_map(|key| match self.loads.find(key, Urgency::Ahead, &self.cache) {
+            Found::Coming(Coming { load, is_new: true }) => Some(load),
+            _ => None,
+        });
+        let loads: Vec<_> = loads.collect();
+        self.decoders.push(loads, Urgency::Ahead);
+    }
+
+    /// Waits for what was found to be coming. If that fails and may pass, tries again as long as the patience lasts.
+    pub(crate) async fn obtain(&self, key: Key, mut found: Found, patience: &mut Patience) -> Result<Arc<Cached>> {
+        loop {
+            let error = match self.arrival(found, patience).await {
+                Ok(cached) => {
+                    // Where the reader came too late for the load to see it.
+                    self.count_use(&cached);
+                    return Ok(cached);
+                }
+                Err(error) => error,
+            };
+            if !failure::may_pass(&error) || !patience.pause().await {
+                return Err(failure::again(&error));
+            }
+            found = self.demand(&[key]).remove(0);
+        }
+    }
+
+    async fn arrival(&self, found: Found, patience: &Patience) -> Result<Arc<Cached>, Arc<Error>> {
+        let load = match found {
+            Found::Here(cached) => return Ok(cached),
+            Found::Coming(coming) => coming.load,
+        };
+        if let Some(taken) = self.loads.take(&load)
+            && let Some(taken) = self.load_at_hand(taken)
+        {
+            taken.put_back();
+            self.decoders.push([Arc::clone(&load)], Urgency::Demand);
+        }
+        if let Some(outcome) = load.ended() {
+            return outcome;
+        }
+        patience.within(load.end()).await.unwrap_or_else(|| {
+            let waited_s = self.options.timeout.as_secs();
+            Err(Arc::new(Error::unreachable(format!("the store gave no answer in {waited_s} s"))))
+        })
+    }
+
+    /// Fetches one thing.
+    pub(crate) async fn get(&self, key: Key, patience: &mut Patience) -> Result<Arc<Cached>> {
+        let found = self.demand(&[key]).remove(0);
+        self.obtain(key, found, patience).await
+    }
+}

@@ -1,0 +1,228 @@
+//! Commit: a snapshot of what a clone's disk holds at one moment, made while the guest writes on.
+//!
+//! The written layers are frozen under a new one, and ingested. When the snapshot is durable it takes the place of the
+//! clone's old one and of the frozen layers. At every moment `clone.json` names all that the disk consists of: cut short
+//! anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
+use std::thread;
+
+use chunkstore::catalog::Snapshot;
+use chunkstore::catalog::lease::Lease;
+use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::ingest::{Base as IngestBase, IngestOptions};
+use chunkstore::progress::Progress;
+use chunkstore::{Error, Result};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::disk::{CloneDisk, Shared};
+use super::frozen_disk::FrozenDisk;
+use super::layer::{self, Layer};
+use super::layer_stack::{Base, Bounded, View};
+use super::publisher::Publisher;
+use super::{hold_reason, metadata, replaced, store_dir};
+use crate::snapshot::SnapshotDisk;
+
+/// What a commit makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CommitOptions {
+    /// Of which image; by default of the one that the clone's snapshot is of.
+    pub image: Option<ImageName>,
+    /// Of which time.
+    pub time: SnapshotTime,
+    /// Labels to keep with it.
+    pub labels: BTreeMap<String, String>,
+    /// When this is done.
+    pub now: Timestamp,
+}
+
+/// What a commit made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The new snapshot, which the clone is of from now on.
+    pub snapshot: Snapshot,
+    /// The one that it was of before.
+    pub base: SnapshotName,
+    /// Bytes of the blocks that were written or discarded; 0 if the snapshot is equal to the one before.
+    pub written_bytes: u64,
+}
+
+/// What a commit has frozen.
+struct Frozen {
+    disk: FrozenDisk,
+    layers: Vec<Arc<Layer>>,
+}
+
+impl CloneDisk {
+    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
+    /// called by a task.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
+    /// returns. Nothing that was written is lost then, and the clone can be committed again.
+    pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
+        self.shared.commit(publisher, options, progress)
+    }
+}
+
+impl Shared {
+    pub(super) fn commit(
+        &self,
+        publisher: &dyn Publisher,
+        options: &CommitOptions,
+        progress: &Progress,
+    ) -> Result<Committed> {
+        let _one = match self.committing.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::busy(format!("clone {}", self.record().name), "another commit"));
+            }
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Ok(one) => one,
+        };
+        self.settle(publisher)?;
+        let base = self.hold_base(publisher)?;
+        let image = options.image.clone().unwrap_or_else(|| base.image.clone());
+        let name = SnapshotName::new(image, options.time);
+        if name == base {
+            return Err(Error::refused(format!("snapshot {name} exists already")));
+        }
+        let frozen = self.freeze(&name)?;
+        let written_bytes = frozen.disk.changed_bytes()?;
+        let snapshot = publisher.ingest(frozen.disk.clone(), &ingest_options(name, &base, options), progress)?;
+        self.rebase(&frozen, &snapshot, publisher)?;
+        if self.frees_room.load(Ordering::SeqCst) {
+            let numbers = frozen.layers.iter().map(|layer| layer.number()).collect();
+            layer::remove_later(&self.files, &self.dir, numbers, frozen.layers);
+        }
+        Ok(Committed { snapshot, base, written_bytes })
+    }
+
+    /// Removes what was left by something that was cut short, and frees what earlier commits let go of, from now on also
+    /// what coming ones do. Called before anybody can ask for a commit.
+    pub(super) fn remove_left_over(&self) -> Result<()> {
+        self.frees_room.store(true, Ordering::SeqCst);
+        let aside = self.dir.join(metadata::ASIDE);
+        match self.files.remove(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", aside, error)),
+            _ => {}
+        }
+        let named = self.record().numbers();
+        let mut let_go = layer::unnamed(&self.dir, &named)?;
+        // Now, because a commit may use their numbers.
+        for number in let_go.split_off(&named[0]) {
+            layer::remove(&*self.files, &self.dir, number);
+        }
+        if !let_go.is_empty() {
+            layer::remove_later(&self.files, &self.dir, let_go.into_iter().collect(), Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the clone's snapshot is there still, and stays: what was written is ingested as a change of it.
+    fn hold_base(&self, publisher: &dyn Publisher) -> Result<SnapshotName> {
+        let record = self.record().clone();
+        let held = publisher.hold(&record.snapshot, &hold_reason(&record.name))?;
+        if held.entry_id() == record.entry { Ok(record.snapshot) } else { Err(replaced(&record)) }
+    }
+
+    /// Releases what an earlier commit left held.
+    pub(super) fn settle(&self, publisher: &dyn Publisher) -> Result<()> {
+        let (name, releases) = {
+            let record = self.record();
+            (record.name.clone(), record.to_release())
+        };
+        release_all(publisher, &name, &releases)?;
+        // Permanent with the next change: releasing twice does no harm.
+        self.record().releases.clear();
+        Ok(())
+    }
+
+    /// Puts a new layer on top, so that those below do not change any more. A top without blocks stays.
+    fn freeze(&self, name: &SnapshotName) -> Result<Frozen> {
+        self.view().layers.iter().try_for_each(|bounded| bounded.layer.check())?;
+        let number = self.record().next_layer();
+        let new = Arc::new(Layer::create(&*self.files, &self.dir, number)?);
+        let passed = self.pool.runtime().block_on(self.gate.pass_alone());
+        let is_written = !self.view().top().is_empty();
+        let size_bytes = self.size_bytes();
+        let changed = self.change(
+            |record| {
+                // It will be held before it is the clone's.
+                record.releases.push(name.clone());
+                if is_written {
+                    record.add_layer(size_bytes);
+                }
+            },
+            |view| {
+                if is_written {
+                    view.layers.push(Bounded { layer: new, bytes_max: u64::MAX });
+                }
+            },
+        );
+        let below = self.view().below();
+        drop(passed);
+        // If nobody knows whether the record was stored, the top was given up, and the new layer may be named.
+        let may_be_named = is_written && (changed.is_ok() || self.view().top().check().is_err());
+        if !may_be_named {
+            layer::remove(&*self.files, &self.dir, number);
+        }
+        changed?;
+        let layers = below.layers.iter().map(|bounded| Arc::clone(&bounded.layer)).collect();
+        let shown = format!("clone {}", self.record().name);
+        Ok(Frozen { disk: FrozenDisk::new(&shown, below, size_bytes, self.pool.runtime()), layers })
+    }
+
+    /// Puts the layers above the frozen ones on the new snapshot.
+    fn rebase(&self, frozen: &Frozen, snapshot: &Snapshot, publisher: &dyn Publisher) -> Result<()> {
+        let (name, root) = (self.record().name.clone(), snapshot.entry().root);
+        let lease = root.map(|root| Lease::take(store_dir(&self.dir), &[root])).transpose()?;
+        // It fails if the snapshot was removed before the lease was taken.
+        publisher.hold(&snapshot.name(), &hold_reason(&name))?;
+        let disk = Arc::new(SnapshotDisk::new(&self.pool, snapshot));
+        let lease = lease.map(Arc::new);
+        let is_frozen = |number| frozen.layers.iter().any(|layer| layer.number() == number);
+        self.change(
+            |record| {
+                let old = record.snapshot.clone();
+                // What the disk was shortened to meanwhile.
+                let last = record.layers.iter().rfind(|layer| is_frozen(layer.number));
+                let bytes_max = last.map_or(Some(record.base_bytes_max), |layer| layer.bytes_max);
+                let bytes_max = bytes_max.unwrap_or(u64::MAX).min(snapshot.entry().virtual_bytes);
+                record.layers.retain(|layer| !is_frozen(layer.number));
+                record.rebase(snapshot, bytes_max);
+                record.releases = vec![old];
+            },
+            |view: &mut View| {
+                view.layers.retain(|bounded| !is_frozen(bounded.layer.number()));
+                view.base = Base { disk, bytes_max: 0, _lease: lease };
+            },
+        )?;
+        if let Err(error) = self.settle(publisher) {
+            tracing::warn!("clone {name}: releasing its old snapshot: {error}; the next commit does it");
+        }
+        Ok(())
+    }
+}
+
+fn ingest_options(name: SnapshotName, base: &SnapshotName, options: &CommitOptions) -> IngestOptions {
+    IngestOptions {
+        name,
+        labels: options.labels.clone(),
+        group: None,
+        base: IngestBase::Snapshot(base.clone()),
+        threads: thread::available_parallelism().map_or(1, usize::from),
+        now: options.now,
+    }
+}
+
+/// Releases snapshots that were held for a clone.
+pub(super) fn release_all(publisher: &dyn Publisher, clone: &ImageName, snapshots: &[SnapshotName]) -> Result<()> {
+    snapshots.iter().try_for_each(|snapshot| publisher.release(snapshot, &hold_reason(clone)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Making, discarding and rolling back clones. Each step leaves what a repeated command can finish.
+//!
+//! A clone is made aside, as `.NAME.new`, then its snapshot is held, then it is renamed. It is discarded by renaming it to
+//! `.NAME.gone`; then its snapshot is released and its files are removed. So a hold that nobody needs any more is
+//! always named by a clone, or by something that [`Clones::tidy`] finds.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use chunkstore::catalog::Snapshot;
+use chunkstore::catalog::name::{ImageName, SnapshotName};
+use chunkstore::store::Store;
+use chunkstore::{Error, Result};
+use jiff::Timestamp;
+
+use super::commit::release_all;
+use super::layer::{self, Layer};
+use super::lock::{self, CloneLock};
+use super::metadata::{LayerRecord, Record};
+use super::{CloneInfo, Clones, checked_name, hold_reason};
+
+const NEW_SUFFIX: &str = ".new";
+const GONE_SUFFIX: &str = ".gone";
+
+impl Clones {
+    /// Makes a clone of a snapshot, and holds that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it can't have this name; [`Error::Refused`] if there is such a clone; [`Error::NotFound`] if
+    /// there is no such snapshot.
+    pub fn create(&self, name: &str, snapshot: &SnapshotName, now: Timestamp) -> Result<CloneInfo> {
+        let (publisher, name) = (self.publisher()?, checked_name(name)?);
+        self.make_dir(&self.dir)?;
+        let _changing = lock::exclude_others(&self.dir)?;
+        self.tidy()?;
+        let dir = self.dir_of(&name);
+        if dir.exists() {
+            return Err(Error::refused(format!("clone {name} exists already")));
+        }
+        let record = Record::new(&name, &self.read_snapshot(snapshot)?, now);
+        let aside = self.dir.join(format!(".{name}{NEW_SUFFIX}"));
+        // From here on `tidy` finds what may be held.
+        self.make_dir(&aside)?;
+        Layer::create(&*self.files, &aside, 1)?;
+        record.store(&*self.files, &aside).map_err(|failed| failed.error)?;
+        let held = publisher.hold(snapshot, &hold_reason(&name))?;
+        if held.entry_id() != record.entry {
+            return Err(Error::not_found(format!("snapshot {snapshot}, which was replaced just now,")));
+        }
+        self.files.rename(&aside, &dir).map_err(|error| Error::io("renaming", &aside, error))?;
+        self.sync_dir(&self.dir)?;
+        self.info(name.as_ref())
+    }
+
+    /// Discards a clone with all that was written to it, and releases its snapshot. Also ends what was begun before.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Busy`] if it is open.
+    pub fn discard(&self, name: &str) -> Result<()> {
+        let name = self.known_name(name)?;
+        let missing = || Error::not_found(format!("clone {name}"));
+        if !self.dir.exists() {
+            return Err(missing());
+        }
+        let _changing = lock::exclude_others(&self.dir)?;
+        let tidied = self.tidy()?;
+        let dir = self.dir_of(&name);
+        if !dir.exists() {
+            return if tidied.contains(&name) { Ok(()) } else { Err(missing()) };
+        }
+        let _lock = CloneLock::acquire(&dir)?;
+        let gone = self.dir.join(format!(".{name}{GONE_SUFFIX}"));
+        self.files.rename(&dir, &gone).map_err(|error| Error::io("renaming", &dir, error))?;
+        self.sync_dir(&self.dir)?;
+        self.clear(&name, &gone)
+    }
+
+    /// Throws away what was written to a clone since its snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Busy`] if it is open.
+    pub fn rollback(&self, name: &str) -> Result<CloneInfo> {
+        let (publisher, name) = (self.publisher()?, self.known_name(name)?);
+        let dir = self.dir_of(&name);
+        let _lock = CloneLock::acquire(&dir)?;
+        let mut record = Record::read(&dir)?;
+        let snapshot = self.read_snapshot(&record.snapshot)?;
+        if snapshot.entry_id() != record.entry {
+            return Err(super::replaced(&record));
+        }
+        release_all(publisher, &name, &record.to_release())?;
+        record.releases.clear();
+        let number = record.next_layer();
+        Layer::create(&*self.files, &dir, number)?;
+        record.layers = vec![LayerRecord::new(number)];
+        record.size_bytes = snapshot.entry().virtual_bytes;
+        record.base_bytes_max = record.size_bytes;
+        record.store(&*self.files, &dir).map_err(|failed| failed.error)?;
+        for unnamed in layer::unnamed(&dir, &[number])? {
+            layer::remove(&*self.files, &dir, unnamed);
+        }
+        self.info(name.as_ref())
+    }
+
+    /// Ends what was begun: clones that were being made or discarded. Returns their names. The caller keeps others out.
+    fn tidy(&self) -> Result<Vec<ImageName>> {
+        let failed = |error| Error::io("listing", &self.dir, error);
+        let mut tidied = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let file = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if let Some(name) = begun(&file) {
+                self.clear(&name, &self.dir.join(&file))?;
+                tidied.push(name);
+            }
+        }
+        Ok(tidied)
+    }
+
+    /// Releases what was held for a clone that is there no more, or not yet, and removes its files.
+    fn clear(&self, name: &ImageName, dir: &Path) -> Result<()> {
+        let publisher = self.publisher()?;
+        let held = match Record::read(dir) {
+            Ok(record) => [vec![record.snapshot], record.releases].concat(),
+            // It was never there: nothing was held before that.
+            Err(Error::NotFound { .. }) => Vec::new(),
+            Err(error) => {
+                tracing::warn!("{error}; looking for its snapshot");
+                self.held_for(name)?
+            }
+        };
+        release_all(publisher, name, &held)?;
+        match self.remove_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("removing", dir, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a clone's directory. There are no others in it.
+    fn remove_all(&self, dir: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            match self.files.remove(&entry?.path()) {
+                // A commit's own thread removes what it let go of.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        self.files.remove_dir(dir)
+    }
+
+    /// Makes a directory, durably; what lies in it is for its user alone.
+    fn make_dir(&self, dir: &Path) -> Result<()> {
+        match self.files.make_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("creating", dir, error)),
+            _ => self.sync_dir(dir.parent().expect("it lies in a store")),
+        }
+    }
+
+    pub(super) fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.files.sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))
+    }
+
+    /// All snapshots that are held for a clone.
+    fn held_for(&self, name: &ImageName) -> Result<Vec<SnapshotName>> {
+        let reason = hold_reason(name);
+        let listed = Store::open_catalog(&self.store_dir)?.1.list(None)?;
+        let is_held = |snapshot: &Result<Snapshot>| snapshot.as_ref().is_ok_and(|it| it.state.holds.contains(&reason));
+        Ok(listed.into_iter().filter(|it| is_held(&it.snapshot)).map(|it| it.name).collect())
+    }
+
+    fn read_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
+        Store::open_catalog(&self.store_dir)?.1.read(name)
+    }
+}
+
+/// The clone that was being made or discarded in a directory of this name.
+pub(super) fn begun(dir: &str) -> Option<ImageName> {
+    let name = dir.strip_suffix(NEW_SUFFIX).or_else(|| dir.strip_suffix(GONE_SUFFIX))?;
+    name.strip_prefix('.')?.parse().ok()
+}

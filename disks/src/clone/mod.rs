@@ -1,0 +1,261 @@
+//! Writable clones: layers of written blocks over a snapshot, under `clones/NAME/` in a store. CLONES.md tells every byte.
+//!
+//! A write that was synced survives `kill -9` and a power cut; one that was not may be there or not, block by block. A
+//! clone holds its snapshot for the reason `clone:NAME`, so that nobody removes it. One process has a clone open at a
+//! time; others ask it for commits through a socket.
+
+mod commit;
+mod disk;
+#[cfg(test)]
+mod fault_tests;
+mod files;
+mod frozen_disk;
+pub(crate) mod fuzzing;
+mod layer;
+mod layer_stack;
+mod lifecycle;
+mod lock;
+mod map;
+mod metadata;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod power_cut_tests;
+mod publisher;
+mod range_lock;
+#[cfg(test)]
+mod recording;
+mod socket;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use chunkstore::catalog::name::{ImageName, SnapshotName};
+use chunkstore::progress::Progress;
+use chunkstore::{Error, Result};
+use jiff::Timestamp;
+
+pub use self::commit::{CommitOptions, Committed};
+pub use self::disk::CloneDisk;
+use self::disk::Shared;
+use self::files::{Files, HostFiles};
+pub use self::frozen_disk::FrozenDisk;
+use self::layer::Layer;
+use self::layer_stack::{Base, Bounded, View};
+use self::lock::CloneLock;
+use self::metadata::Record;
+pub use self::publisher::Publisher;
+use self::socket::Listening;
+use crate::chunk_cache::Pool;
+use crate::names::Names;
+use crate::snapshot::SnapshotDisk;
+
+/// The unit in which a clone tells what was written from what was not.
+const BLOCK_BYTES: u64 = 4096;
+/// The directory of the clones in a store.
+const DIR: &str = "clones";
+
+/// The clones of a store, each a directory under `clones/`.
+pub struct Clones {
+    store_dir: PathBuf,
+    dir: PathBuf,
+    files: Arc<dyn Files>,
+    publisher: Option<Arc<dyn Publisher>>,
+}
+
+/// A clone, as it can be seen without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneInfo {
+    /// Its name.
+    pub name: ImageName,
+    /// The snapshot that it is of.
+    pub snapshot: SnapshotName,
+    /// The disk's size in bytes, as it was last synced.
+    pub size_bytes: u64,
+    /// Bytes that what was written takes on the disk.
+    pub written_bytes: u64,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it was last written.
+    pub modified: SystemTime,
+    /// The number of the process that has it open; 0 if that can't be read.
+    pub open_by: Option<u32>,
+}
+
+impl Clones {
+    /// Those of the store in `dir`, to be listed, read and written.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        let store_dir = dir.into();
+        Self { dir: store_dir.join(DIR), store_dir, files: Arc::new(HostFiles), publisher: None }
+    }
+
+    /// Those that can also be made, discarded and committed.
+    #[must_use]
+    pub fn with_publisher(self, publisher: Arc<dyn Publisher>) -> Self {
+        Self { publisher: Some(publisher), ..self }
+    }
+
+    /// Their names, in order.
+    ///
+    /// # Errors
+    /// If they can't be listed.
+    pub fn list(&self) -> Result<Vec<String>> {
+        let failed = |error| Error::io("listing", &self.dir, error);
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if name.parse::<ImageName>().is_ok() && self.dir.join(&name).join(metadata::FILE).exists() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// What a clone is, without opening it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Damaged`].
+    pub fn info(&self, name: &str) -> Result<CloneInfo> {
+        let dir = self.dir_of(&self.known_name(name)?);
+        let record = Record::read(&dir)?;
+        let mut written_bytes = 0;
+        for number in record.numbers() {
+            written_bytes += layer::stored_bytes(&dir, number)?;
+        }
+        Ok(CloneInfo {
+            open_by: lock::open_by(&dir),
+            name: record.name,
+            snapshot: record.snapshot,
+            size_bytes: record.size_bytes,
+            written_bytes,
+            created: record.created,
+            modified: modified(&dir),
+        })
+    }
+
+    /// Opens a clone for reading and writing, for this process alone. With a publisher, other processes can from then on
+    /// ask this one to commit it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Busy`] if another process has it open, or this one; [`Error::Damaged`].
+    pub fn open(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
+        let shared = self.open_alone(name, pool, names)?;
+        shared.remove_left_over()?;
+        self.listen(shared)
+    }
+
+    /// Opens a clone, and leaves it to who opens it next to free what commits let go of.
+    fn open_for_commit(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
+        self.listen(self.open_alone(name, pool, names)?)
+    }
+
+    fn open_alone(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<Arc<Shared>> {
+        let dir = self.dir_of(&self.known_name(name)?);
+        let lock = CloneLock::acquire(&dir)?;
+        // Who made or changed it may have been killed before these names were permanent.
+        self.sync_dir(&self.dir)?;
+        self.sync_dir(&dir)?;
+        let record = Record::read(&dir)?;
+        let view = open_view(&*self.files, &dir, &record, pool, names)?;
+        // What a shortening that was cut short has left, and what was written beyond a size that was not synced.
+        view.top().cut(record.size_bytes)?;
+        view.top().sync()?;
+        Ok(Arc::new(Shared::new(&dir, &self.files, lock, pool, record, view)))
+    }
+
+    fn listen(&self, shared: Arc<Shared>) -> Result<CloneDisk> {
+        let listening = self.publisher.as_ref().map(|publisher| Listening::start(&shared, publisher)).transpose()?;
+        Ok(CloneDisk { _listening: listening, shared })
+    }
+
+    /// Commits a clone: through the process that has it open, or else by opening it for that time. Blocks.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::commit`] and [`Clones::open`].
+    pub fn commit(
+        &self,
+        name: &str,
+        pool: &Arc<Pool>,
+        names: &dyn Names,
+        options: &CommitOptions,
+        progress: &Progress,
+    ) -> Result<Committed> {
+        match self.open_for_commit(name, pool, names) {
+            Ok(disk) => disk.commit(self.publisher()?, options, progress),
+            Err(busy @ Error::Busy { .. }) => {
+                let asked = socket::ask(&self.dir_of(&self.known_name(name)?), options, progress)?;
+                // Its holder is about to close it, or can't commit.
+                asked.ok_or(busy)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn dir_of(&self, name: &ImageName) -> PathBuf {
+        self.dir.join(name.as_ref())
+    }
+
+    /// The name of what may be a clone: nothing else is found.
+    fn known_name(&self, name: &str) -> Result<ImageName> {
+        name.parse().map_err(|_| Error::not_found(format!("clone {name:?} in {}", self.dir.display())))
+    }
+
+    fn publisher(&self) -> Result<&dyn Publisher> {
+        self.publisher.as_deref().ok_or_else(|| Error::refused("clones can't be changed here"))
+    }
+}
+
+fn open_view(files: &dyn Files, dir: &Path, record: &Record, pool: &Arc<Pool>, names: &dyn Names) -> Result<View> {
+    let opened = names.open(&record.snapshot)?;
+    if opened.snapshot.entry_id() != record.entry {
+        return Err(replaced(record));
+    }
+    let lease = opened.lease.map(Arc::new);
+    let base = Base { disk: Arc::new(SnapshotDisk::new(pool, &opened.snapshot)), bytes_max: 0, _lease: lease };
+    let layers = record.numbers().into_iter().map(|number| {
+        let layer = Arc::new(Layer::open(files, dir, number)?);
+        Ok(Bounded { layer, bytes_max: 0 })
+    });
+    let mut view = View { layers: layers.collect::<Result<_>>()?, base };
+    view.bound_by(record);
+    Ok(view)
+}
+
+fn replaced(record: &Record) -> Error {
+    let Record { name, snapshot, .. } = record;
+    Error::refused(format!("clone {name} is of another snapshot {snapshot} than the one that has this name now"))
+}
+
+/// What a clone's snapshot is held for.
+fn hold_reason(clone: &ImageName) -> String {
+    format!("clone:{clone}")
+}
+
+/// The store of a clone's directory.
+fn store_dir(dir: &Path) -> &Path {
+    dir.ancestors().nth(2).expect("a clone lies two directories below its store")
+}
+
+fn checked_name(name: &str) -> Result<ImageName> {
+    let rule = "letters, digits, '.', '_' or '-' are allowed, the first a letter or digit, at most 128";
+    name.parse().map_err(|_| Error::invalid(format!("not a clone's name: {name:?}: {rule}")))
+}
+
+/// When anything of a clone was last written.
+fn modified(dir: &Path) -> SystemTime {
+    let times =
+        fs::read_dir(dir).into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok());
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}

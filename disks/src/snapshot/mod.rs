@@ -1,0 +1,237 @@
+//! A snapshot's bytes, by offset.
+//!
+//! A read copies from decoded chunks, waits for those that are missing, and fails for the range that can't be had alone.
+//! Sequential readers are followed, and what they will need is loaded before they ask.
+
+mod data_bytes;
+mod readahead;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chunkstore::catalog::Snapshot;
+use chunkstore::catalog::name::SnapshotName;
+use chunkstore::format::id::{ChunkId, EntryId};
+use chunkstore::format::limits::SEGMENT_BYTES;
+use chunkstore::format::manifest::Leaf;
+use chunkstore::{Error, Result};
+
+use self::streams::Streams;
+use self::tree::{Tree, read_leaf};
+use crate::chunk_cache::{Cached, Found, Key, Patience, Pool};
+
+/// Most that is read ahead of one stream, and which part of the cache at most.
+const WINDOW_BYTES_MAX: u64 = 8 << 20;
+const WINDOW_CACHE_PART: u64 = 32;
+
+/// The disk of one snapshot.
+pub struct SnapshotDisk {
+    shared: Arc<Shared>,
+}
+
+/// What readahead needs, too, which may outlast the disk a little.
+struct Shared {
+    pool: Arc<Pool>,
+    name: SnapshotName,
+    entry: EntryId,
+    tree: Tree,
+    size_bytes: u64,
+    /// Counted by the ingest, if the snapshot was made here.
+    ingested_bytes: Option<u64>,
+    streams: Mutex<Streams>,
+}
+
+impl Shared {
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A chunk's part in a read.
+struct Piece {
+    id: ChunkId,
+    chunk_bytes: u32,
+    /// Which of its bytes.
+    from: Range<usize>,
+    /// Where in the buffer.
+    to: usize,
+}
+
+impl SnapshotDisk {
+    /// The disk of `snapshot`, whose chunks come from `pool`.
+    pub fn new(pool: &Arc<Pool>, snapshot: &Snapshot) -> Self {
+        let entry = snapshot.entry();
+        let window_bytes_max = WINDOW_BYTES_MAX.min(pool.options().cache_bytes_max / WINDOW_CACHE_PART);
+        let shared = Shared {
+            pool: Arc::clone(pool),
+            name: snapshot.name(),
+            entry: snapshot.entry_id(),
+            tree: Tree::new(entry.root, entry.virtual_bytes),
+            size_bytes: entry.virtual_bytes,
+            ingested_bytes: snapshot.state.ingest.as_ref().map(|report| report.data_bytes),
+            streams: Mutex::new(Streams::new(window_bytes_max)),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.shared.size_bytes
+    }
+
+    /// Fills `buf` from `offset`; the caller keeps within the size. Ready at the first poll if all is in memory; may be
+    /// polled outside the runtime.
+    ///
+    /// # Errors
+    /// If something can't be had, or is damaged. [`Error::Unreachable`] only after the pool's timeout.
+    pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let Shared { pool, name, entry, .. } = &*self.shared;
+        let range = offset..offset + buf.len() as u64;
+        let reading = pool.stats().begin_read();
+        if let Some(watcher) = &pool.options().watcher {
+            watcher.touched(*entry, range.clone());
+        }
+        self.follow(&range);
+        self.fill(buf, offset).await.map_err(|error| located(error, name, &range))?;
+        reading.succeed(buf.len());
+        Ok(())
+    }
+
+    async fn fill(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
+        let Shared { pool, tree, .. } = &*self.shared;
+        let mut patience = pool.patience();
+        while !buf.is_empty() {
+            let (segment, at) = (offset / SEGMENT_BYTES as u64, (offset % SEGMENT_BYTES as u64) as usize);
+            let (part, rest) = buf.split_at_mut(buf.len().min(SEGMENT_BYTES - at));
+            match tree.leaf(pool, segment, &mut patience).await? {
+                Some(leaf) => self.fill_from(leaf.leaf(), at, part, &mut patience).await?,
+                None => part.fill(0),
+            }
+            offset += part.len() as u64;
+            buf = rest;
+        }
+        Ok(())
+    }
+
+    /// Fills a part of a segment, which begins at `at` there. All that is missing is asked for before any of it is waited
+    /// for; chunks are let go as soon as they are copied.
+    async fn fill_from(&self, leaf: &Leaf, at: usize, buf: &mut [u8], patience: &mut Patience) -> Result<()> {
+        let pool = &self.shared.pool;
+        let pieces = pieces(leaf, &(at..at + buf.len()));
+        let keys: Vec<Key> = pieces.iter().map(|piece| Key::Chunk(piece.id)).collect();
+        let mut filled = 0;
+        for (piece, found) in pieces.iter().zip(pool.demand(&keys)) {
+            let chunk = match found {
+                Found::Here(chunk) => chunk,
+                coming @ Found::Coming(_) => pool.obtain(Key::Chunk(piece.id), coming, patience).await?,
+            };
+            buf[filled..piece.to].fill(0);
+            filled = piece.to + piece.from.len();
+            buf[piece.to..filled].copy_from_slice(piece.bytes_of(&chunk)?);
+        }
+        buf[filled..].fill(0);
+        Ok(())
+    }
+
+    /// The first range at or after `offset` that holds data. Looks no further than it must, so the range may end where
+    /// the next begins.
+    ///
+    /// # Errors
+    /// If the manifest can't be read.
+    pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        let Shared { pool, tree, name, size_bytes, .. } = &*self.shared;
+        let mut patience = pool.patience();
+        let mut at = offset;
+        let located = |error| located(error, name, &(offset..*size_bytes));
+        loop {
+            let next = tree.next_leaf_id(pool, at / SEGMENT_BYTES as u64, &mut patience).await.map_err(located)?;
+            let Some((segment, id)) = next else { return Ok(None) };
+            let leaf = read_leaf(pool, id, &mut patience).await.map_err(located)?;
+            let start = segment * SEGMENT_BYTES as u64;
+            if let Some(run) = first_run(leaf.leaf(), at.saturating_sub(start) as usize) {
+                return Ok(Some(start + run.start as u64..(start + run.end as u64).min(*size_bytes)));
+            }
+            at = start + SEGMENT_BYTES as u64;
+        }
+    }
+
+    /// Bytes that are not holes. Reads all of the manifest if they are not known; one disk of a pool at a time does.
+    ///
+    /// # Errors
+    /// If the manifest can't be read.
+    pub async fn data_bytes(&self) -> Result<u64> {
+        if let Some(known) = self.data_bytes_if_known() {
+            return Ok(known);
+        }
+        let Shared { pool, tree, name, size_bytes, .. } = &*self.shared;
+        let Some((root, height)) = tree.root() else { return Ok(0) };
+        let _turn = pool.turn_to_count().await;
+        let mut patience = pool.patience();
+        data_bytes::below(pool, root, height, &mut patience)
+            .await
+            .map_err(|error| located(error, name, &(0..*size_bytes)))
+    }
+
+    /// Bytes that are not holes, if that needs no reading: the ingest counted them, or someone asked before.
+    pub fn data_bytes_if_known(&self) -> Option<u64> {
+        let Some((root, _)) = self.shared.tree.root() else { return Some(0) };
+        self.shared.ingested_bytes.or_else(|| self.shared.pool.known_data_bytes(root))
+    }
+}
+
+impl Piece {
+    fn bytes_of<'a>(&self, chunk: &'a Cached) -> Result<&'a [u8]> {
+        let bytes = chunk.bytes();
+        if bytes.len() != self.chunk_bytes as usize {
+            let detail = format!("has {} bytes where the manifest says {}", bytes.len(), self.chunk_bytes);
+            return Err(Error::damaged(format!("chunk {}", self.id), detail));
+        }
+        Ok(&bytes[self.from.clone()])
+    }
+}
+
+/// Damage is told with the place in the image where a reader met it.
+fn located(error: Error, name: &SnapshotName, range: &Range<u64>) -> Error {
+    match error {
+        Error::Damaged { what, detail } => {
+            let place = format!("{name} at {} to {}", range.start, range.end);
+            Error::damaged(place, format!("{what}: {detail}"))
+        }
+        other => other,
+    }
+}
+
+/// The chunks that a part of a segment needs, in order.
+fn pieces(leaf: &Leaf, wanted: &Range<usize>) -> Vec<Piece> {
+    let mut pieces = Vec::with_capacity(wanted.len() / (32 << 10) + 2);
+    for (start, id, chunk_bytes) in leaf.chunks() {
+        let end = start + chunk_bytes as usize;
+        if start >= wanted.end {
+            break;
+        }
+        if end > wanted.start {
+            let (from, to) = (start.max(wanted.start), end.min(wanted.end));
+            pieces.push(Piece { id, chunk_bytes, from: from - start..to - start, to: from - wanted.start });
+        }
+    }
+    pieces
+}
+
+/// The first chunk that ends after `at`, with those that adjoin it.
+fn first_run(leaf: &Leaf, at: usize) -> Option<Range<usize>> {
+    let mut chunks =
+        leaf.chunks().map(|(start, _, bytes)| start..start + bytes as usize).filter(|chunk| chunk.end > at);
+    let first = chunks.next()?;
+    let mut run = first.start.max(at)..first.end;
+    for chunk in chunks {
+        if chunk.start != run.end {
+            break;
+        }
+        run.end = chunk.end;
+    }
+    Some(run)
+}

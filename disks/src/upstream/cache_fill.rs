@@ -1,0 +1,258 @@
+//! Keeping: what was fetched is put into the local store, in the background and as far as there is room.
+//!
+//! That it can't be kept fails no read. A record that the local owner believes to have, although it could not be read, is
+//! reported: what turns out to be damaged is put again, whole.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use chunkstore::format::id::{ChunkId, RecordId};
+use chunkstore::format::record::{Kind, Record};
+use chunkstore::store::sink::Claim;
+use chunkstore::{Error, Result};
+use replicate::rpc::client::ClientSession;
+use replicate::rpc::wire::Purpose;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::negative_cache::Absent;
+use super::reconnect::{Link, is_passing};
+use super::unsealed_cache::Fresh;
+
+/// Bytes that wait to be kept; what comes then is not kept.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// Records that are put together.
+const BATCH: usize = 128;
+/// What was put is sealed when it is so much, or so old: until then nobody can read it from the store.
+const UNSEALED_BYTES_MAX: usize = 16 << 20;
+const UNSEALED_TIME_MAX: Duration = Duration::from_secs(20);
+/// After a failure, nothing is kept for so long.
+const PAUSE: Duration = Duration::from_secs(15);
+/// The same, if the owner is being replaced.
+const PAUSE_SHORT: Duration = Duration::from_secs(1);
+
+/// A record that was fetched and verified.
+pub(super) struct Kept {
+    /// Without a base.
+    pub(super) whole: Arc<Record>,
+    /// As it came, if that was a delta.
+    pub(super) delta: Option<Record>,
+}
+
+impl Kept {
+    fn id(&self) -> RecordId {
+        self.whole.header.id
+    }
+
+    fn bytes(&self) -> usize {
+        self.whole.bytes() + self.delta.as_ref().map_or(0, Record::bytes)
+    }
+}
+
+/// What is told of keeping.
+#[derive(Default)]
+pub(super) struct Kepts {
+    waiting_bytes: AtomicUsize,
+    pub(super) records: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) healed: AtomicU64,
+    pub(super) not_kept: AtomicU64,
+    pub(super) is_failing: AtomicBool,
+}
+
+/// Where records are offered.
+#[derive(Clone)]
+pub(super) struct Keeper {
+    sender: mpsc::UnboundedSender<Kept>,
+    pub(super) kepts: Arc<Kepts>,
+}
+
+impl Keeper {
+    /// A keeper, and where what it is offered comes out.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Kept>) {
+        let (sender, offered) = mpsc::unbounded_channel();
+        (Self { sender, kepts: Arc::default() }, offered)
+    }
+
+    /// Whether more waits than should.
+    pub(super) fn is_behind(&self) -> bool {
+        self.kepts.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+    }
+
+    pub(super) fn offer(&self, kept: Kept) {
+        let bytes = kept.bytes();
+        if self.kepts.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX
+            || self.sender.send(kept).is_err()
+        {
+            self.kepts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.kepts.not_kept.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The task that keeps.
+pub(super) struct Keeping {
+    near: Arc<Link>,
+    fresh: Arc<Fresh>,
+    absent: Arc<Absent>,
+    kepts: Arc<Kepts>,
+    session: Option<ClientSession>,
+    unsealed: Vec<(RecordId, Kind)>,
+    unsealed_bytes: usize,
+    seal_at: Instant,
+    not_before: Instant,
+}
+
+impl Keeping {
+    pub(super) fn new(near: Arc<Link>, fresh: Arc<Fresh>, absent: Arc<Absent>, keeper: &Keeper) -> Self {
+        let now = Instant::now();
+        Self {
+            near,
+            fresh,
+            absent,
+            kepts: Arc::clone(&keeper.kepts),
+            session: None,
+            unsealed: Vec::new(),
+            unsealed_bytes: 0,
+            seal_at: now,
+            not_before: now,
+        }
+    }
+
+    /// Keeps what is offered until it shall stop; then all that was put is sealed.
+    pub(super) async fn run(mut self, mut offered: mpsc::UnboundedReceiver<Kept>, mut stop: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = sleep_until(self.seal_at), if !self.unsealed.is_empty() => self.seal().await,
+                first = offered.recv() => match first {
+                    Some(first) => self.keep(Self::gather(first, &mut offered)).await,
+                    None => break,
+                },
+                () = stopped(&mut stop) => break,
+            }
+        }
+        self.seal().await;
+    }
+
+    fn gather(first: Kept, offered: &mut mpsc::UnboundedReceiver<Kept>) -> Vec<Kept> {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = offered.try_recv()
+        {
+            batch.push(next);
+        }
+        batch
+    }
+
+    async fn keep(&mut self, batch: Vec<Kept>) {
+        let bytes = batch.iter().map(Kept::bytes).sum();
+        let kept =
+            if Instant::now() < self.not_before { Ok(false) } else { self.try_keep(&batch).await.map(|()| true) };
+        self.kepts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        match kept {
+            Ok(true) => {
+                if self.kepts.is_failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("what comes from upstream is kept again");
+                }
+                if self.unsealed_bytes >= UNSEALED_BYTES_MAX {
+                    self.seal().await;
+                }
+            }
+            Ok(false) => drop(self.kepts.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed)),
+            Err(error) => {
+                self.kepts.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.fail(&error);
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        if !self.kepts.is_failing.swap(true, Ordering::Relaxed) {
+            tracing::warn!("what comes from upstream is not kept for now: {error}");
+        }
+        self.session = None;
+        self.unsealed.clear();
+        self.unsealed_bytes = 0;
+        self.not_before = Instant::now() + if is_passing(error) { PAUSE_SHORT } else { PAUSE };
+    }
+
+    async fn try_keep(&mut self, batch: &[Kept]) -> Result<()> {
+        if self.session.is_none() {
+            let client = self.near.client().await?;
+            self.session = Some(ClientSession::begin(&client, Purpose::Receive, None).await?);
+        }
+        let session = self.session.as_ref().expect("one was begun");
+        let ids: Vec<RecordId> = batch.iter().map(Kept::id).collect();
+        let claims = claims(session, &ids, &self.kepts).await?;
+        let records = chosen(session, batch, &claims).await?;
+        session.put_all(&records).await?;
+        if self.unsealed.is_empty() {
+            self.seal_at = Instant::now() + UNSEALED_TIME_MAX;
+        }
+        let bytes: usize = records.iter().map(Record::bytes).sum();
+        self.unsealed.extend(records.iter().map(|record| (record.header.id, record.header.kind)));
+        self.unsealed_bytes += bytes;
+        self.kepts.records.fetch_add(records.len() as u64, Ordering::Relaxed);
+        self.kepts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes what was put durable and readable; from then on the local store gives it.
+    async fn seal(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        if let Err(error) = session.flush().await {
+            return self.fail(&error);
+        }
+        for (id, _) in self.unsealed.iter().filter(|(_, kind)| *kind == Kind::Chunk) {
+            self.absent.remove(ChunkId::from_bytes(*id.as_bytes()));
+        }
+        self.fresh.remove(self.unsealed.drain(..).map(|(id, _)| id));
+        self.unsealed_bytes = 0;
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Without a sender it is as good as told.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// What the local store lacks. It was asked for these and could not give them: those that it believes to have are looked at.
+async fn claims(session: &ClientSession, ids: &[RecordId], kepts: &Kepts) -> Result<Vec<Claim>> {
+    let (_, mut claims) = session.claim(ids).await?;
+    let is_present = |at: &usize| claims[*at] == Claim::Present;
+    let present: Vec<usize> = (0..ids.len()).filter(is_present).collect();
+    let suspects: Vec<RecordId> = present.iter().map(|at| ids[*at]).collect();
+    if suspects.is_empty() {
+        return Ok(claims);
+    }
+    let is_bad = session.client().suspect(&suspects).await?;
+    let bad: Vec<usize> = present.into_iter().zip(is_bad).filter(|(_, is_bad)| *is_bad).map(|(at, _)| at).collect();
+    let again: Vec<RecordId> = bad.iter().map(|at| ids[*at]).collect();
+    if again.is_empty() {
+        return Ok(claims);
+    }
+    let (_, anew) = session.claim(&again).await?;
+    for (at, claim) in bad.into_iter().zip(anew) {
+        claims[at] = claim;
+        kepts.healed.fetch_add(u64::from(claim == Claim::YoursWhole), Ordering::Relaxed);
+    }
+    Ok(claims)
+}
+
+/// The records that are to be put: as deltas where the store has the base.
+async fn chosen(session: &ClientSession, batch: &[Kept], claims: &[Claim]) -> Result<Vec<Record>> {
+    let yours = || batch.iter().zip(claims).filter(|(_, claim)| matches!(claim, Claim::Yours | Claim::YoursWhole));
+    let deltas = || yours().filter(|(_, claim)| **claim == Claim::Yours).filter_map(|(kept, _)| kept.delta.as_ref());
+    let bases: Vec<RecordId> = deltas().filter_map(|delta| delta.header.base).collect();
+    let is_full = if bases.is_empty() { Vec::new() } else { session.client().full(&bases).await? };
+    let full: HashSet<RecordId> = bases.into_iter().zip(is_full).filter(|(_, full)| *full).map(|(id, _)| id).collect();
+    let record = |(kept, claim): (&Kept, &Claim)| {
+        let delta = kept.delta.as_ref().filter(|_| *claim == Claim::Yours);
+        let fits = |delta: &&Record| delta.header.base.is_some_and(|base| full.contains(&base));
+        delta.filter(fits).unwrap_or(&kept.whole).clone()
+    };
+    Ok(yours().map(record).collect())
+}

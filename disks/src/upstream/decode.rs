@@ -1,0 +1,144 @@
+//! Decoding what came: bases that came along or are here, deltas against them, and the proof that it is what was asked for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use chunkstore::format::chunk::Chunk;
+use chunkstore::format::codec::{Codec, Decoder, Encoder};
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::record::{Kind, Record};
+use chunkstore::pack::record_reader::check_plain;
+use chunkstore::{Error, Result};
+use replicate::rpc::wire::{Fetch, WireError};
+
+use super::cache_fill::Kept;
+use super::fetch::Fetcher;
+use super::queue::Got;
+
+/// Zstd level of what came as a delta and is kept whole.
+const LEVEL: i32 = 1;
+/// How sure it can be that bases are here, or are not.
+const SURE: i32 = 32;
+
+/// An error of the far store, told as such.
+pub(super) fn told(error: &Error) -> Error {
+    match error {
+        Error::Damaged { what, detail } => Error::damaged(what, format!("{detail} (upstream)")),
+        other => WireError::from(other).into(),
+    }
+}
+
+/// The records of one answer.
+pub(super) struct Decoding<'a> {
+    fetcher: &'a Fetcher,
+    decoder: Decoder,
+    bases: HashMap<RecordId, Vec<u8>>,
+    /// Whether it was looked whether bases are here, although they came along.
+    has_looked: bool,
+}
+
+impl<'a> Decoding<'a> {
+    pub(super) fn new(fetcher: &'a Fetcher) -> Self {
+        Self { fetcher, decoder: Decoder::new(), bases: HashMap::new(), has_looked: false }
+    }
+
+    fn plain(&mut self, record: &Record, base: Option<&[u8]>) -> Result<Vec<u8>> {
+        let header = &record.header;
+        let decoded = self.decoder.decode(header.codec, &record.payload, header.plain_bytes as usize, base);
+        decoded.map_err(|detail| Error::damaged(format!("record {}", header.id), detail))
+    }
+
+    /// A base that came along. One that is not what it says is none.
+    pub(super) fn add_base(&mut self, record: &Record) {
+        let header = &record.header;
+        if header.codec != Codec::Delta
+            && let Ok(plain) = self.plain(record, None).and_then(|plain| check_plain(header.kind, header.id, plain))
+        {
+            self.bases.insert(header.id, plain);
+        }
+    }
+
+    /// Decodes and gives a record; false if that needs a base that is nowhere.
+    pub(super) fn take(&mut self, (id, kind): (RecordId, Kind), record: Record, fetch: Fetch) -> bool {
+        if let Some(base) = record.header.base {
+            self.learn(base, kind, fetch);
+            if !self.bases.contains_key(&base) {
+                return fetch == Fetch::Whole;
+            }
+        }
+        let counters = &self.fetcher.counters;
+        counters.bytes.fetch_add(record.bytes() as u64, Ordering::Relaxed);
+        match self.verified(id, kind, &record) {
+            Ok((got, whole)) => {
+                let delta = Some(record).filter(|record| record.header.base.is_some());
+                let whole = Arc::new(whole);
+                self.fetcher.fresh.add(Arc::clone(&whole));
+                // First: who is answered may stop the site at once.
+                self.fetcher.keeper.offer(Kept { whole, delta });
+                self.fetcher.queue.answer(id, &Ok(got));
+            }
+            Err(error) => {
+                counters.refused.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("upstream gave something else than it was asked for: {error}");
+                self.fetcher.queue.answer(id, &Err(told(&error)));
+            }
+        }
+        counters.records.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Looks for a base in the local store; remembers whether bases are there, so that they need not come along.
+    fn learn(&mut self, base: RecordId, kind: Kind, fetch: Fetch) {
+        let came = self.bases.contains_key(&base);
+        if came && self.has_looked {
+            return;
+        }
+        self.has_looked = true;
+        let found = self.local_base(base, kind);
+        let step = if found.is_some() { 1 } else { -1 };
+        let bases_here = &self.fetcher.bases_here;
+        let sure = bases_here.load(Ordering::Relaxed).saturating_add(step).clamp(-SURE, SURE);
+        bases_here.store(sure, Ordering::Relaxed);
+        if let Some(plain) = found.filter(|_| !came && fetch != Fetch::Whole) {
+            self.bases.insert(base, plain);
+        }
+    }
+
+    fn local_base(&self, base: RecordId, kind: Kind) -> Option<Vec<u8>> {
+        if let Some(plain) = self.fetcher.fresh(base) {
+            return Some(plain);
+        }
+        let local = self.fetcher.local();
+        match kind {
+            Kind::Node => local.node(NodeId::from_bytes(*base.as_bytes())).ok().map(|node| node.encode()),
+            _ => local.chunk(ChunkId::from_bytes(*base.as_bytes())).ok().map(Chunk::into_bytes),
+        }
+    }
+
+    /// The content, and the record that holds it without a base.
+    fn verified(&mut self, id: RecordId, kind: Kind, record: &Record) -> Result<(Got, Record)> {
+        let header = record.header;
+        if header.kind != kind {
+            return Err(Error::damaged(format!("record {id}"), "it is of another kind"));
+        }
+        let base = header.base.and_then(|base| self.bases.remove(&base).map(|plain| (base, plain)));
+        let plain = self.plain(record, base.as_ref().map(|(_, plain)| plain.as_slice()));
+        // Another delta of this answer may have the same base.
+        self.bases.extend(base);
+        let plain = check_plain(kind, id, plain?)?;
+        let whole = if header.base.is_some() { whole(record, &plain) } else { record.clone() };
+        let got = match kind {
+            Kind::Node => Got::Node(Node::verify(NodeId::from_bytes(*id.as_bytes()), &plain)?),
+            _ => Got::Chunk(Chunk::verify(ChunkId::from_bytes(*id.as_bytes()), plain)?),
+        };
+        Ok((got, whole))
+    }
+}
+
+/// The content of a delta as a record of its own.
+fn whole(delta: &Record, plain: &[u8]) -> Record {
+    let (codec, payload) = Encoder::new(LEVEL).plain(plain);
+    Record::new(delta.header.kind, delta.header.id, plain.len(), codec, payload, None)
+}

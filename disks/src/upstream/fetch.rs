@@ -1,0 +1,304 @@
+//! Fetching: batches leave the queue, several requests are under way at a time, and what comes is decoded, verified, given
+//! to whoever waits, and offered to the keeper.
+//!
+//! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that fails
+//! because the far store is away is repeated when it is back.
+
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chunkstore::format::chunk::Chunk;
+use chunkstore::format::codec::Decoder;
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::record::Kind;
+use chunkstore::{Error, Result};
+use replicate::rpc::client::{Arrived, Client};
+use replicate::rpc::wire::Fetch;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::cache_fill::Keeper;
+use super::decode::{Decoding, told};
+use super::negative_cache::Absent;
+use super::neighbourhood::Around;
+use super::queue::{Batch, DEMANDS, Got, OTHERS, Queue};
+use super::reconnect::{Link, is_passing};
+use super::unsealed_cache::Fresh;
+use super::{Far, Fetching, Urgency};
+
+/// Requests under way at a time, of each lane.
+const REQUESTS: [usize; 2] = [12, 6];
+/// Records of a request, of each lane. Six times 32 chunks fill 100 Mbit/s at 150 ms twice.
+const IDS: [usize; 2] = [16, 32];
+/// How long is waited for the local store to take what was fetched ahead.
+const BEHIND: Duration = Duration::from_millis(5);
+/// A demand counts as recent for so long.
+const RECENT: Duration = Duration::from_millis(300);
+
+/// Counts what is fetched.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) records: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) refused: AtomicU64,
+}
+
+/// Fetches from one far store.
+pub(super) struct Fetcher {
+    pub(super) queue: Queue,
+    pub(super) fresh: Arc<Fresh>,
+    pub(super) absent: Arc<Absent>,
+    pub(super) counters: Counters,
+    around: Around,
+    lanes: [Arc<Link>; 2],
+    near: Arc<Link>,
+    local: Arc<dyn ChunkSource>,
+    pub(super) keeper: Keeper,
+    /// Above 0 if most deltas have their bases here.
+    pub(super) bases_here: AtomicI32,
+    last_demand: Mutex<Option<Instant>>,
+    patience: Duration,
+    runtime: Handle,
+}
+
+/// Where a fetcher finds things, and where it puts them.
+pub(super) struct Surroundings {
+    pub(super) lanes: [Arc<Link>; 2],
+    pub(super) near: Arc<Link>,
+    pub(super) local: Arc<dyn ChunkSource>,
+    pub(super) keeper: Keeper,
+    pub(super) fresh: Arc<Fresh>,
+    pub(super) absent: Arc<Absent>,
+    pub(super) patience: Duration,
+    pub(super) runtime: Handle,
+}
+
+impl Fetcher {
+    pub(super) fn new(surroundings: Surroundings) -> Arc<Self> {
+        let Surroundings { lanes, near, local, keeper, fresh, absent, patience, runtime } = surroundings;
+        Arc::new(Self {
+            queue: Queue::default(),
+            fresh,
+            absent,
+            counters: Counters::default(),
+            around: Around::default(),
+            lanes,
+            near,
+            local,
+            keeper,
+            bases_here: AtomicI32::new(0),
+            last_demand: Mutex::default(),
+            patience,
+            runtime,
+        })
+    }
+
+    /// Serves a lane of the queue for ever.
+    pub(super) async fn run(self: Arc<Self>, lane: usize) {
+        let turns = Arc::new(Semaphore::new(REQUESTS[lane]));
+        loop {
+            let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
+            while lane == OTHERS && self.keeper.is_behind() {
+                // What is fetched ahead and not kept may be gone when it is wanted.
+                sleep(BEHIND).await;
+            }
+            let batch = self.queue.take(lane, IDS[lane]).await;
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                this.fetch_batch(lane, batch).await;
+                drop(turn);
+            });
+        }
+    }
+
+    /// Whether a reader waits, or did just now.
+    pub(super) fn is_demanded(&self) -> bool {
+        let last = *self.last_demand.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < RECENT)
+    }
+
+    fn note_demand(&self) {
+        *self.last_demand.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.lanes.iter().any(|link| link.is_up())
+    }
+
+    /// The connection for what nobody waits for.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.lanes[OTHERS]
+    }
+
+    /// The owner of the local store.
+    pub(super) fn near(&self) -> &Arc<Link> {
+        &self.near
+    }
+
+    /// Where is read first.
+    pub(super) fn local(&self) -> &Arc<dyn ChunkSource> {
+        &self.local
+    }
+
+    async fn fetch_batch(self: &Arc<Self>, lane: usize, batch: Batch) {
+        match self.request(lane, &batch).await {
+            Ok(()) => {}
+            Err(error) if is_passing(&error) => {
+                tracing::debug!("upstream: {error}; {} records are asked for again", batch.len());
+                self.queue.put_back(&batch);
+            }
+            Err(error) => batch.iter().for_each(|(id, _)| self.queue.answer(*id, &Err(told(&error)))),
+        }
+        if lane == DEMANDS {
+            self.note_demand();
+        }
+    }
+
+    async fn request(self: &Arc<Self>, lane: usize, batch: &Batch) -> Result<()> {
+        let client = self.lanes[lane].client().await?;
+        let fetch = if self.bases_here.load(Ordering::Relaxed) > 0 { Fetch::Stored } else { Fetch::WithBases };
+        let lacking = self.ask(&client, batch, fetch).await?;
+        if !lacking.is_empty() {
+            self.ask(&client, &lacking, Fetch::Whole).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks for records; what comes is decoded meanwhile. Returns the deltas whose bases are nowhere.
+    async fn ask(self: &Arc<Self>, client: &Client, batch: &Batch, fetch: Fetch) -> Result<Batch> {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
+        let (arrived, arriving) = mpsc::channel();
+        let (this, wanted) = (Arc::clone(self), batch.clone());
+        let decoding = tokio::task::spawn_blocking(move || this.decode_all(&wanted, &arriving, fetch));
+        let mut each = |came| {
+            // It is received until the sender is gone.
+            let _ = arrived.send(came);
+            Ok(())
+        };
+        let asked = client.records(&ids, fetch, &mut each).await;
+        drop(arrived);
+        let lacking = decoding.await.map_err(|_| Error::Interrupted)?;
+        asked.map(|()| lacking)
+    }
+
+    fn decode_all(&self, wanted: &Batch, arriving: &Receiver<Arrived>, fetch: Fetch) -> Batch {
+        let mut decoding = Decoding::new(self);
+        let mut lacking = Batch::new();
+        for arrived in arriving {
+            match arrived {
+                Arrived::Base(record) => decoding.add_base(&record),
+                Arrived::Wanted(at, Err(error)) => self.queue.answer(wanted[at].0, &Err(told(&error))),
+                Arrived::Wanted(at, Ok(record)) => {
+                    if !decoding.take(wanted[at], record, fetch) {
+                        lacking.push(wanted[at]);
+                    }
+                }
+            }
+        }
+        lacking
+    }
+
+    /// Wants what lies beside a chunk that was missed, but for what is here.
+    fn bring_neighbours(self: &Arc<Self>, id: ChunkId) {
+        let mut ids = self.around.missed(id);
+        ids.retain(|id| !self.fresh.has((*id).into()) && !self.queue.has((*id).into()));
+        if ids.is_empty() {
+            return;
+        }
+        let this = Arc::clone(self);
+        // Whoever demands may be on a thread that is none of the runtime's.
+        self.runtime.spawn(async move {
+            if let Ok(lacking) = this.lacking(ids).await {
+                this.prefetch(&lacking, Urgency::Ahead);
+            }
+        });
+    }
+
+    /// Which of these are neither here nor just fetched.
+    pub(super) async fn lacking(&self, ids: Vec<ChunkId>) -> Result<Vec<ChunkId>> {
+        let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
+        let is_here = self.near.client().await?.has(&records).await?;
+        let lacks = |(id, is_here): (ChunkId, bool)| (!is_here && !self.fresh.has(id.into())).then_some(id);
+        Ok(ids.into_iter().zip(is_here).filter_map(lacks).collect())
+    }
+
+    pub(super) fn prefetch(&self, ids: &[ChunkId], urgency: Urgency) {
+        for id in ids {
+            self.absent.add(*id);
+        }
+        self.queue.prefetch(ids.iter().map(|id| (*id).into()), Kind::Chunk, urgency);
+    }
+
+    /// What was fetched before and can't be read from the local store yet.
+    pub(super) fn fresh(&self, id: RecordId) -> Option<Vec<u8>> {
+        let record = self.fresh.get(id)?;
+        let (header, payload) = (&record.header, &record.payload);
+        Decoder::new().decode(header.codec, payload, header.plain_bytes as usize, None).ok()
+    }
+
+    /// Waits for what was asked for, as long as there is hope.
+    async fn patiently(patience: Duration, answer: oneshot::Receiver<Result<Got>>) -> Result<Got> {
+        match timeout(patience, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::unreachable("the mount ends")),
+            Err(_) => Err(Error::unreachable(format!("upstream did not answer within {} s", patience.as_secs()))),
+        }
+    }
+}
+
+/// A [`Fetcher`] as whoever reads knows it.
+pub(super) struct Reading(pub(super) Arc<Fetcher>);
+
+impl Far for Reading {
+    fn is_absent(&self, id: ChunkId) -> bool {
+        // While upstream is away, what came by other ways must be found.
+        self.0.is_up() && self.0.absent.has(id)
+    }
+
+    fn fetch(&self, id: ChunkId, urgency: Urgency) -> Fetching<Chunk> {
+        let fetcher = &self.0;
+        fetcher.absent.add(id);
+        if let Some(plain) = fetcher.fresh(id.into()) {
+            return Box::pin(std::future::ready(Chunk::verify(id, plain)));
+        }
+        let (answer, patience) = (fetcher.queue.want(id.into(), Kind::Chunk, urgency), fetcher.patience);
+        if urgency == Urgency::Demand {
+            fetcher.note_demand();
+            fetcher.bring_neighbours(id);
+        }
+        Box::pin(async move {
+            match Fetcher::patiently(patience, answer).await? {
+                Got::Chunk(chunk) => Ok(chunk),
+                Got::Node(_) => Err(Error::damaged(format!("chunk {id}"), "a manifest node has its id")),
+            }
+        })
+    }
+
+    fn fetch_node(&self, id: NodeId, urgency: Urgency) -> Fetching<Node> {
+        let fetcher = &self.0;
+        if let Some(plain) = fetcher.fresh(id.into()) {
+            return Box::pin(std::future::ready(Node::verify(id, &plain)));
+        }
+        if urgency == Urgency::Demand {
+            fetcher.note_demand();
+        }
+        let (answer, patience) = (fetcher.queue.want(id.into(), Kind::Node, urgency), fetcher.patience);
+        Box::pin(async move {
+            match Fetcher::patiently(patience, answer).await? {
+                Got::Node(node) => Ok(node),
+                Got::Chunk(_) => Err(Error::damaged(format!("manifest node {id}"), "a chunk has its id")),
+            }
+        })
+    }
+
+    fn neighbours(&self, ids: &[ChunkId]) {
+        self.0.around.add(ids);
+    }
+}

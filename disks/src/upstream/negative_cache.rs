@@ -1,0 +1,79 @@
+//! Which chunks are known not to be here, so that the local owner is not asked again and again.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chunkstore::format::id::ChunkId;
+
+/// Most chunks remembered, at half their ids.
+const REMEMBERED_MAX: usize = 256 << 10;
+/// So long it is believed. What came by other ways, such as a pull, is seen after that.
+const BELIEVED: Duration = Duration::from_secs(30);
+
+/// A bounded set that forgets all from time to time.
+pub(super) struct Absent {
+    state: Mutex<State>,
+}
+
+struct State {
+    ids: HashSet<[u8; 16]>,
+    since: Instant,
+}
+
+impl Absent {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::new(State { ids: HashSet::new(), since: Instant::now() }) }
+    }
+
+    pub(super) fn has(&self, id: ChunkId) -> bool {
+        let state = self.lock();
+        state.since.elapsed() < BELIEVED && state.ids.contains(&half(id))
+    }
+
+    pub(super) fn add(&self, id: ChunkId) {
+        let mut state = self.lock();
+        if state.ids.len() >= REMEMBERED_MAX || state.since.elapsed() >= BELIEVED {
+            state.ids.clear();
+            state.since = Instant::now();
+        }
+        state.ids.insert(half(id));
+    }
+
+    pub(super) fn remove(&self, id: ChunkId) {
+        self.lock().ids.remove(&half(id));
+    }
+
+    pub(super) fn clear(&self) {
+        self.lock().ids.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn half(id: ChunkId) -> [u8; 16] {
+    *id.as_bytes().first_chunk().expect("an id is longer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_added_is_there_until_it_is_removed_and_there_is_a_bound() {
+        let absent = Absent::new();
+        let id = |n: u32| ChunkId::of(&n.to_le_bytes());
+        absent.add(id(1));
+        absent.add(id(2));
+        absent.remove(id(2));
+        assert!(absent.has(id(1)) && !absent.has(id(2)));
+        absent.clear();
+        assert!(!absent.has(id(1)));
+        for n in 0..REMEMBERED_MAX as u32 + 10 {
+            absent.add(id(n));
+        }
+        assert!(absent.has(id(REMEMBERED_MAX as u32 + 9)) && absent.lock().ids.len() <= REMEMBERED_MAX);
+    }
+}

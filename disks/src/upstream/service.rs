@@ -1,0 +1,308 @@
+//! All of it together: what a mount starts, asks, and stops.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chunkstore::Result;
+use chunkstore::catalog::Catalog;
+use chunkstore::catalog::name::Selector;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::storage::LocalDir;
+use replicate::rpc::transport::rate::RateLimit;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::boot_recorder::Recorder;
+use super::cache_fill::{Keeper, Keeping, Kepts};
+use super::fetch::{Fetcher, Reading, Surroundings};
+use super::hydrate::{Hydration, Hydrator};
+use super::names::{Both, FarList, MergedNames};
+use super::negative_cache::Absent;
+use super::on_open::Attendant;
+use super::queue::{DEMANDS, OTHERS};
+use super::reconnect::{Connect, Link, is_passing};
+use super::unsealed_cache::Fresh;
+use super::{Far, Watcher};
+use crate::names::{LocalNames, Names};
+
+/// What a mount with an upstream, or one that records, has.
+pub struct SiteOptions {
+    /// What drives connections.
+    pub runtime: Handle,
+    /// The local store.
+    pub dir: PathBuf,
+    /// Its catalog.
+    pub catalog: Catalog,
+    /// Where is read first.
+    pub local: Arc<dyn ChunkSource>,
+    /// Connects to the local store's owner.
+    pub near: Connect,
+    /// Connects to the far store; none if it only records.
+    pub far: Option<Connect>,
+    /// The far store as the operator named it.
+    pub address: String,
+    /// How long a read waits for the far store before it is told so.
+    pub patience: Duration,
+    /// Which snapshots are to be completed.
+    pub hydrate: Vec<Selector>,
+    /// Whether what is read first is recorded.
+    pub record: bool,
+}
+
+/// The local store and what lies behind it.
+pub struct Site {
+    runtime: Handle,
+    address: String,
+    upstream: Option<Upstream>,
+    recorder: Option<Arc<Recorder>>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    keeping: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Upstream {
+    fetcher: Arc<Fetcher>,
+    names: Arc<MergedNames>,
+    kepts: Arc<Kepts>,
+    attendant: Arc<Attendant>,
+    hydrator: Arc<Hydrator>,
+}
+
+/// What is told of an upstream.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct UpstreamStatus {
+    /// As the operator named it.
+    pub address: String,
+    /// Whether it answered when it was last asked.
+    pub is_connected: bool,
+    /// Records that came.
+    pub fetched_records: u64,
+    /// Their bytes, as they travelled.
+    pub fetched_bytes: u64,
+    /// Requests that brought them.
+    pub requests: u64,
+    /// Records that were not what they should be.
+    pub refused_records: u64,
+    /// Records that wait or are on their way.
+    pub waiting_records: u64,
+    /// Records that were put into the local store.
+    pub kept_records: u64,
+    /// Their bytes.
+    pub kept_bytes: u64,
+    /// Of those: records that were damaged there.
+    pub healed_records: u64,
+    /// Records that were given and not kept.
+    pub not_kept_records: u64,
+    /// Whether nothing can be kept now.
+    pub is_keeping_failing: bool,
+    /// The hydrations that were asked for.
+    pub hydrations: Vec<Hydration>,
+}
+
+impl Site {
+    /// Starts all that runs in the background. That the far store is away is no error: its snapshots appear when it is
+    /// there.
+    ///
+    /// # Errors
+    /// [`chunkstore::Error::Refused`] if the stores cut chunks differently; [`chunkstore::Error::Denied`] if the far store
+    /// does not admit us; if the local owner can't be reached.
+    pub async fn start(options: SiteOptions) -> Result<Arc<Self>> {
+        let near = Link::new(&options.near, None, None);
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        let mut keeping = None;
+        let mut far_link = None;
+        let upstream = match &options.far {
+            None => None,
+            Some(far) => {
+                let limit = Arc::new(RateLimit::unlimited());
+                let like = near.client().await?.welcome().clone();
+                let link = |limit| Link::new(far, Some(&like), limit);
+                let lanes = [link(None), link(None)];
+                greet(&lanes[OTHERS]).await?;
+                far_link = Some(Arc::clone(&lanes[OTHERS]));
+                let far = Background { lanes, hydration: link(Some(Arc::clone(&limit))), limit };
+                let (upstream, kept) = far.start(&options, &near, stopped, &mut tasks).await;
+                keeping = Some(kept);
+                Some(upstream)
+            }
+        };
+        let recorder = options.record.then(|| Recorder::new(options.catalog.clone(), near, far_link));
+        tasks.extend(recorder.iter().map(|recorder| options.runtime.spawn(Arc::clone(recorder).run())));
+        Ok(Arc::new(Self {
+            runtime: options.runtime,
+            address: options.address,
+            upstream,
+            recorder,
+            stop,
+            tasks: Mutex::new(tasks),
+            keeping: Mutex::new(keeping),
+        }))
+    }
+
+    /// Gives what the local store lacks; none without an upstream.
+    pub fn far(&self) -> Option<Arc<dyn Far>> {
+        let far = |upstream: &Upstream| Arc::new(Reading(Arc::clone(&upstream.fetcher))) as Arc<dyn Far>;
+        self.upstream.as_ref().map(far)
+    }
+
+    /// The snapshots of both stores; none without an upstream.
+    pub fn names(&self) -> Option<Arc<dyn Names>> {
+        self.upstream.as_ref().map(|upstream| Arc::clone(&upstream.names) as Arc<dyn Names>)
+    }
+
+    /// Records what is read; none if that was not asked for.
+    pub fn watcher(&self) -> Option<Arc<dyn Watcher>> {
+        self.recorder.as_ref().map(|recorder| Arc::clone(recorder) as Arc<dyn Watcher>)
+    }
+
+    /// What is told of the upstream.
+    pub fn status(&self) -> Option<UpstreamStatus> {
+        let upstream = self.upstream.as_ref()?;
+        let (fetcher, kepts) = (&upstream.fetcher, &upstream.kepts);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Some(UpstreamStatus {
+            address: self.address.clone(),
+            is_connected: fetcher.is_up(),
+            fetched_records: get(&fetcher.counters.records),
+            fetched_bytes: get(&fetcher.counters.bytes),
+            requests: get(&fetcher.counters.requests),
+            refused_records: get(&fetcher.counters.refused),
+            waiting_records: fetcher.queue.len() as u64,
+            kept_records: get(&kepts.records),
+            kept_bytes: get(&kepts.bytes),
+            healed_records: get(&kepts.healed),
+            not_kept_records: get(&kepts.not_kept),
+            is_keeping_failing: kepts.is_failing.load(Ordering::Relaxed),
+            hydrations: upstream.hydrator.hydrations(),
+        })
+    }
+
+    /// Ends it all: what was fetched is sealed, and what was recorded is kept.
+    pub async fn stop(&self) {
+        self.abort();
+        self.stop.send_replace(true);
+        let keeping = lock(&self.keeping).take();
+        if let Some(keeping) = keeping {
+            // It only waits for the local owner.
+            let _ = keeping.await;
+        }
+        if let Some(upstream) = &self.upstream {
+            upstream.attendant.note_presence().await;
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.finish().await;
+        }
+    }
+
+    /// [`Site::stop`] for threads.
+    pub fn stop_blocking(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let _ = super::wait_for(&self.runtime, async move {
+            this.stop().await;
+            Ok(())
+        });
+    }
+
+    fn abort(&self) {
+        lock(&self.tasks).drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.abort();
+        self.stop.send_replace(true);
+    }
+}
+
+/// Finds out whether the far store may be used, if it is there.
+async fn greet(link: &Link) -> Result<()> {
+    match link.client().await {
+        Err(error) if is_passing(&error) => {
+            tracing::warn!("upstream is away: its snapshots appear when it is there: {error}");
+            Ok(())
+        }
+        connected => connected.map(drop),
+    }
+}
+
+/// The connections of an upstream.
+struct Background {
+    lanes: [Arc<Link>; 2],
+    hydration: Arc<Link>,
+    limit: Arc<RateLimit>,
+}
+
+impl Background {
+    async fn start(
+        self,
+        options: &SiteOptions,
+        near: &Arc<Link>,
+        stopped: watch::Receiver<bool>,
+        tasks: &mut Vec<JoinHandle<()>>,
+    ) -> (Upstream, JoinHandle<()>) {
+        let runtime = &options.runtime;
+        let (keeper, offered) = Keeper::new();
+        let (fresh, absent) = (Arc::new(Fresh::default()), Arc::new(Absent::new()));
+        let near_link = || Link::new(&options.near, None, None);
+        let keeping = Keeping::new(near_link(), Arc::clone(&fresh), Arc::clone(&absent), &keeper);
+        let kepts = Arc::clone(&keeper.kepts);
+        let list = FarList::new(Arc::clone(&self.lanes[OTHERS]));
+        let fetcher = Fetcher::new(Surroundings {
+            lanes: self.lanes,
+            near: Arc::clone(near),
+            local: Arc::clone(&options.local),
+            keeper,
+            fresh,
+            absent,
+            patience: options.patience,
+            runtime: runtime.clone(),
+        });
+        // So that the first look at the mount shows them.
+        if let Err(error) = list.refresh().await {
+            tracing::debug!("{error}");
+        }
+        let both = Both { catalog: options.catalog.clone(), near: Arc::clone(near), far: Arc::clone(&list) };
+        let hydrator = Arc::new(Hydrator {
+            fetcher: Arc::clone(&fetcher),
+            both: both.clone(),
+            near: near_link(),
+            far: self.hydration,
+            limit: self.limit,
+            hydrations: Mutex::new(options.hydrate.iter().map(hydration).collect()),
+        });
+        let attendant = Arc::new(Attendant {
+            fetcher: Arc::clone(&fetcher),
+            catalog: options.catalog.clone(),
+            storage: LocalDir::new(&options.dir),
+            attended: Mutex::new(BTreeMap::new()),
+        });
+        let (opened, openings) = mpsc::unbounded_channel();
+        let local = LocalNames::new(&options.dir, options.catalog.clone());
+        let names = Arc::new(MergedNames { runtime: runtime.clone(), local, both, opened });
+        tasks.extend([
+            runtime.spawn(Arc::clone(&fetcher).run(DEMANDS)),
+            runtime.spawn(Arc::clone(&fetcher).run(OTHERS)),
+            runtime.spawn(list.run()),
+            runtime.spawn(Arc::clone(&hydrator).run()),
+            runtime.spawn(Arc::clone(&attendant).run(openings)),
+        ]);
+        let keeping = runtime.spawn(keeping.run(offered, stopped));
+        (Upstream { fetcher, names, kepts, attendant, hydrator }, keeping)
+    }
+}
+
+fn hydration(selector: &Selector) -> (Selector, Hydration, Arc<chunkstore::progress::Progress>) {
+    let told = Hydration { snapshot: selector.to_string(), ..Hydration::default() };
+    (selector.clone(), told, Arc::default())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,109 @@
+//! Records that were fetched and can't be read from the local store yet, because it has not sealed them, or has no room.
+//!
+//! They were verified when they came and are as compressed as they travelled, but never deltas. The oldest go when there
+//! are too many: what is read then is fetched again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chunkstore::format::id::RecordId;
+use chunkstore::format::record::Record;
+
+/// Most bytes kept.
+const BYTES_MAX: usize = 40 << 20;
+
+/// The records, by their ids.
+#[derive(Default)]
+pub(super) struct Fresh {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    records: HashMap<RecordId, Arc<Record>>,
+    /// The oldest first; also some that are gone.
+    order: VecDeque<RecordId>,
+    bytes: usize,
+}
+
+impl Fresh {
+    pub(super) fn get(&self, id: RecordId) -> Option<Arc<Record>> {
+        self.lock().records.get(&id).cloned()
+    }
+
+    pub(super) fn has(&self, id: RecordId) -> bool {
+        self.lock().records.contains_key(&id)
+    }
+
+    pub(super) fn add(&self, record: Arc<Record>) {
+        let mut state = self.lock();
+        let (id, bytes) = (record.header.id, record.bytes());
+        if state.records.insert(id, record).is_some() {
+            return;
+        }
+        state.bytes += bytes;
+        state.order.push_back(id);
+        while state.bytes > BYTES_MAX {
+            let Some(oldest) = state.order.pop_front() else { break };
+            state.remove(oldest);
+        }
+    }
+
+    /// Forgets what can be read from the local store.
+    pub(super) fn remove(&self, ids: impl IntoIterator<Item = RecordId>) {
+        let mut state = self.lock();
+        for id in ids {
+            state.remove(id);
+        }
+        if state.order.len() > 2 * state.records.len() + 1024 {
+            let State { records, order, .. } = &mut *state;
+            order.retain(|id| records.contains_key(id));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn remove(&mut self, id: RecordId) {
+        if let Some(record) = self.records.remove(&id) {
+            self.bytes -= record.bytes();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chunkstore::format::codec::Codec;
+    use chunkstore::format::id::ChunkId;
+    use chunkstore::format::record::Kind;
+
+    use super::*;
+
+    fn record(n: u32, bytes: usize) -> Arc<Record> {
+        let id = ChunkId::of(&n.to_le_bytes()).into();
+        Arc::new(Record::new(Kind::Chunk, id, bytes, Codec::Raw, vec![0; bytes], None))
+    }
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many() {
+        let fresh = Fresh::default();
+        let records: Vec<_> = (0..100).map(|n| record(n, 1 << 20)).collect();
+        records.iter().for_each(|record| fresh.add(Arc::clone(record)));
+        // Once more is no more.
+        fresh.add(Arc::clone(&records[99]));
+        let held = records.iter().filter(|record| fresh.has(record.header.id)).count();
+        assert_eq!(held, BYTES_MAX / records[0].bytes());
+        assert!(fresh.has(records[99].header.id) && !fresh.has(records[0].header.id));
+        fresh.remove(records.iter().map(|record| record.header.id));
+        let (bytes, records) = {
+            let state = fresh.lock();
+            (state.bytes, state.records.len())
+        };
+        assert_eq!((bytes, records), (0, 0));
+        fresh.add(record(7, 5));
+        assert_eq!(fresh.get(record(7, 5).header.id).expect("it is there").payload.len(), 5);
+    }
+}

@@ -1,0 +1,185 @@
+//! What the view's directories hold, asked anew at every look: snapshots come and go while it is mounted.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::{Error, Result};
+
+use crate::handles::OpenDisk;
+use crate::inodes::{Node, SnapshotFile};
+use disks::chunk_cache::Pool;
+use disks::clone::Clones;
+use disks::disk::Disk;
+use disks::names::Names;
+use disks::snapshot::SnapshotDisk;
+
+/// The ending of every disk's file.
+const SUFFIX: &str = ".raw";
+const LATEST: &str = "latest.raw";
+const SNAPSHOTS: &str = "snapshots";
+const CLONES: &str = "clones";
+/// The directory that is not listed.
+pub(crate) const HIDDEN: &str = ".vmfs";
+/// The file in it.
+pub(crate) const STATUS: &str = "status.json";
+
+/// Where everything that is shown comes from.
+pub(crate) struct Tree {
+    pub(crate) names: Arc<dyn Names>,
+    pub(crate) clones: Arc<Clones>,
+    pub(crate) pool: Arc<Pool>,
+    /// The store's directory.
+    pub(crate) store: PathBuf,
+    pub(crate) started: SystemTime,
+}
+
+/// A line of a directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    is: Is,
+}
+
+/// What a line leads to: what costs more than a name is looked up when the reader gets there.
+#[derive(Clone, Debug)]
+enum Is {
+    Snapshots,
+    Clones,
+    Status,
+    Image(ImageName),
+    Latest(ImageName),
+    Snapshot(SnapshotName),
+    Clone(String),
+}
+
+impl Tree {
+    /// What `name` is in a directory.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; as [`Names::read`].
+    pub(crate) fn child(&self, parent: &Node, name: &OsStr) -> Result<Node> {
+        let name = name.to_str().ok_or_else(|| absent(name))?;
+        let found = match (parent, name) {
+            (Node::Root, SNAPSHOTS) => Some(Node::Snapshots),
+            (Node::Root, CLONES) => Some(Node::Clones),
+            (Node::Root, HIDDEN) => Some(Node::Hidden),
+            (Node::Hidden, STATUS) => Some(Node::Status),
+            (Node::Snapshots, _) => self.image(name)?,
+            (Node::Image(image), LATEST) => self.newest(image)?.map(|_| Node::Latest(image.clone())),
+            (Node::Image(image), _) => self.snapshot(image, name)?,
+            (Node::Clones, _) => self.clone_of(name)?,
+            _ => None,
+        };
+        found.ok_or_else(|| absent(name.as_ref()))
+    }
+
+    fn image(&self, name: &str) -> Result<Option<Node>> {
+        let Ok(image) = name.parse::<ImageName>() else { return Ok(None) };
+        Ok(self.newest(&image)?.map(|_| Node::Image(image)))
+    }
+
+    fn snapshot(&self, image: &ImageName, file: &str) -> Result<Option<Node>> {
+        let Some(time) = file.strip_suffix(SUFFIX).and_then(SnapshotTime::from_compact) else { return Ok(None) };
+        let snapshot = self.names.read(&SnapshotName::new(image.clone(), time))?;
+        Ok(Some(Node::Snapshot(SnapshotFile::of(&snapshot))))
+    }
+
+    fn clone_of(&self, file: &str) -> Result<Option<Node>> {
+        let Some(name) = file.strip_suffix(SUFFIX) else { return Ok(None) };
+        let is_there = self.clones.list()?.iter().any(|clone| clone == name);
+        Ok(is_there.then(|| Node::Clone(name.to_owned())))
+    }
+
+    /// The newest snapshot of an image; none if there is no such image.
+    pub(crate) fn newest(&self, image: &ImageName) -> Result<Option<SnapshotName>> {
+        Ok(self.names.snapshots(image)?.pop())
+    }
+
+    /// What a directory holds, without `.` and `..`.
+    ///
+    /// # Errors
+    /// As [`Names`].
+    pub(crate) fn list(&self, node: &Node) -> Result<Vec<Listed>> {
+        match node {
+            Node::Root => Ok(vec![listed(SNAPSHOTS, Is::Snapshots), listed(CLONES, Is::Clones)]),
+            Node::Hidden => Ok(vec![listed(STATUS, Is::Status)]),
+            Node::Snapshots => Ok(self
+                .names
+                .images()?
+                .into_iter()
+                .map(|image| listed(image.as_ref(), Is::Image(image.clone())))
+                .collect()),
+            Node::Image(image) => self.list_image(image),
+            Node::Clones => {
+                let clones = self.clones.list()?.into_iter();
+                Ok(clones.map(|name| listed(&format!("{name}{SUFFIX}"), Is::Clone(name))).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn list_image(&self, image: &ImageName) -> Result<Vec<Listed>> {
+        let snapshots = self.names.snapshots(image)?;
+        let latest = (!snapshots.is_empty()).then(|| listed(LATEST, Is::Latest(image.clone())));
+        let snapshots = snapshots.into_iter().map(|name| listed(&target(&name), Is::Snapshot(name)));
+        Ok(snapshots.chain(latest).collect())
+    }
+
+    /// What a line of a directory leads to; none if it has gone since it was listed.
+    pub(crate) fn resolve(&self, listed: &Listed) -> Option<Node> {
+        Some(match &listed.is {
+            Is::Snapshots => Node::Snapshots,
+            Is::Clones => Node::Clones,
+            Is::Status => Node::Status,
+            Is::Image(image) => Node::Image(image.clone()),
+            Is::Latest(image) => Node::Latest(image.clone()),
+            Is::Clone(name) => Node::Clone(name.clone()),
+            Is::Snapshot(name) => match self.names.read(name) {
+                Ok(snapshot) => Node::Snapshot(SnapshotFile::of(&snapshot)),
+                Err(Error::NotFound { .. }) => return None,
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    Node::Unreadable(name.clone())
+                }
+            },
+        })
+    }
+
+    /// Opens a snapshot's disk and takes its lease.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is gone, or another has taken its name.
+    pub(crate) fn open_snapshot(&self, file: &SnapshotFile) -> Result<OpenDisk> {
+        let opened = self.names.open(&file.name)?;
+        if opened.snapshot.entry_id() != file.entry_id {
+            return Err(Error::not_found(format!("the snapshot that {} was", file.name)));
+        }
+        let disk = Disk::Snapshot(Arc::new(SnapshotDisk::new(&self.pool, &opened.snapshot)));
+        Ok(OpenDisk { name: file.name.to_string(), disk, opened: Some(opened) })
+    }
+
+    /// Opens a clone's disk.
+    ///
+    /// # Errors
+    /// As [`Clones::open`].
+    pub(crate) fn open_clone(&self, name: &str) -> Result<OpenDisk> {
+        let disk = self.clones.open(name, &self.pool, &*self.names)?;
+        Ok(OpenDisk { name: format!("clone {name}"), disk: Disk::Clone(Arc::new(disk)), opened: None })
+    }
+}
+
+/// Where an image's `latest.raw` leads.
+pub(crate) fn target(name: &SnapshotName) -> String {
+    format!("{}{SUFFIX}", name.time)
+}
+
+fn listed(name: &str, is: Is) -> Listed {
+    Listed { name: name.to_owned(), is }
+}
+
+fn absent(name: &OsStr) -> Error {
+    Error::not_found(name.to_string_lossy())
+}

@@ -1,0 +1,175 @@
+//! Who may do what at a store: what a token or a client's certificate grants, and how much it may store.
+//!
+//! A store keeps only hashes of tokens. A token's text exists at the client, in a file that nobody else may read or in
+//! the environment; it never appears in messages, logs or `Debug` output.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use chunkstore::catalog::name::ImageName;
+use chunkstore::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+mod pattern;
+mod quota;
+mod token;
+mod token_file;
+
+pub use pattern::ImagePattern;
+pub use quota::Quota;
+pub use token::{Token, TokenHash, client_token};
+pub(crate) use token::{from_hex, hex};
+pub use token_file::{Holder, TokenEntry, TokenFile};
+
+/// The variable that holds a client's token, where no file does.
+pub const TOKEN_VARIABLE: &str = "VMSTORE_TOKEN";
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read snapshots.
+    Read,
+    /// Push snapshots, and neither read nor remove any.
+    Push,
+    /// Everything; with patterns of images, only to read and push those.
+    Admin,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Read => "read",
+            Self::Push => "push",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let roles = [Self::Read, Self::Push, Self::Admin];
+        let role = roles.into_iter().find(|role| role.to_string() == text);
+        role.ok_or_else(|| Error::invalid(format!("not a role: {text:?}: read, push and admin are")))
+    }
+}
+
+/// What one client may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The token's name; none for whoever could change the store's files anyway.
+    token: Option<String>,
+    role: Role,
+    images: Vec<ImagePattern>,
+    quota_bytes: Option<u64>,
+}
+
+impl Grant {
+    /// What the store's own user may do: everything.
+    pub fn local() -> Self {
+        Self { token: None, role: Role::Admin, images: Vec::new(), quota_bytes: None }
+    }
+
+    /// What the holder of a token may do with images of these patterns, or with all if none is given.
+    pub fn of_token(name: String, role: Role, images: Vec<ImagePattern>, quota_bytes: Option<u64>) -> Self {
+        Self { token: Some(name), role, images, quota_bytes }
+    }
+
+    /// Whether the client could change the store's files anyway.
+    pub fn is_local(&self) -> bool {
+        self.token.is_none()
+    }
+
+    /// Who it is, for messages.
+    pub fn name(&self) -> &str {
+        self.token.as_deref().unwrap_or("the store's user")
+    }
+
+    /// What it may do at most.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// How much it may store, in bytes as stored; without limit if not given.
+    pub fn quota_bytes(&self) -> Option<u64> {
+        self.quota_bytes
+    }
+
+    /// Whether an image is among those that the grant is for.
+    pub fn covers(&self, image: &ImageName) -> bool {
+        self.images.is_empty() || self.images.iter().any(|pattern| pattern.matches(image))
+    }
+
+    /// Whether it may read; only images that it [covers](Self::covers). A stolen token for pushing shows nothing.
+    pub fn may_read(&self) -> bool {
+        self.role != Role::Push
+    }
+
+    /// Whether it may push snapshots of some image.
+    pub fn may_push_anything(&self) -> bool {
+        self.role >= Role::Push
+    }
+
+    /// Whether it may push snapshots of this image.
+    pub fn may_push(&self, image: &ImageName) -> bool {
+        self.may_push_anything() && self.covers(image)
+    }
+
+    /// Whether it may do what concerns the whole store. A grant that is bound to some images may not.
+    pub fn may_admin(&self) -> bool {
+        self.role >= Role::Admin && self.images.is_empty()
+    }
+
+    /// What a snapshot that it pushes is marked with; nothing, if it is the operator's own.
+    pub fn received_from(&self) -> Option<String> {
+        self.token.clone()
+    }
+}
+
+/// Locks what is whole whatever its holders do.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_and_images_decide() {
+        let (web, db) = ("web01".parse().unwrap(), "db01".parse().unwrap());
+        let bound = vec!["web*".parse().unwrap()];
+        // (role, images; reads, pushes anything, pushes web, pushes db, is admin)
+        let cases = [
+            (Role::Read, vec![], [true, false, false, false, false]),
+            (Role::Push, vec![], [false, true, true, true, false]),
+            (Role::Push, bound.clone(), [false, true, true, false, false]),
+            (Role::Admin, vec![], [true, true, true, true, true]),
+            (Role::Admin, bound, [true, true, true, false, false]),
+        ];
+        for (role, images, expected) in cases {
+            let grant = Grant::of_token("t".into(), role, images, None);
+            let found = [
+                grant.may_read(),
+                grant.may_push_anything(),
+                grant.may_push(&web),
+                grant.may_push(&db),
+                grant.may_admin(),
+            ];
+            assert_eq!(found, expected, "{grant:?}");
+            assert_eq!((grant.is_local(), grant.received_from().as_deref()), (false, Some("t")));
+        }
+        let local = Grant::local();
+        assert!(local.is_local() && local.may_admin() && local.may_push(&db) && local.received_from().is_none());
+    }
+
+    #[test]
+    fn roles_are_read_as_shown() {
+        for role in [Role::Read, Role::Push, Role::Admin] {
+            assert_eq!(role.to_string().parse::<Role>().unwrap(), role);
+        }
+        assert!(matches!("root".parse::<Role>(), Err(Error::Invalid { .. })));
+    }
+}

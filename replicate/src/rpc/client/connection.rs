@@ -1,0 +1,495 @@
+//! One connection: sends requests, and gives the frames of each answer to whoever waits for them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chunkstore::{Error, Result};
+use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::local_packs::Packs;
+use crate::rpc::transport::rate::RateLimit;
+use crate::rpc::transport::{Counters, Stream};
+use crate::rpc::wire::{
+    ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, WireError, read_preamble,
+    write_preamble,
+};
+
+/// Both sides say that they live so often while nothing else is said.
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
+/// A side that was not heard for so long is taken for dead.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
+/// A side that says that it lives, and answers nothing that it was asked, is given up after so long: more than it takes to
+/// look through the largest image.
+const ANSWER_TIME_MAX: Duration = Duration::from_mins(30);
+/// More than this side's pings in that time.
+const IDLE_BYTES_MAX: u64 = 16 << 10;
+/// Frames that wait to be written.
+const OUT_FRAMES: usize = 4;
+/// Bytes of answers that have come and that nobody has taken yet: more than all requests together ask for.
+const UNREAD_BYTES_MAX: usize = 192 << 20;
+/// Buffer before the stream: small frames travel together.
+pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// What is particular of a connection's link.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    /// How fast it may be used, together with others that share the limit.
+    pub limit: Option<Arc<RateLimit>>,
+    /// What passes after encryption; nothing is counted where there is none.
+    pub tls_bytes: Arc<Counters>,
+    /// The store's packs, where the client can open them itself.
+    pub packs: Option<Arc<Packs>>,
+    /// Whether the other side is another machine, which may pretend to work. An owner here may take as long as it likes.
+    pub is_far: bool,
+}
+
+/// A connection to a store's owner.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    out: mpsc::Sender<Frame>,
+    waiting: Mutex<Waiting>,
+    next_request: AtomicU32,
+    round_trips: AtomicU64,
+    welcome: Welcome,
+    meter: Arc<Meter>,
+    unread_bytes: Arc<AtomicUsize>,
+    /// Bytes of the hand-shake, which are not the requests'.
+    handshake_bytes: u64,
+    link: Link,
+    /// Tells the tasks that read and write that the connection ended; they also end with this.
+    ended: watch::Sender<bool>,
+    runtime: Handle,
+}
+
+/// Requests without their last frame.
+#[derive(Default)]
+struct Waiting {
+    answers: HashMap<u32, UnboundedSender<Unread>>,
+    /// Bytes that came for requests that were given up, since the last that were waited for.
+    ignored_bytes: usize,
+    /// Why the connection ended.
+    ended: Option<String>,
+    worked: Worked,
+}
+
+/// When a connection was last seen to do more than to say that it lives.
+struct Worked {
+    at: Instant,
+    /// What this side had said by then.
+    sent_bytes: u64,
+}
+
+impl Default for Worked {
+    fn default() -> Self {
+        Self { at: Instant::now(), sent_bytes: 0 }
+    }
+}
+
+/// A frame that nobody has taken yet.
+struct Unread {
+    frame: Frame,
+    /// Of the connection.
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Unread {
+    /// # Errors
+    /// If there are too many already: who sends on and on must not fill the memory.
+    fn new(frame: Frame, bytes: &Arc<AtomicUsize>) -> Result<Self> {
+        let before = bytes.fetch_add(frame.payload.len(), Ordering::Relaxed);
+        let unread = Self { frame, bytes: Arc::clone(bytes) };
+        if before > UNREAD_BYTES_MAX { Err(broken("it answers more than was asked for")) } else { Ok(unread) }
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.bytes.fetch_sub(self.frame.payload.len(), Ordering::Relaxed);
+    }
+}
+
+impl Client {
+    /// Shakes hands over a fresh stream.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if the other side does not admit the client; [`Error::Refused`] if it speaks no common version;
+    /// [`Error::Unreachable`] if it can't be talked to.
+    pub async fn start(mut stream: Stream, hello: &Hello, link: &Link) -> Result<Self> {
+        let meter = Arc::new(Meter::default());
+        write_preamble(&mut stream, &meter).await?;
+        let (read, write) = tokio::io::split(stream);
+        let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
+        writer.write(&Frame::new(Kind::Request, 0, hello.to_bytes())).await?;
+        writer.flush().await?;
+        let (welcome, reader) = timeout(PATIENCE, welcomed(read, &meter)).await.map_err(|_| Error::Unreachable {
+            what: format!("the other side did not answer within {} s", PATIENCE.as_secs()),
+        })??;
+        let (out, queue) = mpsc::channel(OUT_FRAMES);
+        let shared = Arc::new(Shared {
+            out,
+            waiting: Mutex::default(),
+            next_request: AtomicU32::new(1),
+            round_trips: AtomicU64::new(0),
+            welcome,
+            handshake_bytes: meter.sent_bytes() + meter.received_bytes(),
+            meter,
+            unread_bytes: Arc::default(),
+            link: link.clone(),
+            ended: watch::Sender::new(false),
+            runtime: Handle::current(),
+        });
+        let weak = || Arc::downgrade(&shared);
+        tokio::spawn(write_all(queue, writer, shared.ended.subscribe(), link.limit.clone(), weak()));
+        let (ended, reading) = (shared.ended.subscribe(), read_all(reader, link.limit.clone(), weak()));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = reading => {}
+                () = over(ended) => {}
+            }
+        });
+        Ok(Self { shared })
+    }
+
+    /// What the other side said of itself.
+    pub fn welcome(&self) -> &Welcome {
+        &self.shared.welcome
+    }
+
+    /// What passed through the connection.
+    pub fn meter(&self) -> &Meter {
+        &self.shared.meter
+    }
+
+    /// Bytes of the hand-shake, both directions.
+    pub fn handshake_bytes(&self) -> u64 {
+        self.shared.handshake_bytes
+    }
+
+    /// Bytes sent after encryption; 0 where there is none.
+    pub fn tls_bytes_sent(&self) -> u64 {
+        self.shared.link.tls_bytes.sent_bytes()
+    }
+
+    /// The store's packs, if they are read beside the owner and not through the connection.
+    pub(crate) fn packs(&self) -> Option<&Arc<Packs>> {
+        self.shared.link.packs.as_ref().filter(|packs| packs.are_read())
+    }
+
+    /// How often a request was sent while none was under way: each such time costs the link's latency.
+    pub fn round_trips(&self) -> u64 {
+        self.shared.round_trips.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.waiting().ended.is_some()
+    }
+
+    /// Waits, on a thread that is none of the runtime's, for a future of this client.
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.shared.runtime.block_on(future)
+    }
+
+    /// Does something that blocks, for a task.
+    pub(crate) async fn block<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T> {
+        let this = self.clone();
+        let done = self.shared.runtime.spawn_blocking(move || work(&this)).await;
+        done.map_err(|_| Error::Interrupted)
+    }
+
+    /// Does something on the client's runtime.
+    pub(crate) fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) {
+        self.shared.runtime.spawn(future);
+    }
+
+    /// Sends a request. The answer's frames come out of the result.
+    pub(crate) async fn send(&self, kind: Kind, payload: impl Into<Bytes>) -> Result<Answer> {
+        let (request, frames) = self.shared.register()?;
+        let answer = Answer { request, frames, shared: Arc::clone(&self.shared) };
+        let frame = Frame::new(kind, request, payload);
+        self.shared.out.send(frame).await.map_err(|_| self.shared.error())?;
+        Ok(answer)
+    }
+
+    /// Sends a request whose answer is one message.
+    pub(crate) async fn call(&self, request: &Request) -> Result<Reply> {
+        self.send(Kind::Request, request.to_bytes()).await?.reply().await
+    }
+}
+
+/// The rest of the hand-shake.
+async fn welcomed(mut read: ReadHalf<Stream>, meter: &Arc<Meter>) -> Result<(Welcome, FrameReader<ReadHalf<Stream>>)> {
+    read_preamble(&mut read, meter).await?;
+    let mut reader = FrameReader::new(read, Arc::clone(meter));
+    let frame = reader.read(PATIENCE).await?.ok_or_else(|| Error::Unreachable {
+        what: "the other side closed the connection instead of saying who it is".into(),
+    })?;
+    match frame.kind {
+        Kind::Reply => Ok((Welcome::from_bytes(&frame.payload).map_err(broken)?, reader)),
+        Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
+        _ => Err(broken("it does not say who it is".to_owned())),
+    }
+}
+
+/// What breaks the protocol.
+pub(crate) fn broken(what: impl Into<String>) -> Error {
+    Error::Unreachable { what: format!("the other side breaks the protocol: {}", what.into()) }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn register(&self) -> Result<(u32, UnboundedReceiver<Unread>)> {
+        let (sender, frames) = mpsc::unbounded_channel();
+        let request = self.next_request.fetch_add(1, Ordering::Relaxed).max(1);
+        let mut waiting = self.waiting();
+        if waiting.ended.is_some() {
+            drop(waiting);
+            return Err(self.error());
+        }
+        if waiting.answers.is_empty() {
+            self.round_trips.fetch_add(1, Ordering::Relaxed);
+            waiting.worked.at = Instant::now();
+        }
+        waiting.answers.insert(request, sender);
+        Ok((request, frames))
+    }
+
+    fn error(&self) -> Error {
+        let ended = self.waiting().ended.clone();
+        Error::Unreachable { what: ended.unwrap_or_else(|| "the connection ended".to_owned()) }
+    }
+
+    /// Fails all that waits and all that comes.
+    fn end(&self, error: &Error) {
+        let mut waiting = self.waiting();
+        let what = match error {
+            Error::Unreachable { what } => what.clone(),
+            other => other.to_string(),
+        };
+        waiting.ended.get_or_insert(what);
+        waiting.answers.clear();
+        self.ended.send_replace(true);
+    }
+
+    /// Fails if the other side only says that it lives.
+    fn check_works(&self) -> Result<()> {
+        let sent_bytes = self.meter.sent_bytes();
+        let is_slowed = self.link.limit.as_ref().is_some_and(|limit| limit.holds_back());
+        let mut waiting = self.waiting();
+        let Waiting { answers, worked, .. } = &mut *waiting;
+        if answers.is_empty() || is_slowed || sent_bytes > worked.sent_bytes + IDLE_BYTES_MAX {
+            *worked = Worked { at: Instant::now(), sent_bytes };
+        }
+        if self.link.is_far && worked.at.elapsed() > ANSWER_TIME_MAX {
+            let what = format!("the other side lives, and did nothing for {} minutes", ANSWER_TIME_MAX.as_secs() / 60);
+            return Err(Error::Unreachable { what });
+        }
+        Ok(())
+    }
+
+    /// Gives a frame to whoever waits for it.
+    fn deliver(&self, frame: Frame) -> Result<()> {
+        if frame.kind == Kind::Ping {
+            return self.check_works();
+        }
+        let is_last = matches!(frame.kind, Kind::Reply | Kind::Error);
+        let mut waiting = self.waiting();
+        waiting.worked.at = Instant::now();
+        let known =
+            if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
+        if let Some(waiter) = known {
+            waiting.ignored_bytes = 0;
+            // Whoever has given up waiting does not want it.
+            let _ = waiter.send(Unread::new(frame, &self.unread_bytes)?);
+            return Ok(());
+        }
+        // Answers to requests that were given up still come.
+        let last = self.next_request.load(Ordering::Relaxed);
+        if frame.request == 0 || frame.request >= last {
+            return Err(broken("it answers what was not asked"));
+        }
+        // Who says on and on what nobody waits for never says the rest.
+        waiting.ignored_bytes += frame.payload.len();
+        if waiting.ignored_bytes > UNREAD_BYTES_MAX {
+            return Err(broken("it goes on with an answer that was given up"));
+        }
+        Ok(())
+    }
+}
+
+/// Ends a connection that nobody reads any more, also if the task that did was dropped with its runtime: who waits on
+/// another thread would wait for ever.
+struct Reading(std::sync::Weak<Shared>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.end(&Error::Unreachable { what: "the connection was given up".into() });
+        }
+    }
+}
+
+async fn read_all(
+    mut reader: FrameReader<ReadHalf<Stream>>,
+    limit: Option<Arc<RateLimit>>,
+    shared: std::sync::Weak<Shared>,
+) {
+    let reading = Reading(shared);
+    loop {
+        let read = reader.read(PATIENCE).await;
+        let Some(shared) = reading.0.upgrade() else { return };
+        let delivered = match read {
+            Ok(Some(frame)) => {
+                if let Some(limit) = &limit {
+                    limit.pass(frame.wire_bytes()).await;
+                }
+                shared.deliver(frame)
+            }
+            Ok(None) => Err(Error::Unreachable { what: "the other side closed the connection".into() }),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = delivered {
+            return shared.end(&error);
+        }
+    }
+}
+
+async fn write_all(
+    mut queue: mpsc::Receiver<Frame>,
+    mut writer: FrameWriter<BufWriter<WriteHalf<Stream>>>,
+    ended: watch::Receiver<bool>,
+    limit: Option<Arc<RateLimit>>,
+    shared: std::sync::Weak<Shared>,
+) {
+    let written = tokio::select! {
+        written = write_queue(&mut queue, &mut writer, limit.as_deref()) => written,
+        // The stream is closed, although the other side takes nothing any more.
+        () = failed(ended) => return,
+    };
+    if let Err(error) = written
+        && let Some(shared) = shared.upgrade()
+    {
+        shared.end(&error);
+    }
+    writer.shutdown().await;
+}
+
+/// Waits until a connection has ended or nobody uses it any more.
+async fn over(mut ended: watch::Receiver<bool>) {
+    // An error says that the sender is gone, and the connection with it.
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// Waits until a connection has ended.
+async fn failed(mut ended: watch::Receiver<bool>) {
+    if ended.wait_for(|ended| *ended).await.is_err() {
+        // What was sent before the connection was given up is still written.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Writes what comes, with pings where nothing does, until nobody can send any more.
+pub(crate) async fn write_queue<W: AsyncWrite + Unpin>(
+    queue: &mut mpsc::Receiver<Frame>,
+    writer: &mut FrameWriter<W>,
+    limit: Option<&RateLimit>,
+) -> Result<()> {
+    loop {
+        let frame = match queue.try_recv() {
+            Ok(frame) => frame,
+            Err(mpsc::error::TryRecvError::Disconnected) => return writer.flush().await,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                writer.flush().await?;
+                match timeout(PING_EVERY, queue.recv()).await {
+                    Ok(Some(frame)) => frame,
+                    Ok(None) => return Ok(()),
+                    Err(_) => Frame::new(Kind::Ping, 0, Bytes::new()),
+                }
+            }
+        };
+        if let Some(limit) = limit {
+            limit.pass(frame.wire_bytes()).await;
+        }
+        writer.write(&frame).await?;
+    }
+}
+
+/// An answer that is on its way. Dropped, it is not waited for any more.
+pub(crate) struct Answer {
+    request: u32,
+    frames: UnboundedReceiver<Unread>,
+    shared: Arc<Shared>,
+}
+
+impl Answer {
+    /// The number of the request.
+    pub(crate) fn request(&self) -> u32 {
+        self.request
+    }
+
+    /// The next frame, of whatever kind but an error.
+    pub(crate) async fn frame(&mut self) -> Result<Frame> {
+        let frame = self.frames.recv().await.ok_or_else(|| self.shared.error())?.frame.clone();
+        match frame.kind {
+            Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
+            _ => Ok(frame),
+        }
+    }
+
+    /// The last frame's message, where none comes before it.
+    pub(crate) async fn reply(mut self) -> Result<Reply> {
+        let frame = self.frame().await?;
+        match frame.kind {
+            Kind::Reply => Reply::from_bytes(&frame.payload).map_err(broken),
+            _ => Err(broken("an answer has more parts than it should")),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.shared.waiting().answers.remove(&self.request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::client::testing::client_of;
+    use crate::rpc::wire::Ids;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_says_that_he_lives_is_given_up_if_far() {
+        let client = client_of(true, |_| None).await;
+        tokio::time::sleep(2 * ANSWER_TIME_MAX).await;
+        assert!(!client.has_ended(), "nothing was asked");
+        let asked = Instant::now();
+        let error = client.call(&Request::Full { ids: Ids(Vec::new()) }).await.unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { what } if what.contains("did nothing")), "{error}");
+        let waited = asked.elapsed();
+        assert!((ANSWER_TIME_MAX..ANSWER_TIME_MAX + 2 * PING_EVERY).contains(&waited), "{waited:?}");
+        assert!(client.has_ended());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_here_may_take_as_long_as_it_likes() {
+        let client = client_of(false, |_| None).await;
+        let request = Request::Full { ids: Ids(Vec::new()) };
+        assert!(timeout(3 * ANSWER_TIME_MAX, client.call(&request)).await.is_err(), "it waits on");
+        assert!(!client.has_ended());
+    }
+}

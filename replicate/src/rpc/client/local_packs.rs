@@ -1,0 +1,277 @@
+//! Reading a store's packs beside its owner, who only tells where records lie.
+//!
+//! For clients on the store's own machine that may open its packs. What the owner says is a hint: every record is checked
+//! against its id, so gc may move what is being read, and an owner that lies achieves an error. What can't be read here
+//! is asked of the owner as a client elsewhere asks for it, who then also says what is wrong. Where packs can't be opened
+//! at all, or the owner tells no places, everything is.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chunkstore::format::chunk::Chunk;
+use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::pack::PackReader;
+use chunkstore::pack::RecordLocation;
+use chunkstore::pack::record_reader::{Locator, PackFiles, RecordReader};
+use chunkstore::storage::Storage;
+use chunkstore::{Error, Result};
+use quick_cache::sync::Cache;
+use tokio::runtime::Handle;
+
+use crate::rpc::wire::{IDS_MAX, Located};
+
+/// Places that are kept; at about 80 bytes each.
+const PLACES_KEPT: usize = 1 << 19;
+/// A pack is closed when it was not used for so long, or at the latest so long after it was removed.
+const CLOSE_AFTER: Duration = Duration::from_secs(10);
+
+/// What local clients of one store share: places that the owner told, and open packs.
+pub struct Packs {
+    files: PackFiles,
+    places: Cache<RecordId, Located>,
+    /// The owner is asked for everything.
+    is_given_up: AtomicBool,
+}
+
+impl fmt::Debug for Packs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Packs").field("places", &self.places.len()).finish_non_exhaustive()
+    }
+}
+
+impl Packs {
+    /// The packs of the store in `dir`. The runtime closes those that are not used any more.
+    pub fn new(dir: &Path, runtime: &Handle) -> Arc<Self> {
+        let places = Cache::new(PLACES_KEPT);
+        let packs = Arc::new(Self { files: PackFiles::new(dir), places, is_given_up: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&packs);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(CLOSE_AFTER).await;
+                let Some(packs) = weak.upgrade() else { return };
+                packs.files.close_unused();
+            }
+        });
+        packs
+    }
+
+    /// Whether packs are read here.
+    pub(crate) fn are_read(&self) -> bool {
+        !self.is_given_up.load(Ordering::Relaxed)
+    }
+
+    /// Where the packs' files are.
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        self.files.storage()
+    }
+
+    fn give_up(&self, why: &Error) {
+        if !self.is_given_up.swap(true, Ordering::Relaxed) {
+            tracing::info!("packs are not read beside the store's owner: {why}");
+        }
+    }
+
+    /// Keeps places that the owner told.
+    pub(crate) fn keep(&self, ids: &[RecordId], located: &[Option<Located>]) {
+        for (id, located) in ids.iter().zip(located) {
+            match located {
+                Some(located) => self.places.insert(*id, *located),
+                None => {
+                    self.places.remove(id);
+                }
+            }
+        }
+    }
+
+    fn known(&self, ids: &[RecordId]) -> Vec<Option<Located>> {
+        ids.iter().map(|id| self.places.get(id)).collect()
+    }
+
+    fn note(&self, located: &[Option<Located>]) -> Vec<Option<RecordLocation>> {
+        self.files.note(located.iter().flatten().map(|located| located.pack));
+        located.iter().map(|located| located.map(|located| located.place)).collect()
+    }
+}
+
+/// Whoever tells places, and gives what can't be read at them.
+pub(crate) trait Owner: Send + Sync {
+    /// Where records lie; as many as were asked for, at most [`IDS_MAX`].
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>>;
+
+    /// As [`ChunkSource::chunks`], through the connection.
+    fn fetch_chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()>;
+
+    /// As [`ChunkSource::nodes`], through the connection.
+    fn fetch_nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()>;
+}
+
+/// Reads packs whose owner can be asked.
+pub(crate) struct Direct<'a> {
+    packs: &'a Packs,
+    owner: &'a dyn Owner,
+}
+
+impl<'a> Direct<'a> {
+    pub(crate) fn new(packs: &'a Packs, owner: &'a dyn Owner) -> Self {
+        Self { packs, owner }
+    }
+
+    /// Asks for places and keeps them. One owner that tells none is not asked again.
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+        let mut located = Vec::with_capacity(ids.len());
+        for group in ids.chunks(IDS_MAX) {
+            match self.owner.locate(group) {
+                Ok(found) => {
+                    self.packs.keep(group, &found);
+                    located.extend(found);
+                }
+                Err(error @ Error::Unreachable { .. }) => return Err(error),
+                Err(error) => {
+                    self.packs.give_up(&error);
+                    located.extend(group.iter().map(|_| None));
+                }
+            }
+        }
+        Ok(located)
+    }
+
+    fn expect_records(&self, mut ids: Vec<RecordId>) {
+        ids.retain(|id| !self.packs.places.contains_key(id));
+        if !ids.is_empty()
+            && self.packs.are_read()
+            && let Err(error) = self.locate(&ids)
+        {
+            tracing::debug!("places are asked for later: {error}");
+        }
+    }
+}
+
+impl Locator for Direct<'_> {
+    /// While the owner is gone, the places that are kept.
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        let mut known = self.packs.known(ids);
+        let unknown: Vec<usize> = (0..ids.len()).filter(|at| known[*at].is_none()).collect();
+        let asked: Vec<RecordId> = unknown.iter().map(|at| ids[*at]).collect();
+        match self.locate(&asked) {
+            Ok(located) => unknown.into_iter().zip(located).for_each(|(at, located)| known[at] = located),
+            Err(error) if unknown.len() == ids.len() => return Err(error),
+            Err(error) => tracing::debug!("only records whose places are known are read: {error}"),
+        }
+        Ok(self.packs.note(&known))
+    }
+
+    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        if !self.packs.are_read() {
+            return Ok(vec![None; ids.len()]);
+        }
+        Ok(self.packs.note(&self.locate(ids)?))
+    }
+
+    fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
+        let pack = self.packs.files.reader(number);
+        if let Err(Error::Io { source, .. }) = &pack
+            && source.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            self.packs.give_up(&Error::denied("the store's packs can't be opened"));
+        }
+        pack
+    }
+
+    fn absent(&self, what: &str) -> Error {
+        Error::damaged(what, "the store's owner knows no place of it")
+    }
+}
+
+/// Places as they were told; nobody is asked.
+struct CachedLocator<'a>(&'a Packs);
+
+impl Locator for CachedLocator<'_> {
+    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        Ok(self.0.note(&self.0.known(ids)))
+    }
+
+    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        Ok(vec![None; ids.len()])
+    }
+
+    fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
+        self.0.files.reader(number)
+    }
+
+    fn absent(&self, what: &str) -> Error {
+        Error::not_found(what)
+    }
+}
+
+impl ChunkSource for Direct<'_> {
+    fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
+        if !self.packs.are_read() {
+            return self.owner.fetch_chunks(ids, each);
+        }
+        let mut left = Vec::new();
+        RecordReader::new(self).chunks(ids, &mut |at, chunk| hand_over(at, chunk, each, &mut left))?;
+        let asked: Vec<ChunkId> = left.iter().map(|at| ids[*at]).collect();
+        self.owner.fetch_chunks(&asked, &mut |at, chunk| each(left[at], chunk))
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node> {
+        let mut node = None;
+        self.nodes(&[id], &mut |_, read| {
+            node = Some(read);
+            Ok(())
+        })?;
+        node.expect("every position is handed over")
+    }
+
+    fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
+        if !self.packs.are_read() {
+            return self.owner.fetch_nodes(ids, each);
+        }
+        let mut left = Vec::new();
+        RecordReader::new(self).nodes(ids, &mut |at, node| hand_over(at, node, each, &mut left))?;
+        let asked: Vec<NodeId> = left.iter().map(|at| ids[*at]).collect();
+        self.owner.fetch_nodes(&asked, &mut |at, node| each(left[at], node))
+    }
+
+    fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
+        if !self.packs.are_read() || !self.packs.places.contains_key(&RecordId::from(id)) {
+            return None;
+        }
+        let mut chunk = None;
+        let read = RecordReader::new(&CachedLocator(self.packs)).chunks(&[id], &mut |_, read| {
+            chunk = read.ok();
+            Ok(())
+        });
+        read.ok().and(chunk)
+    }
+
+    fn expect(&self, ids: &[ChunkId]) {
+        self.expect_records(ids.iter().map(|id| (*id).into()).collect());
+    }
+
+    fn expect_nodes(&self, ids: &[NodeId]) {
+        self.expect_records(ids.iter().map(|id| (*id).into()).collect());
+    }
+}
+
+/// Hands over what was read; what was not is left for the owner, who knows why.
+fn hand_over<T>(
+    at: usize,
+    read: Result<T>,
+    each: &mut dyn FnMut(usize, Result<T>) -> Result<()>,
+    left: &mut Vec<usize>,
+) -> Result<()> {
+    match read {
+        Ok(read) => each(at, Ok(read)),
+        Err(error) => {
+            tracing::debug!("left to the store's owner: {error}");
+            left.push(at);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! One connection: admits its client, reads its requests, and writes the answers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use chunkstore::{Error, Result};
+use tokio::io::{BufWriter, ReadHalf, WriteHalf};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::rights;
+use super::sessions::Session;
+use super::{Connected, Server};
+use crate::rpc::auth::Grant;
+use crate::rpc::client::{Client, Link, PATIENCE, WRITE_BUFFER_BYTES, write_queue};
+use crate::rpc::transport::{Peer, Stream};
+use crate::rpc::wire::{
+    ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, SessionId, Welcome, WireError,
+    read_preamble, write_preamble,
+};
+
+/// Requests of one connection that are worked on at a time.
+const REQUESTS_MAX: usize = 16;
+/// Frames of answers that wait to be written.
+const OUT_FRAMES: usize = 2;
+/// Sessions of one connection.
+const SESSIONS_MAX: usize = 64;
+/// Longest first message.
+const HELLO_BYTES_MAX: usize = 4 << 10;
+
+/// A client that was admitted.
+pub(super) struct Welcomed {
+    connection: Arc<Connection>,
+    reader: FrameReader<ReadHalf<Stream>>,
+    writer: FrameWriter<BufWriter<WriteHalf<Stream>>>,
+    queue: mpsc::Receiver<Frame>,
+    _connected: Connected,
+}
+
+/// What the requests of a connection share.
+pub(super) struct Connection {
+    pub(super) server: Arc<Server>,
+    pub(super) grant: Grant,
+    credential: Credential,
+    out: mpsc::Sender<Frame>,
+    sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+}
+
+/// How a client was admitted.
+enum Credential {
+    /// By its user, as the kernel says.
+    User,
+    Token(String),
+    Certificate(String),
+}
+
+/// Serves one stream until it ends: for tests, and for a store that is opened by the command itself.
+pub async fn serve_stream(server: Arc<Server>, stream: Stream, peer: Peer) {
+    match welcome(&server, stream, peer).await {
+        Ok(welcomed) => welcomed.serve().await,
+        Err(error) => tracing::info!("a connection was not admitted: {error}"),
+    }
+}
+
+/// Bytes on their way between a client and an owner in one process.
+const DUPLEX_BYTES: usize = 256 << 10;
+
+impl Server {
+    /// A client in this process, which may do everything.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub async fn client(self: &Arc<Self>) -> Result<Client> {
+        let (here, there) = tokio::io::duplex(DUPLEX_BYTES);
+        let uid = rustix::process::getuid().as_raw();
+        tokio::spawn(serve_stream(Arc::clone(self), Box::new(there), Peer::Local { uid, pid: None }));
+        Client::start(Box::new(here), &Hello::default(), &Link::default()).await
+    }
+}
+
+/// Shakes hands. Who is not admitted is told why.
+pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer) -> Result<Welcomed> {
+    let meter = Arc::new(Meter::default());
+    // Said before anything is read, so that a client of other versions can tell.
+    write_preamble(&mut stream, &meter).await?;
+    let (mut read, write) = tokio::io::split(stream);
+    let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
+    let admitted = admit(server, &mut read, &peer, &meter).await;
+    let (connected, grant, credential) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            let refusal = Frame::new(Kind::Error, 0, WireError::from(&error).to_bytes());
+            writer.write(&refusal).await?;
+            writer.flush().await?;
+            writer.shutdown().await;
+            return Err(error);
+        }
+    };
+    writer.write(&Frame::new(Kind::Reply, 0, server.welcome_of(&grant).to_bytes())).await?;
+    writer.flush().await?;
+    let (out, queue) = mpsc::channel(OUT_FRAMES);
+    let connection = Connection { server: Arc::clone(server), grant, credential, out, sessions: Mutex::default() };
+    let reader = FrameReader::new(read, meter);
+    Ok(Welcomed { connection: Arc::new(connection), reader, writer, queue, _connected: connected })
+}
+
+async fn admit(
+    server: &Arc<Server>,
+    read: &mut ReadHalf<Stream>,
+    peer: &Peer,
+    meter: &Arc<Meter>,
+) -> Result<(Connected, Grant, Credential)> {
+    read_preamble(read, meter).await?;
+    let mut reader = FrameReader::new(read, Arc::clone(meter));
+    let frame = reader.read_short(HELLO_BYTES_MAX).await?;
+    let hello = Hello::from_bytes(&frame.payload).map_err(Error::invalid)?;
+    let (grant, credential) = server.grant_of(peer, hello.token)?;
+    if *server.leaving.borrow() {
+        return Err(Error::busy("the store", "an owner that is ending"));
+    }
+    tracing::debug!("{} ({}) is connected", grant.name(), hello.program);
+    Ok((Connected::new(server)?, grant, credential))
+}
+
+impl Server {
+    /// What a client may do: whoever can write the store's files may do all, others what their certificate or token
+    /// grants.
+    fn grant_of(&self, peer: &Peer, token: Option<String>) -> Result<(Grant, Credential)> {
+        if let Peer::Local { uid, .. } = peer {
+            let (store, root) = (self.uid()?, 0);
+            if *uid != store && *uid != root {
+                return Err(Error::Denied { what: format!("the store is another user's (uid {store})") });
+            }
+            return Ok((Grant::local(), Credential::User));
+        }
+        let credential = match (token, peer.client_name()) {
+            (Some(token), _) => Credential::Token(token),
+            (None, Some(name)) => Credential::Certificate(name.to_owned()),
+            (None, None) => return Err(Error::denied("this needs a token")),
+        };
+        Ok((self.grant_by(&credential)?, credential))
+    }
+
+    /// What a credential grants now.
+    fn grant_by(&self, credential: &Credential) -> Result<Grant> {
+        let known = match credential {
+            Credential::User => Some(Grant::local()),
+            Credential::Token(token) => self.tokens.find(token)?,
+            Credential::Certificate(name) => self.tokens.find_client(name)?,
+        };
+        known.ok_or_else(|| Error::denied("the token is not known here"))
+    }
+
+    fn uid(&self) -> Result<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let dir = self.store.dir();
+        Ok(std::fs::metadata(dir).map_err(|error| Error::io("looking at", dir, error))?.uid())
+    }
+
+    fn welcome_of(&self, grant: &Grant) -> Welcome {
+        let config = self.store.config();
+        let params = config.format.chunk_params();
+        Welcome {
+            program: crate::PROGRAM.to_owned(),
+            store_id: config.format.store_id.clone(),
+            chunk_params: [params.min_bytes, params.avg_bytes, params.max_bytes, params.zero_run_min_bytes],
+            zstd_level: config.defaults.zstd_level,
+            role: grant.role().to_string(),
+        }
+    }
+}
+
+impl Welcomed {
+    /// Serves the client until it goes.
+    pub(super) async fn serve(self) {
+        let Self { connection, mut reader, mut writer, mut queue, _connected } = self;
+        let writing = tokio::spawn(async move {
+            let written = write_queue(&mut queue, &mut writer, None).await;
+            writer.shutdown().await;
+            // From now on nothing can be answered: requests under way end when they try.
+            drop(queue);
+            written
+        });
+        let mut requests = JoinSet::new();
+        let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+        let ended = loop {
+            while requests.try_join_next().is_some() {}
+            let read = tokio::select! {
+                read = reader.read(PATIENCE) => read,
+                () = connection.out.closed() => break Ok(()),
+            };
+            match read {
+                Ok(Some(frame)) if frame.kind == Kind::Ping => {}
+                Ok(Some(frame)) => {
+                    let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
+                    if let Some(request) = connection.begin(frame).await {
+                        let room = connection.server.room_for(&request).await;
+                        let connection = Arc::clone(&connection);
+                        requests.spawn(async move {
+                            connection.answer(request).await;
+                            drop((turn, room));
+                        });
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(error) = ended {
+            tracing::info!("lost {}: {error}", connection.grant.name());
+        }
+        // Nobody waits for the answers; work on the store itself is not cut short, but its result is dropped.
+        requests.shutdown().await;
+        // Not on a thread that drives connections: a session that ends may wait for the disk.
+        let sessions = std::mem::take(&mut *crate::lock(&connection.sessions));
+        let _ = tokio::task::spawn_blocking(move || drop(sessions)).await;
+        drop(connection);
+        let _ = writing.await;
+    }
+}
+
+impl Server {
+    /// Waits until there is room for a request's bytes among those that wait.
+    async fn room_for(&self, frame: &Frame) -> tokio::sync::OwnedSemaphorePermit {
+        let bytes = frame.payload.len() as u32;
+        Arc::clone(&self.waiting_bytes).acquire_many_owned(bytes).await.expect("the room is never closed")
+    }
+}
+
+impl Connection {
+    /// Does at once what later requests rely on; gives the others back.
+    async fn begin(self: &Arc<Self>, frame: Frame) -> Option<Frame> {
+        if frame.kind != Kind::Request {
+            return Some(frame);
+        }
+        let result = match Request::from_bytes(&frame.payload) {
+            Ok(request @ (Request::Begin { .. } | Request::Attach { .. })) => self.enter(request).await,
+            _ => return Some(frame),
+        };
+        self.finish(frame.request, result).await;
+        None
+    }
+
+    async fn enter(&self, request: Request) -> Result<Reply> {
+        self.check(&request)?;
+        match request {
+            Request::Begin { session, purpose, snapshot } => {
+                let (server, grant) = (Arc::clone(&self.server), self.grant.clone());
+                let begun = self.server.work(move |store| {
+                    let begun = Session::begin(&server, store, grant, purpose, snapshot.as_deref())?;
+                    Ok(Arc::new(begun))
+                });
+                let begun = begun.await?;
+                self.server.register(&begun);
+                let reply = Reply::Begun { secret: begun.secret(), trusts_parent: begun.writer().trusts_parent() };
+                self.add(session, begun)?;
+                Ok(reply)
+            }
+            Request::Attach { session, secret } => {
+                let shared = self.server.session(secret)?;
+                self.add(session, shared)?;
+                Ok(Reply::Done)
+            }
+            _ => unreachable!("only these two are entered"),
+        }
+    }
+
+    /// Checks that the client may ask this, and may still do what it was admitted for.
+    pub(super) fn check(&self, request: &Request) -> Result<()> {
+        self.check_grant()?;
+        rights::check(&self.grant, request)
+    }
+
+    /// Checks that the client may still do what it was admitted for.
+    pub(super) fn check_grant(&self) -> Result<()> {
+        if self.server.grant_by(&self.credential)? != self.grant {
+            return Err(Error::denied("what the client may do has changed; connect anew"));
+        }
+        Ok(())
+    }
+
+    fn add(&self, id: SessionId, session: Arc<Session>) -> Result<()> {
+        let mut sessions = crate::lock(&self.sessions);
+        if sessions.len() >= SESSIONS_MAX {
+            return Err(Error::refused(format!("a connection has at most {SESSIONS_MAX} sessions")));
+        }
+        if sessions.contains_key(&id) {
+            return Err(Error::invalid("a session's number is used twice"));
+        }
+        sessions.insert(id, session);
+        Ok(())
+    }
+
+    pub(super) fn session(&self, id: SessionId) -> Result<Arc<Session>> {
+        crate::lock(&self.sessions).get(&id).cloned().ok_or_else(|| Error::not_found("the session"))
+    }
+
+    /// Ends a session, for this connection.
+    pub(super) fn end(&self, id: SessionId) -> Option<Arc<Session>> {
+        crate::lock(&self.sessions).remove(&id)
+    }
+
+    /// Sends part of an answer.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if the client is gone.
+    pub(super) async fn part(&self, kind: Kind, request: u32, payload: impl Into<Bytes>) -> Result<()> {
+        let frame = Frame::new(kind, request, payload);
+        self.out.send(frame).await.map_err(|_| Error::Interrupted)
+    }
+
+    /// Sends the last frame of an answer.
+    pub(super) async fn finish(&self, request: u32, result: Result<Reply>) {
+        let (kind, payload) = match result {
+            Ok(reply) => (Kind::Reply, reply.to_bytes()),
+            Err(error) => {
+                tracing::debug!("{}: {error}", self.grant.name());
+                self.server.note(&error);
+                (Kind::Error, WireError::from(&error).to_bytes())
+            }
+        };
+        // A client that is gone wants no answer.
+        let _ = self.part(kind, request, payload).await;
+    }
+}
+
+impl Server {
+    /// An index that turned out to be damaged is rebuilt at the next open: this owner ends, so that there is one.
+    fn note(&self, error: &Error) {
+        if matches!(error, Error::IndexDamaged { .. }) {
+            tracing::error!("{error}; the owner ends, so that the next one rebuilds it");
+            self.leave();
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Work on the whole store, done by its owner on behalf of a client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chunkstore::catalog::State;
+use chunkstore::catalog::name::SnapshotName;
+use chunkstore::maintenance::gc;
+use chunkstore::maintenance::repair;
+use chunkstore::maintenance::stats;
+use chunkstore::maintenance::verify;
+use chunkstore::progress::Progress;
+use chunkstore::store::Store;
+use chunkstore::store::partial;
+use chunkstore::store::reserve;
+use chunkstore::{Error, Result};
+use serde::Serialize;
+
+use super::Server;
+use super::connection::Connection;
+use crate::rpc::wire::{ForStream, Job, Kind, Reply};
+
+/// How often a client is told how far its job is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+/// Bytes of a report that are sent together.
+const REPORT_PART_BYTES: usize = 1 << 20;
+
+impl Connection {
+    /// Runs a job on a thread of its own, telling how far it is. When the client goes the job is asked to stop.
+    pub(super) async fn run(&self, number: u32, job: Job) -> Result<Reply> {
+        let progress = Arc::new(Progress::default());
+        let _stop = StopOnDrop(Arc::clone(&progress));
+        let (store, watched) = (Arc::clone(&self.server.store), Arc::clone(&progress));
+        let mut running = tokio::task::spawn_blocking(move || run(&store, &job, &watched));
+        loop {
+            tokio::select! {
+                done = &mut running => {
+                    let failed = |_| Error::refused("the owner failed at this; its log tells why");
+                    let report = self.server.room_made(done.map_err(failed)?)?;
+                    return self.report(number, report).await;
+                }
+                () = tokio::time::sleep(TELL_EVERY) => {
+                    let counters = (progress.done_bytes(), progress.total_bytes());
+                    self.part(Kind::Progress, number, counters.to_bytes()).await?;
+                }
+            }
+        }
+    }
+
+    /// Sends a report: all but its end as parts, so that it may be longer than a frame.
+    async fn report(&self, number: u32, mut report: Vec<u8>) -> Result<Reply> {
+        while report.len() > REPORT_PART_BYTES {
+            let rest = report.split_off(REPORT_PART_BYTES);
+            self.part(Kind::Part, number, Reply::Report(report).to_bytes()).await?;
+            report = rest;
+        }
+        Ok(Reply::Report(report))
+    }
+}
+
+struct StopOnDrop(Arc<Progress>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Does a job on a store that this process owns. Returns its report as JSON.
+///
+/// # Errors
+/// As the job.
+pub fn run(store: &Arc<Store>, job: &Job, progress: &Progress) -> Result<Vec<u8>> {
+    match job {
+        Job::Collect { dry_run, threads } => {
+            if !dry_run {
+                reserve::give_up_if_low(store.dir());
+            }
+            let report = gc::collect(store, *dry_run, *threads as usize, progress)?;
+            if !dry_run {
+                reserve::restore(store.dir());
+            }
+            json(&report)
+        }
+        Job::Verify { snapshots, threads } => {
+            let names = snapshots.iter().map(|name| name.parse()).collect::<Result<Vec<SnapshotName>>>()?;
+            json(&verify::verify(store, &names, *threads as usize, progress)?)
+        }
+        Job::Repair { dry_run, threads } => {
+            if !dry_run {
+                reserve::give_up_if_low(store.dir());
+            }
+            let report = repair::repair(store, *dry_run, *threads as usize, progress)?;
+            if !dry_run {
+                reserve::restore(store.dir());
+            }
+            json(&report)
+        }
+        Job::Stats { threads } => json(&stats::stats(store, *threads as usize, progress)?),
+        Job::Remove { snapshot } => {
+            store.catalog().remove(&snapshot.parse()?)?;
+            json(&())
+        }
+        Job::NotePresence { snapshot } => json(&partial::note_presence(store, &snapshot.parse()?)?),
+        Job::Hold { snapshot, reason } => change(store, snapshot, |_, state| state.hold(reason).map(drop)),
+        Job::Release { snapshot, reason } => {
+            change(store, snapshot, |name, state| state.release_hold(name, reason.as_deref()))
+        }
+    }
+}
+
+/// Changes a snapshot's state; the report is its catalog file.
+fn change(
+    store: &Store,
+    snapshot: &str,
+    change: impl FnOnce(&SnapshotName, &mut State) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let name: SnapshotName = snapshot.parse()?;
+    store.update_state(&name, |state| change(&name, state))?;
+    Ok(store.catalog().read(&name)?.encode())
+}
+
+fn json(report: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(report).map_err(|error| Error::invalid(format!("a report can't be written: {error}")))
+}
+
+impl Server {
+    /// An index that was opened on a full disk can't be changed. The owner ends then, and the next one, which a command
+    /// that frees space starts, gives up the store's reserve before it opens the index.
+    fn room_made<T>(&self, done: Result<T>) -> Result<T> {
+        match done {
+            Err(Error::OutOfSpace { .. }) if self.store.is_read_only() && self.options.is_temporary => {
+                self.leave();
+                Err(Error::unreachable("the store's owner had started on a full disk and makes place for another"))
+            }
+            done => done,
+        }
+    }
+
+    /// Whether a client may end this owner.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if an operator started it, or others use it.
+    pub(super) fn allow_leaving(&self) -> Result<()> {
+        let others = self.connections.load(std::sync::atomic::Ordering::SeqCst) - 1;
+        if !self.options.is_temporary {
+            return Err(Error::busy("the store", "a service; stop it first"));
+        }
+        if others > 0 {
+            return Err(Error::busy("the store", format!("{others} other commands")));
+        }
+        Ok(())
+    }
+}

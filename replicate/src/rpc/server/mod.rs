@@ -1,0 +1,238 @@
+//! The owner of a store: takes connections, and does what their clients ask and may.
+//!
+//! Every connection has a task that reads its frames, and one that writes. Requests of one connection run beside each
+//! other; what touches the store runs on threads of its own, a few at a time, so that neither a slow disk nor a slow
+//! peer holds others up. What a connection may hold in memory is bounded: frames that wait to be worked on by a budget
+//! common to all, answers by short queues.
+
+mod answers;
+mod connection;
+mod jobs;
+mod partial;
+mod rights;
+mod sessions;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use chunkstore::store::Store;
+use chunkstore::{Error, Result};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, interval, timeout};
+
+pub(crate) use self::answers::prefix_of;
+pub use self::connection::serve_stream;
+pub use self::jobs::run as run_job;
+use self::sessions::{Flushes, Session};
+use crate::rpc::auth::{Quota, TokenFile};
+use crate::rpc::transport::{Acceptor, Raw};
+use crate::rpc::wire::SessionSecret;
+
+/// Connections whose client has not said who it is; the oldest goes when there are more.
+const STRANGERS_MAX: usize = 256;
+/// Connections in all.
+const CONNECTIONS_MAX: usize = 1024;
+/// A client must have said who it is by then.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(15);
+/// Bytes of requests that wait to be worked on, of all connections.
+const WAITING_BYTES_MAX: usize = 48 << 20;
+/// How long connections may go on when the owner has to end.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How an owner behaves.
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    /// Ends when nobody was connected for so long; never if not given.
+    pub idle_exit: Option<Duration>,
+    /// Whether it was started by a command rather than by an operator: it may then be asked to end.
+    pub is_temporary: bool,
+}
+
+/// An owner.
+pub struct Server {
+    store: Arc<Store>,
+    options: ServeOptions,
+    tokens: TokenFile,
+    quota: Quota,
+    sessions: Mutex<HashMap<SessionSecret, Weak<Session>>>,
+    flushes: Arc<Flushes>,
+    /// What works on the store at a time.
+    workers: Arc<Semaphore>,
+    waiting_bytes: Arc<Semaphore>,
+    connections: AtomicUsize,
+    last_used: Mutex<Instant>,
+    next_secret: AtomicU64,
+    secret_seed: [u8; 32],
+    leaving: watch::Sender<bool>,
+}
+
+impl Server {
+    /// An owner of an open store. `seed` must be random and secret: sessions' secrets are made from it.
+    pub fn new(store: Arc<Store>, options: ServeOptions, seed: [u8; 32]) -> Arc<Self> {
+        let dir = store.dir().to_path_buf();
+        let workers = std::thread::available_parallelism().map_or(2, usize::from) * 2;
+        Arc::new(Self {
+            store,
+            options,
+            tokens: TokenFile::new(&dir),
+            quota: Quota::new(&dir),
+            sessions: Mutex::default(),
+            flushes: Arc::default(),
+            workers: Arc::new(Semaphore::new(workers)),
+            waiting_bytes: Arc::new(Semaphore::new(WAITING_BYTES_MAX)),
+            connections: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            next_secret: AtomicU64::new(0),
+            secret_seed: seed,
+            leaving: watch::Sender::new(false),
+        })
+    }
+
+    /// Asks the owner to end: it takes no new connections, and ends when those that it has are gone or some seconds
+    /// have passed.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
+    }
+
+    /// Takes connections until it has to end: by [`Server::leave`], or because nobody used it for long or its store is
+    /// gone. When this returns, all that was acknowledged is durable.
+    pub async fn serve(self: &Arc<Self>, acceptors: Vec<Acceptor>) {
+        let strangers = Arc::new(Unauthenticated::default());
+        let loops: Vec<_> = acceptors
+            .into_iter()
+            .map(|acceptor| tokio::spawn(accept_all(Arc::clone(self), acceptor, Arc::clone(&strangers))))
+            .collect();
+        self.wait_for_the_end().await;
+        for accepting in &loops {
+            accepting.abort();
+        }
+        self.leave();
+        let _ = timeout(DRAIN_TIME_MAX, self.drained()).await;
+        let this = Arc::clone(self);
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = this.store.flush_open_packs();
+            this.flushes.finish();
+            flushed
+        });
+        let flushed = flushed.await;
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!("what was not published yet is lost: {error}");
+        }
+    }
+
+    async fn wait_for_the_end(&self) {
+        let mut leaving = self.leaving.subscribe();
+        let mut tick = interval(Duration::from_secs(1));
+        let lock = self.store.dir().join("lock");
+        loop {
+            tokio::select! {
+                _ = leaving.wait_for(|leaving| *leaving) => return,
+                _ = tick.tick() => {}
+            }
+            if !lock.exists() {
+                return tracing::warn!("the store is gone from {}", self.store.dir().display());
+            }
+            if self.options.idle_exit.is_some_and(|most| self.idle_time().is_some_and(|idle| idle >= most)) {
+                return tracing::info!("nobody uses the store");
+            }
+        }
+    }
+
+    /// For how long nobody has been connected.
+    fn idle_time(&self) -> Option<Duration> {
+        let last_used = *crate::lock(&self.last_used);
+        (self.connections.load(Ordering::SeqCst) == 0).then(|| last_used.elapsed())
+    }
+
+    async fn drained(&self) {
+        while self.connections.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Does work on the store on a thread of its own, when it is its turn.
+    async fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Store>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turn = Arc::clone(&self.workers).acquire_owned().await.expect("the workers are never closed");
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&store)
+        });
+        done.await.unwrap_or_else(|_| Err(Error::refused("the owner failed at this request; its log tells why")))
+    }
+}
+
+/// Counts a connection while it lives.
+struct Connected(Arc<Server>);
+
+impl Connected {
+    /// # Errors
+    /// [`Error::Busy`] if there are too many.
+    fn new(server: &Arc<Server>) -> Result<Self> {
+        let before = server.connections.fetch_add(1, Ordering::SeqCst);
+        let connected = Self(Arc::clone(server));
+        if before >= CONNECTIONS_MAX {
+            return Err(Error::busy("the store", format!("{CONNECTIONS_MAX} clients, which is all it takes")));
+        }
+        Ok(connected)
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        *crate::lock(&self.0.last_used) = Instant::now();
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Connections that have not said yet who they are, the oldest first.
+#[derive(Default)]
+struct Unauthenticated(Mutex<std::collections::VecDeque<tokio::task::AbortHandle>>);
+
+impl Unauthenticated {
+    /// Adds one; the oldest goes if there are too many.
+    fn add(&self, stranger: tokio::task::AbortHandle) {
+        let mut strangers = crate::lock(&self.0);
+        strangers.retain(|stranger| !stranger.is_finished());
+        strangers.push_back(stranger);
+        if strangers.len() > STRANGERS_MAX
+            && let Some(oldest) = strangers.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+}
+
+async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, strangers: Arc<Unauthenticated>) {
+    loop {
+        match acceptor.accept().await {
+            Ok(raw) => {
+                let stranger = tokio::spawn(greet(Arc::clone(&server), raw));
+                strangers.add(stranger.abort_handle());
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: some will be free again.
+                tracing::warn!("can't take a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Shakes hands with a stranger, and serves who is none any more on a task of its own.
+async fn greet(server: Arc<Server>, raw: Raw) {
+    let greeted = timeout(HANDSHAKE_TIME_MAX, async {
+        let (stream, peer) = raw.handshake().await?;
+        connection::welcome(&server, stream, peer).await
+    });
+    match greeted.await {
+        Ok(Ok(welcomed)) => drop(tokio::spawn(welcomed.serve())),
+        Ok(Err(error)) => tracing::info!("a connection was not admitted: {error}"),
+        Err(_) => tracing::info!("a connection did not say who it is in time"),
+    }
+}

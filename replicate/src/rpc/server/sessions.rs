@@ -1,0 +1,288 @@
+//! Sessions at the owner: what a client writes, and what it counts on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use chunkstore::catalog::name::SnapshotName;
+use chunkstore::catalog::{IngestReport, Snapshot, State};
+use chunkstore::format::id::{EntryId, RecordId};
+use chunkstore::format::record::{Header, Kind, Record};
+use chunkstore::pack::Class;
+use chunkstore::pack::direct_writer::Extent;
+use chunkstore::store::sink::Claim;
+use chunkstore::store::{Store, WriteSession};
+use chunkstore::{Error, Result};
+use jiff::{SignedDuration, Timestamp};
+
+use super::Server;
+use super::rights;
+use crate::rpc::auth::Grant;
+use crate::rpc::wire::{Purpose, SessionSecret};
+
+/// Records of one session that may be elsewhere at a time.
+const ELSEWHERE_MAX: usize = 128 << 10;
+/// How long a client is kept waiting for records that others send.
+const AWAIT_TIME_MAX: Duration = Duration::from_secs(8);
+const AWAIT_POLL: Duration = Duration::from_millis(50);
+/// Of those that wait, how many are looked at in one poll.
+const AWAIT_LOOKED_AT: usize = 4096;
+/// What a published snapshot takes besides its entry, about: a pack's frame and the rest of its file.
+const PUBLISHED_BYTES: u64 = 4 << 10;
+/// How far a pushed snapshot's time may lie ahead of this machine's clock.
+const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
+
+/// A session, of one connection or several.
+pub(super) struct Session {
+    purpose: Purpose,
+    grant: Grant,
+    writer: WriteSession,
+    secret: SessionSecret,
+    elsewhere: Mutex<Vec<Waiting>>,
+    /// Whether records were put that are not published.
+    has_put: AtomicBool,
+    flushes: Arc<Flushes>,
+}
+
+/// Threads that make durable what ended sessions had put; `None` when the owner ends.
+pub(super) struct Flushes(Mutex<Option<Vec<JoinHandle<()>>>>);
+
+impl Default for Flushes {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Vec::new())))
+    }
+}
+
+impl Flushes {
+    fn begin(&self, store: Arc<Store>) {
+        let mut flushes = crate::lock(&self.0);
+        let Some(flushes) = &mut *flushes else { return };
+        flushes.retain(|flush| !flush.is_finished());
+        flushes.push(std::thread::spawn(move || {
+            if let Err(error) = store.flush_open_packs() {
+                tracing::warn!("what a session had put is lost: {error}");
+            }
+        }));
+    }
+
+    /// Waits for all that have begun, and lets none begin any more: a process that ends beneath one may crash.
+    pub(super) fn finish(&self) {
+        let flushes = crate::lock(&self.0).take();
+        for flush in flushes.into_iter().flatten() {
+            let _ = flush.join();
+        }
+    }
+}
+
+/// A record that another session has taken on.
+#[derive(Clone, Copy)]
+struct Waiting {
+    request: u32,
+    position: u32,
+    id: RecordId,
+}
+
+impl Session {
+    /// Begins a session that protects a snapshot, if one is named.
+    pub(super) fn begin(
+        server: &Server,
+        store: &Arc<Store>,
+        grant: Grant,
+        purpose: Purpose,
+        snapshot: Option<&str>,
+    ) -> Result<Self> {
+        let snapshot = snapshot.map(str::parse::<SnapshotName>).transpose()?;
+        let writer = store.session(snapshot.as_ref())?;
+        let (elsewhere, has_put) = (Mutex::default(), AtomicBool::new(false));
+        let flushes = Arc::clone(&server.flushes);
+        Ok(Self { purpose, grant, writer, secret: server.new_secret(), elsewhere, has_put, flushes })
+    }
+
+    pub(super) fn secret(&self) -> SessionSecret {
+        self.secret
+    }
+
+    pub(super) fn writer(&self) -> &WriteSession {
+        &self.writer
+    }
+
+    fn check_writes(&self) -> Result<()> {
+        if self.purpose == Purpose::Read { Err(Error::refused("this session only reads")) } else { Ok(()) }
+    }
+
+    /// Takes records on that the store lacks; remembers which are elsewhere.
+    pub(super) fn claim(&self, request: u32, ids: &[RecordId]) -> Result<Vec<Claim>> {
+        self.check_writes()?;
+        let claims = self.writer.claim(ids)?;
+        let mut elsewhere = crate::lock(&self.elsewhere);
+        for (position, (id, claim)) in ids.iter().zip(&claims).enumerate() {
+            if *claim == Claim::Elsewhere {
+                elsewhere.push(Waiting { request, position: position as u32, id: *id });
+            }
+        }
+        if elsewhere.len() > ELSEWHERE_MAX {
+            return Err(Error::refused("too many records of this session wait for others"));
+        }
+        Ok(claims)
+    }
+
+    /// What became of records that were elsewhere; nothing, if nothing is known yet.
+    pub(super) fn decided(&self) -> Result<Vec<(u32, u32, Claim)>> {
+        let looked_at: Vec<Waiting> = crate::lock(&self.elsewhere).iter().take(AWAIT_LOOKED_AT).copied().collect();
+        let ids: Vec<_> = looked_at.iter().map(|waiting| waiting.id).collect();
+        let claims = self.writer.claim(&ids)?;
+        let mut elsewhere = crate::lock(&self.elsewhere);
+        let looked_at_now = looked_at.len().min(elsewhere.len());
+        let rest = elsewhere.split_off(looked_at_now);
+        let (still, decided): (Vec<_>, Vec<_>) =
+            looked_at.into_iter().zip(claims).partition(|(_, claim)| *claim == Claim::Elsewhere);
+        *elsewhere = rest;
+        elsewhere.extend(still.into_iter().map(|(waiting, _)| waiting));
+        Ok(decided.into_iter().map(|(waiting, claim)| (waiting.request, waiting.position, claim)).collect())
+    }
+
+    /// Takes records. What comes from another store, or from someone who could not write packs himself, is decoded and
+    /// checked against its id.
+    pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
+        self.check_put(server, records.iter().map(|record| &record.header))?;
+        if self.purpose == Purpose::Receive || !self.grant.is_local() {
+            return self.writer.put_verified(records);
+        }
+        self.writer.put(records)
+    }
+
+    fn check_put<'a>(&self, server: &Server, headers: impl Iterator<Item = &'a Header> + Clone) -> Result<()> {
+        self.check_writes()?;
+        // `verify` would take one for the name of a snapshot that was lost, and `repair` would publish it, past all checks.
+        if headers.clone().any(|header| header.kind == Kind::Entry) {
+            return Err(Error::refused("a snapshot's entry comes with its publication, and in no other way"));
+        }
+        server.quota.charge(&self.grant, headers.map(Header::record_bytes).sum())?;
+        self.has_put.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Lends room in a pack, to be written to beside the owner.
+    pub(super) fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
+        self.check_ingests()?;
+        self.writer.reserve(class, bytes)
+    }
+
+    /// Takes records that were written into lent room. Returns whether it was there still.
+    pub(super) fn append_written(&self, server: &Server, room: Extent, headers: &[Header]) -> Result<bool> {
+        self.check_ingests()?;
+        self.check_put(server, headers.iter())?;
+        self.writer.append_written(room, headers)
+    }
+
+    /// What another store has comes by [`Session::put`], which verifies it.
+    fn check_ingests(&self) -> Result<()> {
+        if self.purpose == Purpose::Ingest && self.grant.is_local() {
+            Ok(())
+        } else {
+            Err(Error::refused("only an ingest on this machine writes into packs"))
+        }
+    }
+
+    /// Makes what was put durable, and known to whoever reads.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.check_writes()?;
+        self.writer.flush()?;
+        self.has_put.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Publishes a snapshot.
+    pub(super) fn publish(&self, server: &Server, entry: Vec<u8>, report: Option<&[u8]>) -> Result<Snapshot> {
+        self.check_writes()?;
+        let mut snapshot = Snapshot::from_entry(EntryId::of(&entry), entry, State::default())?;
+        let name = snapshot.name();
+        rights::check_push(&self.grant, &name.image)?;
+        if self.purpose == Purpose::Receive {
+            if report.is_some() {
+                return Err(Error::refused("only an ingest reports of itself"));
+            }
+            check_time(&name, server.now())?;
+            snapshot.state.received_from = self.grant.received_from();
+        }
+        // The entry is in a pack and in the catalog.
+        server.quota.charge(&self.grant, PUBLISHED_BYTES + 2 * snapshot.entry_encoding().len() as u64)?;
+        server.quota.save()?;
+        let report = report.map(parse_report).transpose()?;
+        let received = (self.purpose == Purpose::Receive).then(|| snapshot.clone());
+        let published = self.writer.publish_snapshot(snapshot, report);
+        let published = published.or_else(|error| received.filter(|own| self.is_there(own)).ok_or(error))?;
+        self.has_put.store(false, Ordering::Relaxed);
+        Ok(published)
+    }
+
+    /// Whether this very snapshot is there already, whole and durably: it was on its way when a push broke that is now repeated,
+    /// or another site has it, too.
+    fn is_there(&self, snapshot: &Snapshot) -> bool {
+        let catalog = self.writer.store().catalog();
+        let there = catalog.read(&snapshot.name());
+        let is_whole = there.is_ok_and(|there| there.entry_id() == snapshot.entry_id() && !there.state.partial);
+        is_whole && catalog.sync().is_ok()
+    }
+}
+
+/// A snapshot of the future would be the newest until then, and retention would drop others for it.
+fn check_time(name: &SnapshotName, now: Timestamp) -> Result<()> {
+    if name.time.timestamp() > now + CLOCK_SKEW_MAX {
+        return Err(Error::refused(format!("the time of snapshot {name} is in the future")));
+    }
+    Ok(())
+}
+
+fn parse_report(report: &[u8]) -> Result<IngestReport> {
+    serde_json::from_slice(report).map_err(|error| Error::invalid(format!("an ingest's report: {error}")))
+}
+
+impl Drop for Session {
+    /// What a cut connection had sent is kept for the next attempt.
+    fn drop(&mut self) {
+        if self.has_put.load(Ordering::Relaxed) {
+            self.flushes.begin(Arc::clone(self.writer.store()));
+        }
+    }
+}
+
+impl Server {
+    /// A secret that nobody can guess.
+    fn new_secret(&self) -> SessionSecret {
+        let number = self.next_secret.fetch_add(1, Ordering::Relaxed);
+        let hash = blake3::keyed_hash(&self.secret_seed, &number.to_le_bytes());
+        SessionSecret(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+
+    #[expect(clippy::unused_self, reason = "a clock will be the server's")]
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    pub(super) fn register(&self, session: &Arc<Session>) {
+        let mut sessions = crate::lock(&self.sessions);
+        sessions.retain(|_, session| session.strong_count() > 0);
+        sessions.insert(session.secret, Arc::downgrade(session));
+    }
+
+    /// The session with this secret, if it has not ended.
+    pub(super) fn session(&self, secret: SessionSecret) -> Result<Arc<Session>> {
+        let session = crate::lock(&self.sessions).get(&secret).and_then(std::sync::Weak::upgrade);
+        session.ok_or_else(|| Error::not_found("the session"))
+    }
+
+    /// Waits until something is known of a session's records that are elsewhere.
+    pub(super) async fn decided(self: &Arc<Self>, session: &Arc<Session>) -> Result<Vec<(u32, u32, Claim)>> {
+        let until = tokio::time::Instant::now() + AWAIT_TIME_MAX;
+        loop {
+            let asking = Arc::clone(session);
+            let decided = self.work(move |_| asking.decided()).await?;
+            if !decided.is_empty() || tokio::time::Instant::now() >= until {
+                return Ok(decided);
+            }
+            tokio::time::sleep(AWAIT_POLL).await;
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Reading and writing frames, with time limits, and counting what passes.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use chunkstore::{Error, Result};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::VERSION;
+use super::frame::{FRAME_HEADER_BYTES, Frame, Head, Kind};
+
+const MAGIC: [u8; 8] = *b"VMSTORE\0";
+const PREAMBLE_BYTES: usize = 12;
+/// Within a frame, so much must arrive or be taken in [`STEP_TIME_MAX`].
+const STEP_BYTES: usize = 64 << 10;
+/// A peer that moves less than [`STEP_BYTES`] in this time holds a connection and its buffers for nothing.
+const STEP_TIME_MAX: Duration = Duration::from_mins(1);
+
+/// Counts what passes through a connection, before encryption.
+#[derive(Debug, Default)]
+pub struct Meter {
+    sent: AtomicU64,
+    received: AtomicU64,
+    records: AtomicU64,
+}
+
+impl Meter {
+    /// All bytes sent.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// All bytes received.
+    pub fn received_bytes(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of records, in both directions.
+    pub fn record_bytes(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, direction: &AtomicU64, frame: &Frame) {
+        direction.fetch_add(frame.wire_bytes(), Ordering::Relaxed);
+        if matches!(frame.kind, Kind::Records | Kind::Bases) {
+            self.records.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A connection that failed: whoever is at the other end may be asked again.
+fn lost(error: &io::Error) -> Error {
+    // A client learns only at its first read that a server does not admit its certificate.
+    if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) {
+        return crate::rpc::tls::connection_error("the other side", error);
+    }
+    let what = match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+            "the other side closed the connection".to_owned()
+        }
+        _ => format!("the connection failed: {error}"),
+    };
+    Error::Unreachable { what }
+}
+
+fn too_slow() -> Error {
+    Error::Unreachable { what: format!("nothing moved for {} s", STEP_TIME_MAX.as_secs()) }
+}
+
+fn broken(what: impl std::fmt::Display) -> Error {
+    Error::Unreachable { what: format!("the other side breaks the protocol: {what}") }
+}
+
+/// Sends what every connection begins with: who speaks, and the versions that it knows.
+pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Meter) -> Result<()> {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..10].copy_from_slice(&VERSION.start().to_le_bytes());
+    bytes[10..].copy_from_slice(&VERSION.end().to_le_bytes());
+    stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
+    meter.sent.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    stream.flush().await.map_err(|error| lost(&error))
+}
+
+/// Reads the other side's beginning and returns the newest version that both know.
+///
+/// # Errors
+/// [`Error::Refused`] if there is none; [`Error::Unreachable`] if it is not a vmstore.
+pub async fn read_preamble(stream: &mut (impl AsyncRead + Unpin), meter: &Meter) -> Result<u16> {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    stream.read_exact(&mut bytes).await.map_err(|error| lost(&error))?;
+    meter.received.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    if bytes[..8] != MAGIC {
+        return Err(Error::Unreachable { what: "the other side is not a vmstore".into() });
+    }
+    let (oldest, newest) = (u16::from_le_bytes([bytes[8], bytes[9]]), u16::from_le_bytes([bytes[10], bytes[11]]));
+    let version = newest.min(*VERSION.end());
+    if version < oldest.max(*VERSION.start()) {
+        return Err(Error::refused(format!(
+            "the other side speaks versions {oldest} to {newest} of the protocol, this program {} to {}",
+            VERSION.start(),
+            VERSION.end()
+        )));
+    }
+    Ok(version)
+}
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    meter: Arc<Meter>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// A reader whose frames are counted.
+    pub fn new(stream: R, meter: Arc<Meter>) -> Self {
+        Self { stream, meter }
+    }
+
+    /// Reads a frame; `None` where the other side ended the stream between two. Waits for at most `patience` for it
+    /// to begin. Memory is taken as bytes arrive, not as the header promises.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if the stream is cut, too slow, or holds no frames.
+    pub async fn read(&mut self, patience: Duration) -> Result<Option<Frame>> {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        let first = timeout(patience, self.stream.read(&mut header)).await.map_err(|_| silent(patience))?;
+        let first = first.map_err(|error| lost(&error))?;
+        if first == 0 {
+            return Ok(None);
+        }
+        self.fill(&mut header[first..]).await?;
+        let head = Head::decode(header).map_err(broken)?;
+        let payload = self.payload(head.payload_bytes).await?;
+        let frame = Frame { kind: head.kind, request: head.request, payload };
+        self.meter.count(&self.meter.received, &frame);
+        Ok(Some(frame))
+    }
+
+    /// Reads a payload into room that at most doubles while its bytes arrive, and is not zeroed before.
+    async fn payload(&mut self, bytes: usize) -> Result<Bytes> {
+        let mut payload = BytesMut::with_capacity(bytes.min(STEP_BYTES));
+        while payload.len() < bytes {
+            let missing = bytes - payload.len();
+            if payload.capacity() == payload.len() {
+                payload.reserve(missing.min(payload.len()));
+            }
+            let step = missing.min(STEP_BYTES).min(payload.capacity() - payload.len());
+            self.append(&mut payload, step).await?;
+        }
+        Ok(payload.freeze())
+    }
+
+    async fn append(&mut self, payload: &mut BytesMut, bytes: usize) -> Result<()> {
+        let end = payload.len() + bytes;
+        let appending = async {
+            while payload.len() < end {
+                let mut rest = (&mut self.stream).take((end - payload.len()) as u64);
+                if rest.read_buf(payload).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Ok(())
+        };
+        let appended = timeout(STEP_TIME_MAX, appending).await.map_err(|_| too_slow())?;
+        appended.map_err(|error| lost(&error))
+    }
+
+    /// Reads a frame that can't be long, as a client's first one.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if it is longer, or there is none.
+    pub async fn read_short(&mut self, payload_bytes_max: usize) -> Result<Frame> {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        self.fill(&mut header).await?;
+        let head = Head::decode(header).map_err(broken)?;
+        if head.payload_bytes > payload_bytes_max {
+            return Err(broken(format!("a first message of {} bytes", head.payload_bytes)));
+        }
+        let mut payload = vec![0; head.payload_bytes];
+        self.fill(&mut payload).await?;
+        Ok(Frame { kind: head.kind, request: head.request, payload: Bytes::from(payload) })
+    }
+
+    async fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let read = timeout(STEP_TIME_MAX, self.stream.read_exact(bytes)).await.map_err(|_| too_slow())?;
+        read.map(drop).map_err(|error| lost(&error))
+    }
+}
+
+fn silent(patience: Duration) -> Error {
+    Error::Unreachable { what: format!("the other side was silent for {} s", patience.as_secs()) }
+}
+
+/// Writes frames.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+    meter: Arc<Meter>,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// A writer whose frames are counted.
+    pub fn new(stream: W, meter: Arc<Meter>) -> Self {
+        Self { stream, meter }
+    }
+
+    /// Writes a frame. It may wait in a buffer until [`FrameWriter::flush`].
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if the other side is gone or takes too little.
+    pub async fn write(&mut self, frame: &Frame) -> Result<()> {
+        self.write_step(&frame.header()).await?;
+        for step in frame.payload.chunks(STEP_BYTES) {
+            self.write_step(step).await?;
+        }
+        self.meter.count(&self.meter.sent, frame);
+        Ok(())
+    }
+
+    async fn write_step(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = timeout(STEP_TIME_MAX, self.stream.write_all(bytes)).await.map_err(|_| too_slow())?;
+        written.map_err(|error| lost(&error))
+    }
+
+    /// Sends what waits.
+    ///
+    /// # Errors
+    /// As [`FrameWriter::write`].
+    pub async fn flush(&mut self) -> Result<()> {
+        let flushed = timeout(STEP_TIME_MAX, self.stream.flush()).await.map_err(|_| too_slow())?;
+        flushed.map_err(|error| lost(&error))
+    }
+
+    /// Ends the stream.
+    pub async fn shutdown(&mut self) {
+        // Nobody is left to tell.
+        let _ = timeout(STEP_TIME_MAX, self.stream.shutdown()).await;
+    }
+}

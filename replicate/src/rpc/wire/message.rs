@@ -1,0 +1,591 @@
+//! Control messages, encoded by postcard; ids travel as plain bytes.
+
+use std::fmt;
+
+use chunkstore::format::id::RecordId;
+use chunkstore::store::sink::Claim;
+use serde::de::{DeserializeOwned, Error as _, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::locations::{Locations, ReservedExtent};
+use super::{ENTRY_PREFIX_BYTES, IDS_MAX};
+
+/// The first message of a client.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The client's program and version, for messages.
+    pub program: String,
+    /// Its token, where it needs one.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for Hello {
+    /// The token is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello").field("program", &self.program).finish_non_exhaustive()
+    }
+}
+
+/// The first message of a server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The server's program and version, for messages.
+    pub program: String,
+    /// The store's id.
+    pub store_id: String,
+    /// Least bytes of a chunk, then on average, most, and the least run of zeros: fixed for the store.
+    pub chunk_params: [u32; 4],
+    /// How hard the store compresses.
+    pub zstd_level: i32,
+    /// What the client may do, in words.
+    pub role: String,
+}
+
+/// A session to write or to read in, as the client of one connection numbers it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct SessionId(pub u32);
+
+/// Lets another connection take part in a session.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionSecret(pub [u8; 16]);
+
+impl fmt::Debug for SessionSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionSecret")
+    }
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Purpose {
+    /// To ingest: the client made the records itself.
+    Ingest,
+    /// To receive what another store has: every record is verified.
+    Receive,
+    /// To read a snapshot, which gc leaves alone meanwhile.
+    Read,
+}
+
+/// In which form records are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Fetch {
+    /// As stored, perhaps as deltas.
+    Stored,
+    /// As stored, each delta after its base unless that was sent before in the same answer.
+    WithBases,
+    /// Never as deltas.
+    Whole,
+}
+
+/// What a client asks for. New variants are only added at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Begins a session that protects a snapshot: the parent of what is written, or what is read.
+    Begin {
+        /// The client's number for it.
+        session: SessionId,
+        /// What it is for.
+        purpose: Purpose,
+        /// The snapshot's name.
+        snapshot: Option<String>,
+    },
+    /// Takes part in a session of another connection.
+    Attach {
+        /// This connection's number for it.
+        session: SessionId,
+        /// As the session's [`Reply::Begun`] had it.
+        secret: SessionSecret,
+    },
+    /// Ends a session without publishing.
+    End {
+        /// Which.
+        session: SessionId,
+    },
+    /// Asks which records the store lacks, and takes them on.
+    Claim {
+        /// On whose behalf.
+        session: SessionId,
+        /// Which records.
+        ids: Ids,
+    },
+    /// Asks again for those records of this connection's claims that were [`Claim::Elsewhere`]. Answered when some of
+    /// them are decided, or after a while.
+    Await {
+        /// On whose behalf.
+        session: SessionId,
+    },
+    /// Asks which records can be bases: there, whole and sound.
+    Full {
+        /// Which.
+        ids: Ids,
+    },
+    /// Asks for the bases of new records.
+    Bases {
+        /// On whose behalf.
+        session: SessionId,
+        /// What they resemble.
+        like: Vec<Resemblance>,
+    },
+    /// Publishes a snapshot whose records are all there.
+    Publish {
+        /// The session that put them; it ends.
+        session: SessionId,
+        /// The snapshot's entry, as its maker encoded it.
+        entry: Vec<u8>,
+        /// What an ingest reports of itself, as JSON.
+        report: Option<Vec<u8>>,
+    },
+    /// Asks for records.
+    Get {
+        /// Which.
+        ids: Ids,
+        /// In which form.
+        fetch: Fetch,
+    },
+    /// Asks which snapshots the store lacks.
+    Lacks {
+        /// Beginnings of their entries' ids.
+        prefixes: Prefixes,
+    },
+    /// Asks for the snapshots that the client lacks.
+    Select {
+        /// Of which images or single snapshots.
+        names: Names,
+        /// Beginnings of the ids of the entries that the client has.
+        have: Prefixes,
+    },
+    /// Has the store's owner do something.
+    Do(Job),
+    /// Asks the owner to end when its clients have gone, and to take no new ones.
+    Leave,
+    /// Asks where records lie, to read them beside the owner.
+    Locate {
+        /// Which.
+        ids: Ids,
+    },
+    /// As [`Request::Bases`], for a client that reads the bases itself.
+    BaseIds {
+        /// On whose behalf.
+        session: SessionId,
+        /// What they resemble.
+        like: Vec<Resemblance>,
+    },
+    /// Publishes a snapshot of which nothing need be here.
+    PublishPartial {
+        /// The snapshot's entry, as its maker encoded it.
+        entry: Vec<u8>,
+    },
+    /// Makes all durable and readable that a session has put.
+    Flush {
+        /// Which.
+        session: SessionId,
+    },
+    /// Asks which records are there.
+    Has {
+        /// Which.
+        ids: Ids,
+    },
+    /// Reports records that could not be read. Asks which of them can't be.
+    Suspect {
+        /// Which.
+        ids: Ids,
+    },
+    /// Asks for the order in which a guest first read a snapshot.
+    BootOrder {
+        /// The snapshot's name.
+        snapshot: String,
+        /// Whether that of another night of the image will do.
+        or_nearest: bool,
+    },
+    /// Keeps such an order with a snapshot.
+    PutBootOrder {
+        /// The snapshot's name.
+        snapshot: String,
+        /// The order's file.
+        order: Vec<u8>,
+    },
+    /// Asks for room in a pack, to write records into its file beside the owner.
+    Reserve {
+        /// On whose behalf.
+        session: SessionId,
+        /// The class of the records.
+        class: u8,
+        /// How much they take.
+        bytes: u32,
+    },
+    /// Puts records that fill such room.
+    AppendWritten {
+        /// Into which session.
+        session: SessionId,
+        /// Where they lie.
+        room: ReservedExtent,
+        /// Their headers, one after another.
+        #[serde(with = "as_bytes")]
+        headers: Vec<u8>,
+    },
+}
+
+/// What a new record is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resemblance {
+    /// This record.
+    Record([u8; 32]),
+    /// Records with this sketch.
+    Sketch(u32),
+}
+
+/// Work on a whole store. Its report is JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Job {
+    /// Frees what no snapshot needs.
+    Collect {
+        /// Only tells what would be freed.
+        dry_run: bool,
+        /// Threads.
+        threads: u32,
+    },
+    /// Verifies everything, or what some snapshots need.
+    Verify {
+        /// Which.
+        snapshots: Vec<String>,
+        /// Threads.
+        threads: u32,
+    },
+    /// Sums up.
+    Stats {
+        /// Threads.
+        threads: u32,
+    },
+    /// Removes a snapshot.
+    Remove {
+        /// Which.
+        snapshot: String,
+    },
+    /// Holds a snapshot.
+    Hold {
+        /// Which.
+        snapshot: String,
+        /// Why.
+        reason: String,
+    },
+    /// Releases a snapshot.
+    Release {
+        /// Which.
+        snapshot: String,
+        /// From what it was held for; from everything if not given.
+        reason: Option<String>,
+    },
+    /// Counts how much of a partial snapshot is here, and notes it.
+    NotePresence {
+        /// Which.
+        snapshot: String,
+    },
+    /// Mends what is damaged, as far as the store can by itself.
+    Repair {
+        /// Only tells what would be done.
+        dry_run: bool,
+        /// Threads.
+        threads: u32,
+    },
+}
+
+/// Which snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Names {
+    /// All.
+    All,
+    /// Those of an image.
+    Image(String),
+    /// The ones that these selectors mean, such as `web01@latest`.
+    Selectors(Vec<String>),
+}
+
+/// An answer. New variants are only added at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// A session began.
+    Begun {
+        /// For other connections that shall take part.
+        secret: SessionSecret,
+        /// Whether chunks that the parent has need not be claimed.
+        trusts_parent: bool,
+    },
+    /// One byte a record: what a claim came to.
+    Claims(#[serde(with = "as_bytes")] Vec<u8>),
+    /// Of records that were elsewhere: the claim's request, the position in it, and what it came to.
+    Decided(Vec<(u32, u32, u8)>),
+    /// One bit for each that was asked for.
+    Bits(Bits),
+    /// The bases' ids; their records came before, each once.
+    Bases(Vec<Option<[u8; 32]>>),
+    /// A published snapshot's catalog file.
+    Published(#[serde(with = "as_bytes")] Vec<u8>),
+    /// Records could not be given: their position in the request, and why. All others came before.
+    Given {
+        /// The missing ones.
+        missing: Vec<(u32, super::WireError)>,
+    },
+    /// Entries of snapshots that the client lacks.
+    Entries(Vec<Vec<u8>>),
+    /// The end of a selection: which of the client's snapshots the store has, too.
+    Selected {
+        /// One bit for each prefix that was sent.
+        common: Bits,
+        /// How many snapshots were selected in all.
+        selected: u32,
+    },
+    /// A job's report, as JSON.
+    Report(#[serde(with = "as_bytes")] Vec<u8>),
+    /// Where records lie: the place of each that was asked for, if it can be read.
+    Locations(Locations),
+    /// Bases that the client reads itself.
+    BaseIds {
+        /// Their ids.
+        ids: Vec<Option<[u8; 32]>>,
+        /// Where those lie that there are, in their order.
+        places: Locations,
+    },
+    /// The file of a boot order, if there is one.
+    BootOrder(Option<Vec<u8>>),
+    /// Extent that is the session's to write to.
+    Reserved(ReservedExtent),
+    /// Whether records that were written into lent room were put: the room may be gone.
+    Taken(bool),
+}
+
+/// A stream of messages of one type.
+pub trait ForStream: Serialize + DeserializeOwned {
+    /// The message's bytes.
+    fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a message has no type that postcard lacks")
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// What is wrong, in words; also if bytes are left over.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((message, [])) => Ok(message),
+            Ok(_) => Err("bytes are left over after a message".into()),
+            Err(error) => Err(format!("a message can't be read: {error}")),
+        }
+    }
+}
+
+impl ForStream for Hello {}
+impl ForStream for Welcome {}
+impl ForStream for Request {}
+impl ForStream for Reply {}
+impl ForStream for super::WireError {}
+impl ForStream for (u64, u64) {}
+
+/// Ids of records, 32 bytes each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ids(pub Vec<RecordId>);
+
+/// Beginnings of entries' ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefixes(pub Vec<[u8; ENTRY_PREFIX_BYTES]>);
+
+/// Bits, the first in the lowest place of the first byte.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bits(Vec<u8>);
+
+impl FromIterator<bool> for Bits {
+    fn from_iter<I: IntoIterator<Item = bool>>(bits: I) -> Self {
+        let mut bytes = Vec::new();
+        for (at, bit) in bits.into_iter().enumerate() {
+            if at % 8 == 0 {
+                bytes.push(0);
+            }
+            bytes[at / 8] |= u8::from(bit) << (at % 8);
+        }
+        Self(bytes)
+    }
+}
+
+impl Bits {
+    /// Whether the bit is set; those that were not sent are not.
+    pub fn has(&self, at: usize) -> bool {
+        self.0.get(at / 8).is_some_and(|byte| byte & 1 << (at % 8) != 0)
+    }
+}
+
+/// Claims as they travel.
+pub fn claims_to_bytes(claims: &[Claim]) -> Vec<u8> {
+    let number = |claim: &Claim| match claim {
+        Claim::Present => 0,
+        Claim::Yours => 1,
+        Claim::YoursWhole => 2,
+        Claim::Elsewhere => 3,
+    };
+    claims.iter().map(number).collect()
+}
+
+/// Reads claims.
+///
+/// # Errors
+/// If there is an unknown one.
+pub fn claims_from_bytes(bytes: &[u8]) -> Result<Vec<Claim>, String> {
+    let claim = |byte: &u8| match byte {
+        0 => Ok(Claim::Present),
+        1 => Ok(Claim::Yours),
+        2 => Ok(Claim::YoursWhole),
+        3 => Ok(Claim::Elsewhere),
+        _ => Err(format!("an unknown answer to a claim: {byte}")),
+    };
+    bytes.iter().map(claim).collect()
+}
+
+/// A list of byte strings of one length, as one byte string.
+pub(super) fn chunked<'de, D, const N: usize>(deserializer: D, most: usize) -> Result<Vec<[u8; N]>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let bytes = as_bytes::deserialize(deserializer)?;
+    let (items, rest) = bytes.as_chunks::<N>();
+    if !rest.is_empty() || items.len() > most {
+        return Err(D::Error::custom("a list of ids has an impossible length"));
+    }
+    Ok(items.to_vec())
+}
+
+impl Serialize for Ids {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|id| *id.as_bytes()).collect();
+        serializer.serialize_bytes(&bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ids {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ids = chunked::<D, 32>(deserializer, IDS_MAX)?;
+        Ok(Self(ids.into_iter().map(RecordId::from_bytes).collect()))
+    }
+}
+
+impl Serialize for Prefixes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0.as_flattened())
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefixes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        chunked(deserializer, usize::MAX).map(Self)
+    }
+}
+
+impl Serialize for Bits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        as_bytes::deserialize(deserializer).map(Self)
+    }
+}
+
+/// Bytes as one byte string; without this, serde takes them one by one.
+mod as_bytes {
+    use super::{Deserializer, Visitor, fmt};
+
+    #[expect(clippy::ptr_arg, reason = "serde's signature")]
+    pub(super) fn serialize<S: super::Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chunkstore::format::id::ChunkId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ids() -> Ids {
+        Ids((0..9_u8).map(|n| ChunkId::of(&[n]).into()).collect())
+    }
+
+    fn requests() -> Vec<Request> {
+        let session = SessionId(3);
+        vec![
+            Request::Begin { session, purpose: Purpose::Receive, snapshot: Some("web01@20261120T020000Z".into()) },
+            Request::Claim { session, ids: ids() },
+            Request::Get { ids: ids(), fetch: Fetch::WithBases },
+            Request::Bases { session, like: vec![Resemblance::Record([7; 32]), Resemblance::Sketch(9)] },
+            Request::Publish { session, entry: b"{}".to_vec(), report: None },
+            Request::Lacks { prefixes: Prefixes(vec![[1; 12], [2; 12]]) },
+            Request::Select { names: Names::Image("web01".into()), have: Prefixes::default() },
+            Request::Do(Job::Collect { dry_run: true, threads: 2 }),
+            Request::Locate { ids: ids() },
+            Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] },
+            Request::PublishPartial { entry: b"{}".to_vec() },
+            Request::Has { ids: ids() },
+            Request::BootOrder { snapshot: "web01@20261120T020000Z".into(), or_nearest: true },
+            Request::PutBootOrder { snapshot: "web01@20261120T020000Z".into(), order: b"x".to_vec() },
+        ]
+    }
+
+    #[test]
+    fn messages_survive_and_cuts_and_left_overs_are_refused() {
+        for request in requests() {
+            let bytes = request.to_bytes();
+            assert_eq!(Request::from_bytes(&bytes).as_ref(), Ok(&request));
+            for len in 0..bytes.len() {
+                assert!(Request::from_bytes(&bytes[..len]).is_err(), "{request:?} cut at {len}");
+            }
+            assert!(Request::from_bytes(&[bytes.as_slice(), &[0]].concat()).is_err());
+        }
+        let reply = Reply::Given { missing: vec![(3, super::super::WireError::Interrupted)] };
+        assert_eq!(Reply::from_bytes(&reply.to_bytes()).unwrap(), reply);
+    }
+
+    #[test]
+    fn bits_and_claims() {
+        let bits: Vec<bool> = (0..19).map(|n| n % 3 == 0).collect();
+        let packed: Bits = bits.iter().copied().collect();
+        assert!((0..19).all(|at| packed.has(at) == bits[at]) && !packed.has(500));
+        let claims = [Claim::Present, Claim::Yours, Claim::YoursWhole, Claim::Elsewhere];
+        assert_eq!(claims_from_bytes(&claims_to_bytes(&claims)).unwrap(), claims);
+        assert!(claims_from_bytes(&[4]).is_err());
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let hello = Hello { program: "vmstore".into(), token: Some("vms_secret".into()) };
+        assert!(!format!("{hello:?} {:?}", SessionSecret([b's'; 16])).contains("115"));
+        assert!(!format!("{hello:?}").contains("secret"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_fail_otherwise_than_by_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (Request::from_bytes(&bytes), Reply::from_bytes(&bytes), Hello::from_bytes(&bytes));
+            let _ = (Welcome::from_bytes(&bytes), super::super::WireError::from_bytes(&bytes), super::super::records_of(&bytes));
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The bytes between two programs: a hand-shake, then frames in both directions. PROTOCOL.md describes every byte.
+//!
+//! Nothing here touches a store or decides what is allowed. All input is hostile: a length is checked against its limit
+//! before anything is allocated, and what is left over after a message is an error.
+
+mod failure;
+mod frame;
+mod io;
+mod locations;
+mod message;
+mod records;
+
+pub use failure::{WireError, shown};
+pub use frame::{FRAME_HEADER_BYTES, FRAME_PAYLOAD_BYTES_MAX, Frame, Kind};
+pub use io::{FrameReader, FrameWriter, Meter, read_preamble, write_preamble};
+pub(crate) use locations::class_of;
+pub use locations::{LOCATION_BYTES, Located, Locations, ReservedExtent};
+pub use message::{
+    Bits, Fetch, ForStream, Hello, Ids, Job, Names, Prefixes, Purpose, Reply, Request, Resemblance, SessionId,
+    SessionSecret, Welcome, claims_from_bytes, claims_to_bytes,
+};
+pub(crate) use records::split_session;
+pub use records::{RecordBatch, headers_from_bytes, headers_to_bytes, records_of};
+
+/// The newest version of the protocol that this program speaks, and the oldest.
+pub const VERSION: std::ops::RangeInclusive<u16> = 1..=1;
+/// Most ids in one request.
+pub const IDS_MAX: usize = 8192;
+/// Bytes of an entry's id that name a snapshot when two sites compare what they have.
+pub const ENTRY_PREFIX_BYTES: usize = 12;
