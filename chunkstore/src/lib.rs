@@ -32,6 +32,7 @@ pub mod pack;
 mod parallel;
 pub mod progress;
 pub mod restore;
+pub mod retry;
 pub mod source;
 pub mod storage;
 pub mod store;

@@ -12,7 +12,6 @@ mod report;
 mod segment_queue;
 mod sketch;
 mod tree;
-mod wait;
 mod worker;
 
 use std::collections::BTreeMap;

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::encode;
-use super::wait::Wait;
-use super::worker::{Work, lock};
+use super::worker::{ELSEWHERE, Work, lock};
 use crate::error::Result;
 use crate::format::codec::Encoder;
 use crate::format::id::{NodeId, RecordId};
@@ -118,7 +117,7 @@ impl Work<'_, '_> {
     /// Waits for the nodes that others have taken on, and puts those that they do not.
     fn settle_awaited(&self, encoder: &mut Encoder) -> Result<()> {
         let mut awaited = std::mem::take(&mut *lock(&self.awaited));
-        let mut wait = Wait::new(self.progress);
+        let mut delay = ELSEWHERE;
         loop {
             let ids: Vec<RecordId> = awaited.iter().map(|node| node.id.into()).collect();
             if ids.is_empty() {
@@ -133,7 +132,7 @@ impl Work<'_, '_> {
                 }
             }
             if !still.is_empty() {
-                wait.a_moment()?;
+                delay.sleep(self.progress)?;
             }
             awaited = still;
         }

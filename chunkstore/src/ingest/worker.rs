@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::batch::{Batch, CutSegment, NewChunk};
 use super::changes::PartlyRead;
@@ -10,7 +11,6 @@ use super::encode::{self, Item, Task};
 use super::report::Counters;
 use super::segment_queue::{Content, SegmentQueue, Ticket};
 use super::tree::{NewNode, Tree};
-use super::wait::Wait;
 use super::{IngestInto, leaf_of};
 use crate::catalog::Snapshot;
 use crate::error::Result;
@@ -21,11 +21,14 @@ use crate::format::manifest::{Leaf, LeafReader, Node};
 use crate::format::record::Record;
 use crate::parallel;
 use crate::progress::Progress;
+use crate::retry::Backoff;
 use crate::source::DiskSource;
 use crate::store::sink::Claim;
 
 /// Segments that a thread has in memory at a time, beside copies of what is new of others.
 const GROUP_BUFFERS: usize = 3;
+/// Delays before asking again for records that another session stores.
+pub(super) const ELSEWHERE: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
 
 /// What the threads share.
 pub(super) struct Work<'a, 'f> {
@@ -149,10 +152,10 @@ impl<'a, 'f> Work<'a, 'f> {
         let is_leaf = |item: &Item<'_>| matches!(item, Item::Leaf(_));
         let leaves_elsewhere: HashSet<RecordId> = asked.iter().filter(|item| is_leaf(item)).map(Item::id).collect();
         asked.retain(|item| !is_leaf(item));
-        let mut wait = Wait::new(self.progress);
+        let mut delay = ELSEWHERE;
         while !asked.is_empty() {
             // Others have taken them on. They will be there soon, or be this session's after all.
-            wait.a_moment()?;
+            delay.sleep(self.progress)?;
             self.put_new(&mut asked, worker)?;
         }
         for (CutSegment { order, segments, leaf, .. }, _) in group.segments {
