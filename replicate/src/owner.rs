@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use chunkstore::retry::Backoff;
 use chunkstore::{Error, Result};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -31,8 +32,7 @@ use crate::rpc::wire::{Hello, Located, WireError};
 const START_TIME_MAX: Duration = Duration::from_mins(10);
 /// An owner that ends leaves its socket for so long at most, with some to spare.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(40);
-const RETRY: Duration = Duration::from_millis(20);
-const RETRY_SLOWEST: Duration = Duration::from_millis(300);
+const DELAYS: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(300));
 /// Set for an owner that a command starts: it then tells why it can't start as a [`WireError`].
 pub const STARTED_BY_COMMAND: &str = "VMSTORE_STARTED_BY_COMMAND";
 
@@ -68,7 +68,7 @@ pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
 async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>) -> Result<Client> {
     check_is_store(dir)?;
     let until = Instant::now() + RETRY_TIME_MAX;
-    let (mut pause, mut busy) = (RETRY, None);
+    let (mut delays, mut busy) = (DELAYS, None);
     loop {
         let error = match greet(dir, packs).await {
             Ok(client) => return Ok(client),
@@ -90,8 +90,7 @@ async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>)
                 Started::Lost(holder) => busy = Some(holder),
             }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY_SLOWEST);
+        sleep(delays.next_delay()).await;
     }
 }
 

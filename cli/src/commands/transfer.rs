@@ -2,12 +2,12 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use chunkstore::Error;
 use chunkstore::catalog::name::{ImageName, Selector};
 use chunkstore::progress::Progress;
+use chunkstore::retry::{self, Backoff};
 use clap::{ArgGroup, Args};
 use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};
 
@@ -18,8 +18,7 @@ use crate::output::{bytes, counted, seconds};
 use crate::progress::Unit;
 
 /// The first pause before another attempt; each later one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
 /// Most connections at once: more only compete.
 const STREAMS_MAX: u32 = 16;
 
@@ -126,14 +125,14 @@ impl TransferArgs {
         progress: &Arc<Progress>,
     ) -> Result<TransferReport> {
         let mut report = TransferReport::default();
-        let mut pause = FIRST_PAUSE;
+        let mut delays = DELAYS;
         let mut left = self.retries;
         loop {
             match self.attempt(context, options, progress, &mut report) {
                 Err(failure) if matches!(failure.error(), Error::Unreachable { .. }) && left > 0 => {
-                    tracing::warn!("{}; trying again in {} s", failure.error(), pause.as_secs());
-                    wait(pause, progress)?;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    let delay = delays.next_delay();
+                    tracing::warn!("{}; trying again in {} s", failure.error(), delay.as_secs());
+                    retry::sleep(delay, progress)?;
                     left -= 1;
                 }
                 result => return result.map(|()| report),
@@ -172,15 +171,6 @@ fn with_hint(failure: Failure) -> Failure {
         }
         _ => failure,
     }
-}
-
-fn wait(pause: Duration, progress: &Progress) -> Result<()> {
-    let step = Duration::from_millis(100);
-    for _ in 0..pause.as_millis() / step.as_millis() {
-        progress.check()?;
-        thread::sleep(step);
-    }
-    Ok(())
 }
 
 fn to_text(report: &TransferReport, direction: Direction) -> String {

@@ -2,37 +2,35 @@
 
 use std::time::Duration;
 
+use chunkstore::retry::Backoff;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
-const PAUSE: Duration = Duration::from_millis(50);
-const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+const DELAYS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// The patience of one read. It holds no thread while it waits, and may first be polled outside the runtime.
 pub(crate) struct Patience {
     runtime: Handle,
     until: Instant,
-    pause: Duration,
+    delays: Backoff,
 }
 
 impl Patience {
     /// Lasts for so long from now on.
     pub(crate) fn new(runtime: &Handle, timeout: Duration) -> Self {
         let _entered = runtime.enter();
-        Self { runtime: runtime.clone(), until: Instant::now() + timeout, pause: PAUSE }
+        Self { runtime: runtime.clone(), until: Instant::now() + timeout, delays: DELAYS }
     }
 
     /// Waits before another try, longer each time. False at once if there is no time for one.
     pub(crate) async fn pause(&mut self) -> bool {
         let pause = {
             let _entered = self.runtime.enter();
-            if Instant::now() + self.pause > self.until {
-                return false;
-            }
-            sleep(self.pause)
+            let left = self.until.saturating_duration_since(Instant::now());
+            let Some(delay) = self.delays.next_within(left) else { return false };
+            sleep(delay)
         };
         pause.await;
-        self.pause = (self.pause * 2).min(PAUSE_LONGEST);
         true
     }
 

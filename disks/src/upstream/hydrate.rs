@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chunkstore::catalog::name::{Selector, SnapshotName};
 use chunkstore::progress::Progress;
+use chunkstore::retry::Backoff;
 use chunkstore::{Error, Result};
 use replicate::rpc::transport::rate::RateLimit;
 use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
@@ -25,8 +26,7 @@ const PART: u64 = 8;
 /// And so much at least.
 const LEAST_BYTES_PER_S: u64 = 256 << 10;
 /// The pause after a failure.
-const PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_LONGEST: Duration = Duration::from_mins(1);
+const DELAYS: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_mins(1));
 
 /// How far a hydration is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -78,7 +78,7 @@ impl Hydrator {
         let yielding = tokio::spawn(Arc::clone(&self).give_way());
         let count = self.lock().len();
         for at in 0..count {
-            let mut pause = PAUSE;
+            let mut delays = DELAYS;
             while let Err(error) = self.hydrate(at).await {
                 self.note(at, |hydration| {
                     (hydration.state, hydration.error) = (HydrationState::Failing, Some(error.to_string()));
@@ -88,8 +88,7 @@ impl Hydrator {
                 } else {
                     tracing::warn!("hydration fails, and is tried again: {error}");
                 }
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_LONGEST);
+                sleep(delays.next_delay()).await;
             }
             self.note(at, |hydration| (hydration.state, hydration.error) = (HydrationState::Done, None));
         }

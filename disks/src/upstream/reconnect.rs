@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chunkstore::retry::Backoff;
 use chunkstore::{Error, Result};
 use replicate::rpc::client::Client;
 use replicate::rpc::transport::rate::RateLimit;
@@ -17,8 +18,7 @@ use super::Fetching;
 /// Makes a connection, which keeps to the limit if there is one.
 pub type Connect = Arc<dyn Fn(Option<Arc<RateLimit>>) -> Fetching<Client> + Send + Sync>;
 
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_LONGEST: Duration = Duration::from_secs(5);
+const DELAYS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// A store elsewhere.
 pub(super) struct Link {
@@ -32,13 +32,13 @@ pub(super) struct Link {
 
 struct State {
     client: Option<Client>,
-    pause: Duration,
+    delays: Backoff,
     not_before: Instant,
 }
 
 impl Link {
     pub(super) fn new(connect: &Connect, like: Option<&Welcome>, limit: Option<Arc<RateLimit>>) -> Arc<Self> {
-        let state = State { client: None, pause: PAUSE, not_before: Instant::now() };
+        let state = State { client: None, delays: DELAYS, not_before: Instant::now() };
         let like = like.cloned();
         Arc::new(Self {
             connect: Arc::clone(connect),
@@ -69,12 +69,12 @@ impl Link {
         self.is_up.store(connected.is_ok(), Ordering::Relaxed);
         match connected {
             Ok(client) => {
-                (state.client, state.pause) = (Some(client.clone()), PAUSE);
+                state.client = Some(client.clone());
+                state.delays.reset();
                 Ok(client)
             }
             Err(error) => {
-                state.not_before = Instant::now() + state.pause;
-                state.pause = (state.pause * 2).min(PAUSE_LONGEST);
+                state.not_before = Instant::now() + state.delays.next_delay();
                 Err(error)
             }
         }
