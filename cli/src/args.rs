@@ -1,17 +1,15 @@
-//! The command line: global options and the commands. What a command takes is defined beside the command.
+//! The command line of `vmstore`: its commands, and what runs each. What a command takes is defined in its own file.
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     completions, diff, gc, hold, ingest, init, list, man, prune, reindex, remote, remove, repair, restore, serve, show,
     stats, token, transfer, verify,
 };
-
-/// A wait without end, which `Instant` can still count: 136 years.
-const WAIT_SECONDS_MAX: &str = "4294967295";
+use crate::connector::Connector;
+use crate::failure::{Exit, Result};
+use crate::options::Global;
+use crate::terminal::Terminal;
 
 const AFTER_HELP: &str = "\
 Snapshots:
@@ -48,74 +46,6 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What every command takes.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub(crate) struct Global {
-    /// The store's directory
-    #[arg(long, global = true, env = "VMSTORE_STORE", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    pub(crate) store: Option<PathBuf>,
-    /// Print the result as JSON
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
-    /// Print no reports, progress or warnings; what was asked for, and errors, are still printed
-    #[arg(long, short, global = true)]
-    pub(crate) quiet: bool,
-    /// Log more; twice for even more
-    #[arg(long, short, global = true, action = ArgAction::Count)]
-    pub(crate) verbose: u8,
-    /// How logs and errors are written to standard error
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
-    /// Whether to show progress on standard error: `auto` does on a terminal
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
-    pub(crate) progress: ProgressMode,
-    /// Open the store in this process alone, instead of through its owner beside everyone else
-    #[arg(long, global = true, env = "VMSTORE_STANDALONE", value_parser = clap::builder::BoolishValueParser::new())]
-    #[arg(action = ArgAction::SetTrue)]
-    pub(crate) standalone: bool,
-    /// How long an owner that a command starts waits for the next one
-    #[arg(hide = true, long, global = true, env = "VMSTORE_IDLE_EXIT", value_name = "SECONDS")]
-    pub(crate) idle_exit: Option<u64>,
-    /// With --standalone: wait while another process uses the store, for at most this long if given
-    #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = WAIT_SECONDS_MAX)]
-    wait: Option<u32>,
-}
-
-impl Global {
-    /// Those of a program that has fewer of them: the others are as if they had not been given.
-    pub(crate) fn of(store: Option<PathBuf>, json: bool, quiet: bool, verbose: u8, log_format: LogFormat) -> Self {
-        let (progress, standalone, idle_exit, wait) = (ProgressMode::Never, false, None, None);
-        Self { store, json, quiet, verbose, log_format, progress, standalone, idle_exit, wait }
-    }
-
-    /// How long to wait for a store that is in use.
-    pub(crate) fn wait(&self) -> Duration {
-        Duration::from_secs(self.wait.unwrap_or(0).into())
-    }
-}
-
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// Lines for people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
-/// When progress is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProgressMode {
-    /// On a terminal
-    Auto,
-    /// Always; where there is no terminal, as a line a second
-    Always,
-    /// Never
-    Never,
-}
-
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -144,6 +74,34 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Runs the command.
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        match self {
+            Self::Init(args) => args.run(connector, terminal),
+            Self::Ingest(args) => args.run(connector, terminal),
+            Self::List(args) => args.run(connector, terminal),
+            Self::Show(args) => args.run(connector, terminal),
+            Self::Restore(args) => args.run(connector, terminal),
+            Self::Diff(args) => args.run(connector, terminal),
+            Self::Verify(args) => args.run(connector, terminal),
+            Self::Remove(args) => args.run(connector, terminal),
+            Self::Hold(args) => args.run(connector, terminal),
+            Self::Release(args) => args.run(connector, terminal),
+            Self::Prune(args) => args.run(connector, terminal),
+            Self::Gc(args) => args.run(connector, terminal),
+            Self::Stats(args) => args.run(connector, terminal),
+            Self::Reindex(args) => args.run(connector, terminal),
+            Self::Repair(args) => args.run(connector, terminal),
+            Self::Push(args) => args.run(connector, terminal),
+            Self::Pull(args) => args.run(connector, terminal),
+            Self::Remote(args) => args.run(connector, terminal),
+            Self::Serve(args) => args.run(connector),
+            Self::Token(args) => args.run(connector, terminal),
+            Self::Completions(args) => args.run(Cli::command()),
+            Self::Man(args) => args.run(Cli::command()),
+        }
+    }
+
     /// Whether the program runs as an owner that a command started.
     pub(crate) fn is_background(&self) -> bool {
         matches!(self, Self::Serve(serve) if serve.is_background())
@@ -152,22 +110,10 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn waiting() {
-        let wait = |args: &[&str]| Cli::try_parse_from(args).unwrap().global.wait();
-        assert_eq!(wait(&["vmstore", "list"]), Duration::ZERO);
-        assert_eq!(wait(&["vmstore", "--wait=7", "list"]), Duration::from_secs(7));
-        let endless = wait(&["vmstore", "list", "--wait", "web01"]);
-        assert_eq!(endless, Duration::from_secs(u64::from(u32::MAX)));
-        assert!(std::time::Instant::now().checked_add(endless).is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use chunkstore::Error;
 
-use crate::args::LogFormat;
+use crate::options::LogFormat;
 
 /// How the program ends; the numbers are documented in its help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 
 use crate::commands::repair::Report;
 use crate::commands::{gc, prune, stats, verify};
-use crate::output::fields;
 use crate::size;
 use crate::snapshot_view::lines_of;
+use crate::terminal::output::fields;
 use crate::vmfs::mount::duration;
 use crate::vmfs::probe::{Probed, understand};
 use crate::vmfs::status;

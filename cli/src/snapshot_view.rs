@@ -7,7 +7,7 @@ use chunkstore::catalog::{IngestReport, Presence, Snapshot};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::output::{bytes, fields, seconds};
+use crate::terminal::output::{bytes, fields, seconds};
 
 /// A snapshot as JSON. The ingest's fields are missing if it came from another store.
 #[derive(Debug, Serialize)]

@@ -1,12 +1,10 @@
 //! `vmstore completions`: scripts that let shells complete the command line.
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 
-use crate::args::Cli;
-use crate::context::Context;
 use crate::failure::{Exit, Result};
-use crate::output::print;
+use crate::terminal::output::print;
 
 /// Print a script that completes vmstore's command line in a shell
 #[derive(Debug, Args)]
@@ -17,12 +15,8 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
-        self.write(Cli::command())
-    }
-
     /// Prints the script for a program.
-    pub(crate) fn write(&self, mut program: clap::Command) -> Result<Exit> {
+    pub(crate) fn run(&self, mut program: clap::Command) -> Result<Exit> {
         let mut script = Vec::new();
         let name = program.get_name().to_owned();
         clap_complete::generate(self.shell, &mut program, name, &mut script);

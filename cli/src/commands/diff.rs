@@ -9,9 +9,10 @@ use chunkstore::{Error, catalog::Snapshot};
 use clap::Args;
 
 use super::resolve;
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, Purpose};
 use crate::failure::{Exit, Result};
-use crate::output::{STDOUT, bytes, counted};
+use crate::terminal::Terminal;
+use crate::terminal::output::{STDOUT, bytes, counted};
 
 /// Show in which byte ranges two snapshots differ, of one image or of two
 ///
@@ -28,12 +29,12 @@ pub(crate) struct Diff {
 
 impl Diff {
     /// Ranges are printed as they are found, so there is no second attempt with a new index.
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let store = context.access(Purpose::Use)?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let store = connector.access(Purpose::Use)?;
         let read =
             |selector| Ok::<_, crate::failure::Failure>(store.read(&resolve::snapshot(store.catalog(), selector)?)?);
         let ((_lease_a, a), (_lease_b, b)) = (read(&self.a)?, read(&self.b)?);
-        let mut printer = Printer::new(context.output().is_json(), &a, &b);
+        let mut printer = Printer::new(terminal.is_json(), &a, &b);
         let outcome = printer.begin().and_then(|()| {
             let changed_bytes =
                 compare(store.source(), a.entry().tree(), b.entry().tree(), &mut |range| printer.range(&range))?;

@@ -6,11 +6,10 @@ use chunkstore::maintenance::gc::GcReport;
 use clap::Args;
 use replicate::rpc::wire::Job;
 
-use crate::access::Access;
-use crate::context::{self, Context, Purpose};
+use crate::connector::{self, Access, Connector, Purpose};
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, counted, seconds};
-use crate::progress::Unit;
+use crate::terminal::output::{bytes, counted, seconds};
+use crate::terminal::{Terminal, Unit};
 
 /// Free what no snapshot needs any more
 ///
@@ -27,9 +26,10 @@ pub(crate) struct Gc {
 }
 
 impl Gc {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let report = context.with_store(Purpose::Free, |store| collect(context, store, self.dry_run, self.threads))?;
-        context.output().report(&report, || to_text(&report))?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let report = connector
+            .with_store(Purpose::ReclaimSpace, |store| collect(terminal, store, self.dry_run, self.threads))?;
+        terminal.report(&report, || to_text(&report))?;
         Ok(exit_of(&report))
     }
 }
@@ -48,13 +48,13 @@ pub(crate) fn exit_of(report: &GcReport) -> Exit {
 
 /// Collects.
 pub(crate) fn collect(
-    context: &Context,
+    terminal: &Terminal,
     store: &Access,
     dry_run: bool,
     threads: Option<NonZeroUsize>,
 ) -> Result<GcReport> {
-    let job = Job::Collect { dry_run, threads: context::threads(threads, store.config()) as u32 };
-    Ok(context.watch("gc", Unit::Steps, |progress| store.run(&job, progress))?)
+    let job = Job::Collect { dry_run, threads: connector::threads(threads, store.config()) as u32 };
+    Ok(terminal.watch("gc", Unit::Steps, |progress| store.run(&job, progress))?)
 }
 
 /// The report for people.

@@ -6,9 +6,10 @@ use clap::Args;
 use replicate::rpc::wire::Job;
 
 use super::resolve;
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, Purpose};
 use crate::failure::{Exit, Result};
 use crate::snapshot_view::SnapshotView;
+use crate::terminal::Terminal;
 
 /// Hold a snapshot: it is neither removed nor pruned until it is released
 ///
@@ -37,12 +38,12 @@ pub(crate) struct Release {
 }
 
 impl Hold {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let snapshot = context.with_store(Purpose::Use, |store| {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let snapshot = connector.with_store(Purpose::Use, |store| {
             let snapshot = resolve::snapshot(store.catalog(), &self.snapshot)?.to_string();
             Ok(store.run_on_snapshot(&Job::Hold { snapshot, reason: self.reason.clone() })?)
         })?;
-        context.output().report(&SnapshotView::new(&snapshot), || {
+        terminal.report(&SnapshotView::new(&snapshot), || {
             format!("{} is held: {}\n", snapshot.name(), reasons(&snapshot.state))
         })?;
         Ok(Exit::Done)
@@ -50,13 +51,13 @@ impl Hold {
 }
 
 impl Release {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let snapshot = context.with_store(Purpose::Use, |store| {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let snapshot = connector.with_store(Purpose::Use, |store| {
             let snapshot = resolve::snapshot(store.catalog(), &self.snapshot)?.to_string();
             let reason = (!self.all).then(|| self.reason.clone());
             Ok(store.run_on_snapshot(&Job::Release { snapshot, reason })?)
         })?;
-        context.output().report(&SnapshotView::new(&snapshot), || {
+        terminal.report(&SnapshotView::new(&snapshot), || {
             let name = snapshot.name();
             if snapshot.state.is_held() {
                 format!("{name} is still held: {}\n", reasons(&snapshot.state))

@@ -16,11 +16,10 @@ use clap::{Args, ValueHint};
 use jiff::Timestamp;
 
 use super::{ImageFormat, resolve};
-use crate::access::Access;
-use crate::context::{self, Context, Purpose};
+use crate::connector::{self, Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
-use crate::progress::Unit;
 use crate::snapshot_view::SnapshotView;
+use crate::terminal::{Terminal, Unit};
 
 /// The source that is standard input.
 const STDIN: &str = "-";
@@ -95,16 +94,16 @@ struct Job<'a> {
 }
 
 impl Ingest {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let now = Timestamp::now();
         let labels = self.labels()?;
         label::check_text("a snapshot's group", self.group.as_deref().unwrap_or_default())?;
         let jobs = self.jobs(now)?;
         let (mut attempts, mut done) = (0, 0);
-        context.with_store(Purpose::Use, |store| {
+        connector.with_store(Purpose::Use, |store| {
             attempts += 1;
             if attempts > 1 {
-                done += report_made(context, store.catalog(), &jobs[done..], now)?;
+                done += report_made(terminal, store.catalog(), &jobs[done..], now)?;
                 refuse_second_reading(&jobs[done..])?;
             }
             // What was done before the index had to be rebuilt is not done again.
@@ -117,10 +116,10 @@ impl Ingest {
                     labels: labels.clone(),
                     group: self.group.clone(),
                     base,
-                    threads: context::threads(self.threads, store.config()),
+                    threads: connector::threads(self.threads, store.config()),
                     now,
                 };
-                report(context, &ingest_one(context, store, source, &options)?)?;
+                report(terminal, &ingest_one(terminal, store, source, &options)?)?;
                 done += 1;
             }
             Ok(Exit::Done)
@@ -223,10 +222,10 @@ fn snapshot_below(catalog: &Catalog, below: &SnapshotFile, base: &Base) -> Optio
 }
 
 /// Reports the snapshots that an attempt made before it lost its connection, and could not hear so. Returns how many.
-fn report_made(context: &Context, catalog: &Catalog, jobs: &[Job<'_>], now: Timestamp) -> Result<usize> {
+fn report_made(terminal: &Terminal, catalog: &Catalog, jobs: &[Job<'_>], now: Timestamp) -> Result<usize> {
     let made = |job: &Job<'_>| catalog.read(&job.name).ok().filter(|snapshot| snapshot.entry().created == now);
     let made: Vec<_> = jobs.iter().map_while(made).collect();
-    made.iter().try_for_each(|snapshot| report(context, snapshot))?;
+    made.iter().try_for_each(|snapshot| report(terminal, snapshot))?;
     Ok(made.len())
 }
 
@@ -248,9 +247,9 @@ fn refuse_duplicates(catalog: &Catalog, jobs: &[Job<'_>]) -> Result<()> {
     Ok(())
 }
 
-fn ingest_one(context: &Context, store: &Access, source: Opened, options: &IngestOptions) -> Result<Snapshot> {
+fn ingest_one(terminal: &Terminal, store: &Access, source: Opened, options: &IngestOptions) -> Result<Snapshot> {
     let label = format!("ingest {}", options.name.image);
-    let ingested = context.watch(&label, Unit::Bytes, |progress| match source {
+    let ingested = terminal.watch(&label, Unit::Bytes, |progress| match source {
         Opened::Source(source) => store.ingest(source, options, progress),
         Opened::Overlay(overlay) => store.ingest_overlay(&overlay, options, progress),
     });
@@ -261,9 +260,9 @@ fn ingest_one(context: &Context, store: &Access, source: Opened, options: &Inges
     })
 }
 
-fn report(context: &Context, snapshot: &Snapshot) -> Result<()> {
+fn report(terminal: &Terminal, snapshot: &Snapshot) -> Result<()> {
     let view = SnapshotView::new(snapshot);
-    context.output().report(&view, || view.ingest_report())
+    terminal.report(&view, || view.ingest_report())
 }
 
 #[cfg(test)]

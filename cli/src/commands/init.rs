@@ -9,11 +9,12 @@ use fusefs::mounts::refuse_on_view;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::remote::RemoteArgs;
-use crate::context::{Context, random};
+use crate::connector::{Connector, RemoteArgs};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{bytes, fields};
+use crate::random::random;
 use crate::size;
+use crate::terminal::Terminal;
+use crate::terminal::output::{bytes, fields};
 
 /// Make a store in the directory that --store names, which must be empty or not exist
 ///
@@ -43,11 +44,11 @@ pub(crate) struct Init {
 }
 
 impl Init {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let dir = context.store_dir()?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let dir = connector.store_dir()?;
         refuse_on_view(dir, "the store")?;
         let params = match &self.like {
-            Some(remote) => self.access.chunk_params(context, remote)?,
+            Some(remote) => self.access.chunk_params(connector, remote)?,
             None => self.params(),
         };
         let options = InitOptions { params, reserve: !self.no_reserve };
@@ -64,7 +65,7 @@ impl Init {
             "zero_run_min_bytes": format.zero_run_min_bytes,
             "reserve_bytes": reserve_bytes,
         });
-        context.output().report(&report, || {
+        terminal.report(&report, || {
             let size = |size: u32| bytes(u64::from(size));
             let [min, avg, max] = [format.chunk_min_bytes, format.chunk_avg_bytes, format.chunk_max_bytes].map(size);
             let lines = [

@@ -7,10 +7,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::resolve;
-use crate::context::Context;
+use crate::connector::Connector;
 use crate::failure::{self, Exit, Result};
-use crate::output::table;
 use crate::snapshot_view::SnapshotView;
+use crate::terminal::Terminal;
+use crate::terminal::output::table;
 
 /// List snapshots, sorted by image and time; works while the store is in use
 ///
@@ -26,8 +27,8 @@ pub(crate) struct List {
 }
 
 impl List {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let (_, catalog) = context.catalog()?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let (_, catalog) = connector.catalog()?;
         if let Some(image) = &self.image {
             resolve::image(&catalog, image)?;
         }
@@ -35,7 +36,7 @@ impl List {
         // Nobody knows which labels an unreadable one has.
         listed.retain(|listed| listed.snapshot.as_ref().map_or(true, |snapshot| self.is_wanted(snapshot)));
         let json: Vec<Line<'_>> = listed.iter().map(Line::new).collect();
-        context.output().result(&json, || to_table(&listed))?;
+        terminal.result(&json, || to_table(&listed))?;
         Ok(report_unreadable(&listed))
     }
 

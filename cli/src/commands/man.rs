@@ -3,12 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory, ValueHint};
+use clap::{Args, ValueHint};
 
-use crate::args::Cli;
-use crate::context::Context;
 use crate::failure::{Exit, Failure, Result};
-use crate::output::print;
+use crate::terminal::output::print;
 
 /// Print the manual page, or write one for each command
 #[derive(Debug, Args)]
@@ -20,12 +18,8 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
-        self.write(Cli::command())
-    }
-
     /// Prints or writes the manual of a program.
-    pub(crate) fn write(&self, program: clap::Command) -> Result<Exit> {
+    pub(crate) fn run(&self, program: clap::Command) -> Result<Exit> {
         match &self.dir {
             Some(dir) => write_pages(program, dir)?,
             None => print(&page(program)?)?,

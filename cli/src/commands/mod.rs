@@ -1,4 +1,7 @@
-//! The commands, a file each: what one takes, what it asks of the library, what it prints.
+//! The commands of `vmstore`, a file each: what one takes, what it asks of the library, what it prints.
+//!
+//! `completions`, `man` and `resolve` serve `vmfs` as well. Imports `connector` and `terminal`; does not know the whole
+//! command line, which `args` makes of them.
 
 pub(crate) mod completions;
 pub(crate) mod diff;
@@ -24,38 +27,6 @@ pub(crate) mod transfer;
 pub(crate) mod verify;
 
 use clap::ValueEnum;
-
-use crate::args::Command;
-use crate::context::Context;
-use crate::failure::{Exit, Result};
-
-/// Runs a command.
-pub(crate) fn run(context: &Context, command: &Command) -> Result<Exit> {
-    match command {
-        Command::Init(args) => args.run(context),
-        Command::Ingest(args) => args.run(context),
-        Command::List(args) => args.run(context),
-        Command::Show(args) => args.run(context),
-        Command::Restore(args) => args.run(context),
-        Command::Diff(args) => args.run(context),
-        Command::Verify(args) => args.run(context),
-        Command::Remove(args) => args.run(context),
-        Command::Hold(args) => args.run(context),
-        Command::Release(args) => args.run(context),
-        Command::Prune(args) => args.run(context),
-        Command::Gc(args) => args.run(context),
-        Command::Stats(args) => args.run(context),
-        Command::Reindex(args) => args.run(context),
-        Command::Repair(args) => args.run(context),
-        Command::Push(args) => args.run(context),
-        Command::Pull(args) => args.run(context),
-        Command::Remote(args) => args.run(context),
-        Command::Serve(args) => args.run(context),
-        Command::Token(args) => args.run(context),
-        Command::Completions(args) => args.run(context),
-        Command::Man(args) => args.run(context),
-    }
-}
 
 /// A format of image files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -15,10 +15,10 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::{gc, resolve};
-use crate::access::Access;
-use crate::context::{Context, Purpose};
+use crate::connector::{Access, Connector, Purpose};
 use crate::failure::{self, Exit, Failure, Result};
-use crate::output::{counted, table};
+use crate::terminal::Terminal;
+use crate::terminal::output::{counted, table};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -127,22 +127,22 @@ struct Report<'a> {
 }
 
 impl Prune {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let (verdicts, collected) = if self.dry_run {
-            let (config, catalog) = context.catalog()?;
+            let (config, catalog) = connector.catalog()?;
             (self.judge(&config, &catalog)?, None)
         } else {
-            let store = context.access(Purpose::Free)?;
+            let store = connector.access(Purpose::ReclaimSpace)?;
             let verdicts = self.judge(store.config(), store.catalog())?;
             remove(&store, &verdicts)?;
-            (verdicts, self.gc.then(|| gc::collect(context, &store, false, None)))
+            (verdicts, self.gc.then(|| gc::collect(terminal, &store, false, None)))
         };
         // What was removed is told even if the collection failed.
         let (gc, failed) = collected.transpose().map_or_else(|failure| (None, Some(failure)), |gc| (gc, None));
         let removed = verdicts.iter().filter(|verdict| verdict.action == Action::Remove).count();
         let kept = verdicts.len() - removed;
         let report = Report { dry_run: self.dry_run, kept, removed, snapshots: &verdicts, gc };
-        context.output().report(&report, || to_text(&report))?;
+        terminal.report(&report, || to_text(&report))?;
         match (failed, report_unreadable(&verdicts)) {
             (Some(failure), _) => Err(failure),
             (None, Exit::Done) => Ok(report.gc.as_ref().map_or(Exit::Done, gc::exit_of)),

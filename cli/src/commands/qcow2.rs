@@ -13,11 +13,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chunkstore::Error;
+use chunkstore::progress::Progress;
 use chunkstore::restore::{RestoreOptions, RestoreReport};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::failure::{Failure, Result};
-use crate::interrupt::Interrupted;
 
 const QEMU_IMG: &str = "qemu-img";
 const POLL: Duration = Duration::from_millis(20);
@@ -48,7 +48,7 @@ pub(crate) fn check(dest: &Path, force: bool) -> Result<()> {
 pub(crate) fn write(
     dest: &Path,
     options: &RestoreOptions,
-    interrupted: &Interrupted,
+    progress: &Progress,
     restore: impl FnOnce(&Path) -> chunkstore::Result<RestoreReport>,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
@@ -58,7 +58,7 @@ pub(crate) fn write(
     let raw = Aside::of(&dest, "raw");
     let qcow2 = Aside::of(&dest, "qcow2");
     let report = restore(&raw.0)?;
-    convert(&raw.0, &qcow2.0, interrupted)?;
+    convert(&raw.0, &qcow2.0, progress)?;
     publish(&qcow2.0, &dest, options).map_err(|error| Failure::io("writing", &dest, error))?;
     Ok(RestoreReport { elapsed_s: started.elapsed().as_secs_f64(), ..report })
 }
@@ -82,14 +82,14 @@ impl Drop for Aside {
     }
 }
 
-fn convert(raw: &Path, qcow2: &Path, interrupted: &Interrupted) -> Result<()> {
+fn convert(raw: &Path, qcow2: &Path, progress: &Progress) -> Result<()> {
     let mut command = Command::new(QEMU_IMG);
     command.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(qcow2);
     // In a group of its own it does not get the terminal's Ctrl-C, which we pass on in our own words.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| Failure::io("running", QEMU_IMG, error))?;
     let mut complaint = String::new();
-    let succeeded = wait(&mut child, interrupted)?;
+    let succeeded = wait(&mut child, progress)?;
     if let Some(stderr) = child.stderr.take() {
         let _ = stderr.take(4096).read_to_string(&mut complaint);
     }
@@ -101,11 +101,11 @@ fn convert(raw: &Path, qcow2: &Path, interrupted: &Interrupted) -> Result<()> {
 }
 
 /// Waits for the child's end, and brings it about if the user asked to stop.
-fn wait(child: &mut Child, interrupted: &Interrupted) -> Result<bool> {
+fn wait(child: &mut Child, progress: &Progress) -> Result<bool> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status.success()),
-            Ok(None) if interrupted.is_set() => {
+            Ok(None) if progress.check().is_err() => {
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(Error::Interrupted.into());

@@ -3,9 +3,10 @@
 use clap::Args;
 use serde_json::json;
 
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, Purpose};
 use crate::failure::{Exit, Result};
-use crate::output::counted;
+use crate::terminal::Terminal;
+use crate::terminal::output::counted;
 
 /// Build the index anew from the packs
 ///
@@ -15,11 +16,11 @@ pub(crate) struct Reindex {}
 
 impl Reindex {
     #[expect(clippy::unused_self, reason = "all commands are called alike")]
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let done = context.reindex(Purpose::Free)?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let done = connector.reindex(Purpose::ReclaimSpace)?;
         let damaged = done.damaged_packs;
         let json = json!({ "packs": done.packs, "records": done.records, "damaged_packs": damaged });
-        context.output().report(&json, || {
+        terminal.report(&json, || {
             let found = if damaged == 0 { String::new() } else { format!("; {} damaged", counted(damaged, "pack")) };
             format!("indexed {} in {}{found}\n", counted(done.records, "record"), counted(done.packs, "pack"))
         })?;

@@ -1,26 +1,16 @@
 //! `vmstore remote`: names for other stores, and how commands reach one.
 
 use std::num::{NonZeroU32, NonZeroU64};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use chunkstore::Error;
-use chunkstore::format::chunker::ChunkParams;
-use clap::{Args, Subcommand, ValueHint};
-use replicate::owner::{self, Starter};
+use clap::{Args, Subcommand};
 use replicate::remotes::{Remote, Remotes};
 use replicate::rpc::address::Address;
-use replicate::rpc::auth;
-use replicate::rpc::client::{Client, Link};
-use replicate::rpc::tls::Fingerprint;
-use replicate::rpc::transport::rate::RateLimit;
-use replicate::rpc::transport::{self, ConnectOptions, SOCKET_FILE};
-use replicate::rpc::wire::Hello;
 use serde::Serialize;
 
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, RemoteArgs, check_rate};
 use crate::failure::{Exit, Result};
-use crate::output::table;
+use crate::terminal::Terminal;
+use crate::terminal::output::table;
 
 /// Name other stores, to push to and pull from
 #[derive(Debug, Args)]
@@ -63,155 +53,6 @@ struct Add {
     streams: Option<NonZeroU32>,
 }
 
-/// How a store elsewhere is recognised, and this one makes itself known.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "The other side")]
-pub(crate) struct RemoteArgs {
-    /// The fingerprint of the server's key, as `vmstore serve` prints it
-    #[arg(long, value_name = "FINGERPRINT")]
-    pin: Option<Fingerprint>,
-    /// The authority that certifies the server, as PEM
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    ca: Option<PathBuf>,
-    /// This side's certificate, as PEM
-    #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
-    cert: Option<PathBuf>,
-    /// The key of this side's certificate, as PEM
-    #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
-    key: Option<PathBuf>,
-    /// The file with the token; without it, the variable `VMSTORE_TOKEN`
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    token_file: Option<PathBuf>,
-    /// Allow a tcp:// address, which is not encrypted
-    #[arg(long)]
-    allow_plain: bool,
-}
-
-/// A path that means the same when the working directory is another.
-fn absolute(path: &Path) -> chunkstore::Result<PathBuf> {
-    std::path::absolute(path).map_err(|error| Error::io("finding", path, error))
-}
-
-/// A store elsewhere, with all that is needed to reach it.
-pub(crate) struct Reachable {
-    address: Address,
-    options: ConnectOptions,
-    starter: Starter,
-    token_file: Option<PathBuf>,
-    configured_token_file: Option<PathBuf>,
-    /// Most bytes a second.
-    limit_rate_bytes_per_s: Option<NonZeroU64>,
-    /// Connections.
-    pub(crate) streams: Option<NonZeroU32>,
-}
-
-impl RemoteArgs {
-    /// Finds out what a name or an address means, and what these options add to it.
-    pub(crate) fn resolve(&self, context: &Context, remote: &str) -> Result<Reachable> {
-        let named = if Address::is_name(remote) {
-            Remotes::new(context.store_dir()?).resolve(remote)?
-        } else {
-            Remote::at(remote.parse()?)
-        };
-        let client_cert = self.cert.clone().zip(self.key.clone()).or(named.cert.zip(named.key));
-        let ca = self.ca.clone().or(named.ca);
-        let options = ConnectOptions {
-            pin: self.pin.or(named.pin),
-            ca: ca.as_deref().map(absolute).transpose()?,
-            client_cert: client_cert
-                .map(|(cert, key)| Ok::<_, Error>((absolute(&cert)?, absolute(&key)?)))
-                .transpose()?,
-            allow_plain: self.allow_plain,
-            ..ConnectOptions::from_env()
-        };
-        Ok(Reachable {
-            address: match named.address {
-                Address::Path(path) => Address::Path(absolute(&path)?),
-                Address::Unix(path) => Address::Unix(absolute(&path)?),
-                address => address,
-            },
-            options,
-            starter: context.starter(Purpose::Use)?,
-            token_file: self.token_file.as_deref().map(absolute).transpose()?,
-            configured_token_file: named.token_file,
-            limit_rate_bytes_per_s: named.limit_rate_bytes_per_s,
-            streams: named.streams,
-        })
-    }
-}
-
-impl RemoteArgs {
-    /// How a store elsewhere cuts chunks.
-    pub(crate) fn chunk_params(&self, context: &Context, remote: &str) -> Result<ChunkParams> {
-        let reachable = self.resolve(context, remote)?;
-        let client = context.runtime()?.block_on(reachable.connect(None))?;
-        let [min_bytes, avg_bytes, max_bytes, zero_run_min_bytes] = client.welcome().chunk_params;
-        Ok(ChunkParams { min_bytes, avg_bytes, max_bytes, zero_run_min_bytes })
-    }
-}
-
-impl Reachable {
-    /// Connects. The owner of a store on this machine is started if there is none.
-    pub(crate) async fn connect(&self, limit: Option<Arc<RateLimit>>) -> chunkstore::Result<Client> {
-        if let Address::Path(dir) = &self.address {
-            return owner::connect(dir, Some(&self.starter)).await;
-        }
-        let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
-        let connected = transport::connect(&self.address, &self.options).await?;
-        let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None, is_far: true };
-        let client = Client::start(connected.stream, &hello, &link).await;
-        client.map_err(|error| at(&self.address, error))
-    }
-
-    /// The rate that is asked for, or else the one that belongs to its name; [`Error::Invalid`] where none can be kept.
-    pub(crate) fn rate(&self, asked: Option<NonZeroU64>) -> chunkstore::Result<Option<Arc<RateLimit>>> {
-        let rate = asked.or(self.limit_rate_bytes_per_s);
-        check_rate(&self.address, rate)?;
-        Ok(rate.map(|rate| Arc::new(RateLimit::new(rate.get()))))
-    }
-
-    /// The directory of the store, if it is on this machine.
-    pub(crate) fn dir(&self) -> Option<&Path> {
-        match &self.address {
-            Address::Path(path) => Some(path),
-            _ => None,
-        }
-    }
-}
-
-impl Reachable {
-    /// The token, where the other side wants one: a socket and ssh tell it who is there.
-    fn token(&self) -> chunkstore::Result<Option<String>> {
-        if !matches!(self.address, Address::Tls(_) | Address::Tcp(_)) {
-            return Ok(None);
-        }
-        let env = std::env::var(auth::TOKEN_VARIABLE).ok();
-        let token =
-            auth::client_token(self.token_file.as_deref(), env.as_deref(), self.configured_token_file.as_deref())?;
-        Ok(token.map(|token| token.text().to_owned()))
-    }
-}
-
-/// Refuses a rate where there is no link that it could limit.
-fn check_rate(address: &Address, rate: Option<NonZeroU64>) -> chunkstore::Result<()> {
-    match address {
-        Address::Path(dir) if rate.is_some() => Err(Error::invalid(format!(
-            "no link leads to {}, so no rate can limit it; to unix:{0}/{SOCKET_FILE}, one does",
-            dir.display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Names the other side.
-fn at(address: &Address, error: Error) -> Error {
-    match error {
-        Error::Unreachable { what } => Error::Unreachable { what: format!("{address}: {what}") },
-        Error::Denied { what } => Error::Denied { what: format!("{address}: {what}") },
-        other => other,
-    }
-}
-
 /// A line of the list.
 #[derive(Serialize)]
 struct Line {
@@ -221,34 +62,28 @@ struct Line {
 }
 
 impl RemoteCommand {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let remotes = Remotes::new(context.store_dir()?);
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let remotes = Remotes::new(connector.store_dir()?);
         match &self.action {
             Action::Add(add) => {
                 check_rate(&add.address, add.limit_rate)?;
-                let access = add.access.clone();
                 let remote = Remote {
-                    address: add.address.clone(),
-                    pin: access.pin,
-                    ca: access.ca,
-                    cert: access.cert,
-                    key: access.key,
-                    token_file: access.token_file,
                     limit_rate_bytes_per_s: add.limit_rate,
                     streams: add.streams,
+                    ..add.access.remote(add.address.clone())
                 };
                 remotes.add(&add.name, remote)?;
             }
             Action::Remove { name } => remotes.remove(name)?,
-            Action::List => list(context, &remotes)?,
+            Action::List => list(terminal, &remotes)?,
         }
         Ok(Exit::Done)
     }
 }
 
-fn list(context: &Context, remotes: &Remotes) -> Result<()> {
+fn list(terminal: &Terminal, remotes: &Remotes) -> Result<()> {
     let lines: Vec<_> = remotes.list()?.into_iter().map(|(name, remote)| Line { name, remote }).collect();
-    context.output().result(&lines, || {
+    terminal.result(&lines, || {
         let row = |line: &Line| [line.name.clone(), line.remote.address.to_string()];
         table(["NAME", "ADDRESS"], &[], lines.iter().map(row).collect())
     })

@@ -8,9 +8,9 @@ use replicate::rpc::wire::Job;
 use serde_json::json;
 
 use super::resolve;
-use crate::access::Access;
-use crate::context::{Context, Purpose};
+use crate::connector::{Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
+use crate::terminal::Terminal;
 
 /// Remove snapshots; `vmstore gc` then frees what no other one needs
 ///
@@ -28,18 +28,18 @@ pub(crate) struct Remove {
 }
 
 impl Remove {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let removed = if self.dry_run {
-            self.chosen(&context.catalog()?.1)?
+            self.chosen(&connector.catalog()?.1)?
         } else {
-            let store = context.access(Purpose::Free)?;
+            let store = connector.access(Purpose::ReclaimSpace)?;
             let chosen = self.chosen(store.catalog())?;
             chosen.iter().try_for_each(|name| remove(&store, name))?;
             chosen
         };
         let names: Vec<_> = removed.iter().map(ToString::to_string).collect();
         let verb = if self.dry_run { "would remove" } else { "removed" };
-        context.output().report(&json!({ "dry_run": self.dry_run, "removed": names }), || {
+        terminal.report(&json!({ "dry_run": self.dry_run, "removed": names }), || {
             let lines: Vec<_> = names.iter().map(|name| format!("{verb} {name}\n")).collect();
             lines.concat()
         })?;

@@ -14,12 +14,11 @@ use replicate::repair::{Far, Fetched, fetch};
 use replicate::rpc::wire::Job;
 use serde::Serialize;
 
-use super::remote::{Reachable, RemoteArgs};
 use super::verify;
-use crate::context::{self, Context, Near, Purpose};
+use crate::connector::{self, Connector, Near, Purpose, Reachable, RemoteArgs};
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, counted};
-use crate::progress::Unit;
+use crate::terminal::output::{bytes, counted};
+use crate::terminal::{Terminal, Unit};
 
 const AFTER_HELP: &str = "\
 REMOTE is a name that `vmstore remote add` gave, or an address, as for `vmstore pull`. Several are asked in turn.
@@ -66,40 +65,46 @@ pub(crate) struct Report {
 }
 
 impl Repair {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         // A name that is wrong is told before hours of reading.
-        let from: Vec<_> = self.from.iter().map(|name| self.access.resolve(context, name)).collect::<Result<_>>()?;
+        let from: Vec<_> = self.from.iter().map(|name| self.access.resolve(connector, name)).collect::<Result<_>>()?;
         let mut report = Report::default();
         report.repair.dry_run = self.dry_run;
-        report.repair.mended = repair::look(context.store_dir()?)?;
+        report.repair.mended = repair::look(connector.store_dir()?)?;
         if self.dry_run && !report.repair.mended.is_empty() {
             report.repair.beyond_help.push("what else is damaged shows only when that is mended".into());
-            return finish(context, report);
+            return finish(terminal, report);
         }
         if !report.repair.mended.is_empty() {
-            report.repair.mended = context.mend_foundation()?;
+            report.repair.mended = connector.mend_foundation()?;
         }
-        report.add(context.with_store(Purpose::Free, |store| {
+        report.add(connector.with_store(Purpose::ReclaimSpace, |store| {
             let job = self.job(store.config());
-            Ok(context.watch("repair", Unit::Bytes, |progress| store.run(&job, progress))?)
+            Ok(terminal.watch("repair", Unit::Bytes, |progress| store.run(&job, progress))?)
         })?);
         if !self.from.is_empty() && !self.dry_run && report.can_be_helped() {
-            self.fetch_all(context, &from, &mut report)?;
+            self.fetch_all(connector, terminal, &from, &mut report)?;
         }
-        finish(context, report)
+        finish(terminal, report)
     }
 
     fn job(&self, config: &Config) -> Job {
-        Job::Repair { dry_run: self.dry_run, threads: context::threads(self.threads, config) as u32 }
+        Job::Repair { dry_run: self.dry_run, threads: connector::threads(self.threads, config) as u32 }
     }
 
     /// Fetches what is lacking from the stores that can be reached, until nothing comes any more.
-    fn fetch_all(&self, context: &Context, from: &[Reachable], report: &mut Report) -> Result<()> {
-        let near = context.near()?;
-        let far = self.far(context, from)?;
-        let job = self.job(&context.catalog()?.0);
+    fn fetch_all(
+        &self,
+        connector: &Connector,
+        terminal: &Terminal,
+        from: &[Reachable],
+        report: &mut Report,
+    ) -> Result<()> {
+        let near = connector.near()?;
+        let far = self.far(connector, from)?;
+        let job = self.job(&connector.catalog()?.0);
         while report.can_be_helped() {
-            let fetched = report.fetch(context, &near, &far)?;
+            let fetched = report.fetch(terminal, &near, &far)?;
             report.fetched.records += fetched.records;
             report.fetched.bytes += fetched.bytes;
             report.repair.restored_in_part.retain(|name| !fetched.completed.contains(name));
@@ -109,17 +114,17 @@ impl Repair {
                 return Ok(());
             }
             let run = |progress: &Progress| near.client.run_blocking(job.clone(), progress);
-            let round = context.watch("repair", Unit::Bytes, run)?;
+            let round = terminal.watch("repair", Unit::Bytes, run)?;
             let unreadable = |error| Error::invalid(format!("the report can't be read: {error}"));
             report.add(serde_json::from_slice(&round).map_err(unreadable)?);
         }
         Ok(())
     }
 
-    fn far(&self, context: &Context, from: &[Reachable]) -> Result<Vec<Far>> {
+    fn far(&self, connector: &Connector, from: &[Reachable]) -> Result<Vec<Far>> {
         let mut far = Vec::new();
         for (name, reachable) in self.from.iter().zip(from) {
-            match context.runtime()?.block_on(reachable.connect(None)) {
+            match connector.runtime()?.block_on(reachable.connect(None)) {
                 Ok(client) => far.push(Far { name: name.clone(), client }),
                 // Another may be there.
                 Err(error) if self.from.len() > 1 => tracing::warn!("{name}: {error}"),
@@ -154,13 +159,13 @@ impl Report {
     }
 
     /// Fetches what the snapshots that were found hurt lack.
-    fn fetch(&self, context: &Context, near: &Near, far: &[Far]) -> Result<Fetched> {
+    fn fetch(&self, terminal: &Terminal, near: &Near, far: &[Far]) -> Result<Fetched> {
         let incomplete: BTreeSet<&str> = self.repair.restored_in_part.iter().map(String::as_str).collect();
         let hurt: BTreeSet<&str> = self.repair.verify.damage.iter().map(|range| range.snapshot.as_str()).collect();
         let hurt = snapshots(&near.catalog, hurt.difference(&incomplete))?;
         let incomplete = snapshots(&near.catalog, incomplete.iter())?;
-        let progress = context.progress();
-        Ok(context.watch("fetch", Unit::Steps, |_| fetch(&near.client, far, &hurt, &incomplete, progress))?)
+        let progress = terminal.progress();
+        Ok(terminal.watch("fetch", Unit::Steps, |_| fetch(&near.client, far, &hurt, &incomplete, progress))?)
     }
 
     /// Whether there is something that another store may have.
@@ -194,12 +199,12 @@ impl Report {
     }
 }
 
-fn finish(context: &Context, mut report: Report) -> Result<Exit> {
+fn finish(terminal: &Terminal, mut report: Report) -> Result<Exit> {
     report.sound = report.repair.is_sound();
     if report.sound {
-        context.output().report(&report, || report.to_text())?;
+        terminal.report(&report, || report.to_text())?;
         return Ok(Exit::Done);
     }
-    context.output().result(&report, || report.to_text())?;
+    terminal.result(&report, || report.to_text())?;
     Ok(Exit::DamageFound)
 }

@@ -14,11 +14,10 @@ use clap::{Args, ValueHint};
 use serde::Serialize;
 
 use super::{ImageFormat, qcow2, resolve};
-use crate::access::Access;
-use crate::context::{self, Context, Purpose};
+use crate::connector::{self, Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{STDOUT, bytes, seconds};
-use crate::progress::Unit;
+use crate::terminal::output::{STDOUT, bytes, seconds};
+use crate::terminal::{Terminal, Unit};
 
 /// The destination that is standard output.
 const STREAM: &str = "-";
@@ -67,18 +66,18 @@ struct Report<'a> {
 }
 
 impl Restore {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let format = self.format();
         if self.dest.as_os_str() == STREAM {
-            return self.to_stream(context, format);
+            return self.to_stream(connector, terminal, format);
         }
         if format == ImageFormat::Qcow2 {
             qcow2::check(&self.dest, self.force)?;
         }
-        context.with_store(Purpose::Use, |store| {
+        connector.with_store(Purpose::Use, |store| {
             let (_lease, snapshot) = self.snapshot(store)?;
-            let report = self.to_file(context, store, &snapshot, format)?;
-            self.report(context, &snapshot, format, report)?;
+            let report = self.to_file(terminal, store, &snapshot, format)?;
+            self.report(terminal, &snapshot, format, report)?;
             Ok(Exit::Done)
         })
     }
@@ -96,13 +95,13 @@ impl Restore {
     }
 
     fn options(&self, store: &Access) -> RestoreOptions {
-        let threads = context::threads(self.threads, store.config());
+        let threads = connector::threads(self.threads, store.config());
         RestoreOptions { force: self.force, sync: !self.no_sync, threads }
     }
 
     fn to_file(
         &self,
-        context: &Context,
+        terminal: &Terminal,
         store: &Access,
         snapshot: &Snapshot,
         format: ImageFormat,
@@ -111,40 +110,46 @@ impl Restore {
         let to_raw = |dest: &Path, options: &RestoreOptions| {
             let label = format!("restore {}", snapshot.name());
             let entry = snapshot.entry();
-            context
+            terminal
                 .watch(&label, Unit::Bytes, |progress| restore::restore(store.source(), entry, dest, options, progress))
         };
         match format {
             ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
-            ImageFormat::Qcow2 => qcow2::write(&self.dest, &options, context.interrupted(), |raw| {
+            ImageFormat::Qcow2 => qcow2::write(&self.dest, &options, terminal.progress(), |raw| {
                 to_raw(raw, &RestoreOptions { force: false, sync: false, ..options })
             }),
         }
     }
 
     /// No second attempt with a new index here: part of the stream may have been read already.
-    fn to_stream(&self, context: &Context, format: ImageFormat) -> Result<Exit> {
+    fn to_stream(&self, connector: &Connector, terminal: &Terminal, format: ImageFormat) -> Result<Exit> {
         if format == ImageFormat::Qcow2 {
             return Err(Failure::usage("qcow2 can't be written to a stream").hint("name a file, or use --format raw"));
         }
         if io::stdout().is_terminal() {
             return Err(Failure::usage("standard output is a terminal; an image is not for reading"));
         }
-        let store = context.access(Purpose::Use)?;
+        let store = connector.access(Purpose::Use)?;
         let (_lease, snapshot) = self.snapshot(&store)?;
         let descriptor = io::stdout().as_fd().try_clone_to_owned();
         let mut stdout = File::from(descriptor.map_err(|error| Failure::io("opening", STDOUT, error))?);
-        context.watch(&format!("restore {}", snapshot.name()), Unit::Bytes, |progress| {
+        terminal.watch(&format!("restore {}", snapshot.name()), Unit::Bytes, |progress| {
             restore::restore_to_stream(store.source(), snapshot.entry(), &mut stdout, &self.options(&store), progress)
         })?;
         Ok(Exit::Done)
     }
 
-    fn report(&self, context: &Context, snapshot: &Snapshot, format: ImageFormat, report: RestoreReport) -> Result<()> {
+    fn report(
+        &self,
+        terminal: &Terminal,
+        snapshot: &Snapshot,
+        format: ImageFormat,
+        report: RestoreReport,
+    ) -> Result<()> {
         let snapshot = snapshot.name().to_string();
         let dest = self.dest.as_path();
         let format = if format == ImageFormat::Raw { "raw" } else { "qcow2" };
-        context.output().report(&Report { snapshot: snapshot.clone(), dest, format, done: report }, || {
+        terminal.report(&Report { snapshot: snapshot.clone(), dest, format, done: report }, || {
             let (size, data) = (bytes(report.virtual_bytes), bytes(report.data_bytes));
             let time = seconds(report.elapsed_s);
             format!("restored {snapshot} to {}: {size}, {data} of data, in {time}\n", dest.display())

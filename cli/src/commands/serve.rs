@@ -10,13 +10,13 @@ use replicate::rpc::address::Address;
 use replicate::rpc::server::{ServeOptions, Server};
 use replicate::rpc::tls::{ClientCertificates, ServerIdentity, ServerTls};
 use replicate::rpc::transport::{Acceptor, Inherited};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::context::{Context, Purpose, random};
+use crate::connector::{Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
-use crate::log_file::{self, LogFile};
-use crate::memory;
+use crate::process_limits;
+use crate::random::random;
+use crate::terminal::log_file::{self, LogFile};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -68,11 +68,11 @@ impl Serve {
         self.background
     }
 
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector) -> Result<Exit> {
         if self.stdio {
-            return Self::serve_stdio(context);
+            return Self::serve_stdio(connector);
         }
-        let served = self.serve(context);
+        let served = self.serve(connector);
         if let Err(failure) = &served
             && std::env::var_os(owner::STARTED_BY_COMMAND).is_some()
         {
@@ -82,15 +82,15 @@ impl Serve {
         served
     }
 
-    fn serve(&self, context: &Context) -> Result<Exit> {
-        let purpose = if self.frees_space { Purpose::Free } else { Purpose::Use };
-        memory::bound_heaps();
-        allow_descriptors();
-        let store = if self.background { context.open_alone(purpose)? } else { context.take_over(purpose)? };
+    fn serve(&self, connector: &Connector) -> Result<Exit> {
+        let purpose = if self.frees_space { Purpose::ReclaimSpace } else { Purpose::Use };
+        process_limits::bound_heaps();
+        process_limits::allow_descriptors();
+        let store = if self.background { connector.open_alone(purpose)? } else { connector.take_over(purpose)? };
         let dir = store.dir().to_path_buf();
-        let runtime = context.runtime()?;
-        let acceptors = runtime.block_on(self.acceptors(&dir, context.take_inherited()))?;
-        let options = ServeOptions { idle_exit: context.idle_exit(), is_temporary: self.background };
+        let runtime = connector.runtime()?;
+        let acceptors = runtime.block_on(self.acceptors(&dir, connector.take_inherited()))?;
+        let options = ServeOptions { idle_exit: connector.idle_exit(), is_temporary: self.background };
         let server = Server::new(store, options, random()?);
         if self.background {
             // From here on nobody waits at the other end of standard error.
@@ -143,13 +143,13 @@ impl Serve {
     }
 
     /// Joins the owner, and passes bytes on both ways until one side ends.
-    fn serve_stdio(context: &Context) -> Result<Exit> {
+    fn serve_stdio(connector: &Connector) -> Result<Exit> {
         if io::stdin().is_terminal() {
             return Err(Failure::usage("--stdio is for programs, and standard input is a terminal"));
         }
-        let dir = context.store_dir()?;
-        let starter = context.starter(Purpose::Use)?;
-        let passed = context.runtime()?.block_on(async {
+        let dir = connector.store_dir()?;
+        let starter = connector.starter(Purpose::Use)?;
+        let passed = connector.runtime()?.block_on(async {
             let mut owner = owner::open_stream(dir, &starter).await?;
             let mut stdio = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
             // Either side may end first, by whatever error.
@@ -175,13 +175,6 @@ fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&Server
     };
     // Where standard error is gone, the server is needed none the less.
     let _ = writeln!(io::stderr(), "listening on {scheme}{at}{fingerprint}");
-}
-
-/// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
-pub(crate) fn allow_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    // Without it there are fewer; whoever finds none left is told.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn end_on_signal(server: Arc<Server>) {

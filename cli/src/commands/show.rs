@@ -4,9 +4,10 @@ use chunkstore::catalog::name::Selector;
 use clap::Args;
 
 use super::resolve;
-use crate::context::Context;
+use crate::connector::Connector;
 use crate::failure::{Exit, Result};
 use crate::snapshot_view::SnapshotView;
+use crate::terminal::Terminal;
 
 /// Show all about a snapshot; works while the store is in use
 #[derive(Debug, Args)]
@@ -16,11 +17,11 @@ pub(crate) struct Show {
 }
 
 impl Show {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let (_, catalog) = context.catalog()?;
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let (_, catalog) = connector.catalog()?;
         let snapshot = catalog.read(&resolve::snapshot(&catalog, &self.snapshot)?)?;
         let view = SnapshotView::new(&snapshot);
-        context.output().result(&view, || view.description())?;
+        terminal.result(&view, || view.description())?;
         Ok(Exit::Done)
     }
 }

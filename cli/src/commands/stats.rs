@@ -6,10 +6,10 @@ use chunkstore::maintenance::stats::{self, ImageStats};
 use clap::Args;
 use replicate::rpc::wire::Job;
 
-use crate::context::{self, Context, Purpose};
+use crate::connector::{self, Connector, Purpose};
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, counted, fields, table};
-use crate::progress::Unit;
+use crate::terminal::output::{bytes, counted, fields, table};
+use crate::terminal::{Terminal, Unit};
 
 /// Show what the store holds, what it saves and what each image costs
 ///
@@ -23,12 +23,12 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let stats = context.with_store(Purpose::Use, |store| {
-            let job = Job::Stats { threads: context::threads(self.threads, store.config()) as u32 };
-            Ok(context.watch("stats", Unit::Steps, |progress| store.run::<stats::Stats>(&job, progress))?)
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let stats = connector.with_store(Purpose::Use, |store| {
+            let job = Job::Stats { threads: connector::threads(self.threads, store.config()) as u32 };
+            Ok(terminal.watch("stats", Unit::Steps, |progress| store.run::<stats::Stats>(&job, progress))?)
         })?;
-        context.output().result(&stats, || to_text(&stats))?;
+        terminal.result(&stats, || to_text(&stats))?;
         Ok(Exit::Done)
     }
 }

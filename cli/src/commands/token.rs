@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use replicate::rpc::auth::{Grant, ImagePattern, Role, TokenFile};
 use serde_json::json;
 
-use crate::context::Context;
+use crate::connector::Connector;
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, table};
+use crate::terminal::Terminal;
+use crate::terminal::output::{bytes, table};
 
 /// Manage the tokens by which clients elsewhere are admitted
 #[derive(Debug, Args)]
@@ -54,8 +55,8 @@ struct Add {
 }
 
 impl TokenCommand {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let tokens = TokenFile::new(context.store_dir()?);
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let tokens = TokenFile::new(connector.store_dir()?);
         match &self.action {
             Action::Add(add) => {
                 let quota_bytes = add.quota.map(std::num::NonZeroU64::get);
@@ -64,20 +65,20 @@ impl TokenCommand {
                     Some(client) => tokens.add_client(&grant, Timestamp::now(), client).map(|()| None)?,
                     None => Some(tokens.add(&grant, Timestamp::now())?.text().to_owned()),
                 };
-                context.output().result(&json!({ "name": add.name, "token": token }), || {
+                terminal.result(&json!({ "name": add.name, "token": token }), || {
                     token.as_ref().map_or_else(String::new, |token| format!("{token}\n"))
                 })?;
             }
             Action::Remove { name } => tokens.remove(name.as_ref())?,
-            Action::List => list(context, &tokens)?,
+            Action::List => list(terminal, &tokens)?,
         }
         Ok(Exit::Done)
     }
 }
 
-fn list(context: &Context, tokens: &TokenFile) -> Result<()> {
+fn list(terminal: &Terminal, tokens: &TokenFile) -> Result<()> {
     let entries = tokens.list()?;
-    context.output().result(&entries, || {
+    terminal.result(&entries, || {
         let rows = entries.iter().map(|entry| {
             let images: Vec<_> = entry.images.iter().map(ToString::to_string).collect();
             let images = if images.is_empty() { "all".to_owned() } else { images.join(" ") };

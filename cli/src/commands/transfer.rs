@@ -11,11 +11,10 @@ use chunkstore::retry::{self, Backoff};
 use clap::{ArgGroup, Args};
 use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};
 
-use super::remote::RemoteArgs;
-use crate::context::Context;
+use crate::connector::{Connector, RemoteArgs};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{bytes, counted, seconds};
-use crate::progress::Unit;
+use crate::terminal::output::{bytes, counted, seconds};
+use crate::terminal::{Terminal, Unit};
 
 /// The first pause before another attempt; each later one is twice as long.
 const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
@@ -88,24 +87,24 @@ struct TransferArgs {
 }
 
 impl Push {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        self.args.run(context, Direction::Push)
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        self.args.run(connector, terminal, Direction::Push)
     }
 }
 
 impl Pull {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        self.args.run(context, Direction::Pull)
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        self.args.run(connector, terminal, Direction::Pull)
     }
 }
 
 impl TransferArgs {
-    fn run(&self, context: &Context, direction: Direction) -> Result<Exit> {
+    fn run(&self, connector: &Connector, terminal: &Terminal, direction: Direction) -> Result<Exit> {
         let options = TransferOptions { direction, wanted: self.wanted(), dry_run: self.dry_run };
         let label = if direction == Direction::Push { "push" } else { "pull" };
-        let progress = context.progress();
-        let report = context.watch(label, Unit::Transfer, |_| self.attempts(context, &options, progress))?;
-        context.output().report(&report, || to_text(&report, direction))?;
+        let progress = terminal.progress();
+        let report = terminal.watch(label, Unit::Transfer, |_| self.attempts(connector, &options, progress))?;
+        terminal.report(&report, || to_text(&report, direction))?;
         Ok(if report.snapshots_failed.is_empty() { Exit::Done } else { Exit::DamageFound })
     }
 
@@ -120,7 +119,7 @@ impl TransferArgs {
     /// Transfers, and when the connection is lost tries again after a while: what was stored need not travel again.
     fn attempts(
         &self,
-        context: &Context,
+        connector: &Connector,
         options: &TransferOptions,
         progress: &Arc<Progress>,
     ) -> Result<TransferReport> {
@@ -128,7 +127,7 @@ impl TransferArgs {
         let mut delays = DELAYS;
         let mut left = self.retries;
         loop {
-            match self.attempt(context, options, progress, &mut report) {
+            match self.attempt(connector, options, progress, &mut report) {
                 Err(failure) if matches!(failure.error(), Error::Unreachable { .. }) && left > 0 => {
                     let delay = delays.next_delay();
                     tracing::warn!("{}; trying again in {} s", failure.error(), delay.as_secs());
@@ -142,16 +141,16 @@ impl TransferArgs {
 
     fn attempt(
         &self,
-        context: &Context,
+        connector: &Connector,
         options: &TransferOptions,
         progress: &Arc<Progress>,
         report: &mut TransferReport,
     ) -> Result<()> {
-        let near = context.near()?;
-        let remote = self.access.resolve(context, &self.remote)?;
+        let near = connector.near()?;
+        let remote = self.access.resolve(connector, &self.remote)?;
         let limit = remote.rate(self.limit_rate)?;
         let streams = self.streams.or(remote.streams).map_or(1, NonZeroU32::get).min(STREAMS_MAX);
-        let transferred = context.runtime()?.block_on(async {
+        let transferred = connector.runtime()?.block_on(async {
             let mut far = Vec::with_capacity(streams as usize);
             for _ in 0..streams {
                 far.push(remote.connect(limit.clone()).await?);

@@ -9,10 +9,10 @@ use replicate::rpc::wire::Job;
 use serde::Serialize;
 
 use super::resolve;
-use crate::context::{self, Context, Purpose};
+use crate::connector::{self, Connector, Purpose};
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, counted, seconds};
-use crate::progress::Unit;
+use crate::terminal::output::{bytes, counted, seconds};
+use crate::terminal::{Terminal, Unit};
 
 /// Read and check every record of every pack, every manifest and the catalog
 ///
@@ -37,14 +37,14 @@ struct Report<'a> {
 }
 
 impl Verify {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
-        let report = context.with_store(Purpose::Use, |store| {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let report = connector.with_store(Purpose::Use, |store| {
             let names = resolve::snapshots(store.catalog(), &self.snapshots)?;
-            let threads = context::threads(self.threads, store.config()) as u32;
+            let threads = connector::threads(self.threads, store.config()) as u32;
             let job = Job::Verify { snapshots: names.iter().map(ToString::to_string).collect(), threads };
-            Ok(context.watch("verify", Unit::Bytes, |progress| store.run::<VerifyReport>(&job, progress))?)
+            Ok(terminal.watch("verify", Unit::Bytes, |progress| store.run::<VerifyReport>(&job, progress))?)
         })?;
-        let (output, sound) = (context.output(), report.is_sound());
+        let (output, sound) = (terminal, report.is_sound());
         let json = Report { sound, report: &report };
         if sound {
             output.report(&json, || summary(&report))?;

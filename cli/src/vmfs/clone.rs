@@ -18,13 +18,12 @@ use jiff::Timestamp;
 use replicate::rpc::wire::Job;
 use serde::Serialize;
 
-use crate::access::Access;
 use crate::commands::resolve;
-use crate::context::{Context, Purpose};
+use crate::connector::{Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
-use crate::output::{bytes, table};
-use crate::progress::Unit;
 use crate::snapshot_view::SnapshotView;
+use crate::terminal::output::{bytes, table};
+use crate::terminal::{Terminal, Unit};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -99,24 +98,24 @@ struct Rollback {
 }
 
 impl CloneCommand {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         match &self.command {
-            Command::Create(args) => args.run(context),
-            Command::List => list(context),
-            Command::Commit(args) => args.run(context),
-            Command::Discard(args) => args.run(context),
-            Command::Rollback(args) => args.run(context),
+            Command::Create(args) => args.run(connector, terminal),
+            Command::List => list(connector, terminal),
+            Command::Commit(args) => args.run(connector, terminal),
+            Command::Discard(args) => args.run(connector, terminal),
+            Command::Rollback(args) => args.run(connector, terminal),
         }
     }
 }
 
 impl Create {
-    fn run(&self, context: &Context) -> Result<Exit> {
-        let (_, catalog) = context.catalog()?;
+    fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let (_, catalog) = connector.catalog()?;
         let snapshot = resolve::snapshot(&catalog, &self.snapshot)?;
-        let made = clones(context, context.store_dir()?)?.create(&self.name, &snapshot, Timestamp::now());
+        let made = clones(connector, connector.store_dir()?)?.create(&self.name, &snapshot, Timestamp::now());
         let made = made.map_err(explain)?;
-        context.output().report(&CloneView::new(&made), || {
+        terminal.report(&CloneView::new(&made), || {
             format!("clone {} of {}, {}\n", made.name, made.snapshot, bytes(made.size_bytes))
         })?;
         Ok(Exit::Done)
@@ -124,12 +123,12 @@ impl Create {
 }
 
 impl Commit {
-    fn run(&self, context: &Context) -> Result<Exit> {
-        let (options, clones) = (self.options(Timestamp::now())?, clones(context, context.store_dir()?)?);
-        let (dir, (_, catalog)) = (context.store_dir()?, context.catalog()?);
-        let pool = Pool::new(Arc::new(context.owner(dir, Purpose::Use)?), context.runtime()?.handle().clone());
+    fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let (options, clones) = (self.options(Timestamp::now())?, clones(connector, connector.store_dir()?)?);
+        let (dir, (_, catalog)) = (connector.store_dir()?, connector.catalog()?);
+        let pool = Pool::new(Arc::new(connector.owner(dir, Purpose::Use)?), connector.runtime()?.handle().clone());
         let names = LocalNames::new(dir, catalog);
-        let done = context.watch(&format!("commit {}", self.name), Unit::Bytes, |progress| {
+        let done = terminal.watch(&format!("commit {}", self.name), Unit::Bytes, |progress| {
             clones.commit(&self.name, &pool, &names, &options, progress)
         });
         let Committed { snapshot, base, written_bytes } = done.map_err(explain)?;
@@ -139,7 +138,7 @@ impl Commit {
             view.ingest_report() + if written_bytes == 0 { &nothing } else { "" }
         };
         let json = CommitView { clone: &self.name, base: base.to_string(), written_bytes, snapshot: &view };
-        context.output().report(&json, report)?;
+        terminal.report(&json, report)?;
         Ok(Exit::Done)
     }
 
@@ -155,27 +154,25 @@ impl Commit {
 }
 
 impl Discard {
-    fn run(&self, context: &Context) -> Result<Exit> {
+    fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let name = &self.name;
-        clones(context, context.store_dir()?)?.discard(name).map_err(explain)?;
-        context.output().report(&Discarded { discarded: name }, || format!("clone {name} is gone\n"))?;
+        clones(connector, connector.store_dir()?)?.discard(name).map_err(explain)?;
+        terminal.report(&Discarded { discarded: name }, || format!("clone {name} is gone\n"))?;
         Ok(Exit::Done)
     }
 }
 
 impl Rollback {
-    fn run(&self, context: &Context) -> Result<Exit> {
-        let done = clones(context, context.store_dir()?)?.rollback(&self.name).map_err(explain)?;
-        context
-            .output()
-            .report(&CloneView::new(&done), || format!("clone {} is {} again\n", done.name, done.snapshot))?;
+    fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+        let done = clones(connector, connector.store_dir()?)?.rollback(&self.name).map_err(explain)?;
+        terminal.report(&CloneView::new(&done), || format!("clone {} is {} again\n", done.name, done.snapshot))?;
         Ok(Exit::Done)
     }
 }
 
-fn list(context: &Context) -> Result<Exit> {
-    context.catalog()?;
-    let clones = Clones::new(context.store_dir()?);
+fn list(connector: &Connector, terminal: &Terminal) -> Result<Exit> {
+    connector.catalog()?;
+    let clones = Clones::new(connector.store_dir()?);
     let (mut infos, mut exit) = (Vec::new(), Exit::Done);
     for name in clones.list()? {
         match clones.info(&name) {
@@ -189,7 +186,7 @@ fn list(context: &Context) -> Result<Exit> {
         }
     }
     let views: Vec<_> = infos.iter().map(CloneView::new).collect();
-    context.output().result(&views, || to_table(&infos))?;
+    terminal.result(&views, || to_table(&infos))?;
     Ok(exit)
 }
 
@@ -237,8 +234,8 @@ struct Discarded<'a> {
 }
 
 /// The clones of the store in `dir`, with all that changes them, through its owner.
-pub(super) fn clones(context: &Context, dir: &Path) -> Result<Clones> {
-    let access = Access::served(dir, context.owner(dir, Purpose::Use)?)?;
+pub(super) fn clones(connector: &Connector, dir: &Path) -> Result<Clones> {
+    let access = Access::served(dir, connector.owner(dir, Purpose::Use)?)?;
     Ok(Clones::new(dir).with_publisher(Arc::new(StorePublisher { access })))
 }
 

@@ -9,17 +9,18 @@ mod umount;
 mod upstream;
 
 use std::mem::ManuallyDrop;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::MultiProgress;
 
-use crate::args::{Global, LogFormat};
 use crate::commands::{completions, man};
-use crate::context::Context;
+use crate::connector::Connector;
 use crate::failure::{Exit, Result};
-use crate::{logging, print_answer};
+use crate::options::{Common, Global};
+use crate::terminal::interrupt::Interrupt;
+use crate::terminal::output::print_answer;
+use crate::terminal::{Terminal, logging};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -59,24 +60,8 @@ struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct VmfsGlobal {
-    /// The store's directory
-    #[arg(long, global = true, env = "VMSTORE_STORE", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
-    store: Option<PathBuf>,
-    /// Print the result as JSON
-    #[arg(long, global = true)]
-    json: bool,
-    /// Print no reports or warnings; what was asked for, and errors, are still printed
-    #[arg(long, short, global = true)]
-    quiet: bool,
-    /// Log more; twice for even more
-    #[arg(long, short, global = true, action = ArgAction::Count)]
-    verbose: u8,
-    /// How logs and errors are written to standard error
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
-    /// How long an owner that a command starts waits for the next one
-    #[arg(hide = true, long, global = true, env = "VMSTORE_IDLE_EXIT", value_name = "SECONDS")]
-    idle_exit: Option<u64>,
+    #[command(flatten)]
+    common: Common,
     /// Set for the process that a command leaves in the background
     #[arg(hide = true, long = background::FLAG)]
     in_background: bool,
@@ -99,17 +84,19 @@ enum Command {
 
 /// The program `vmfs`.
 pub fn vmfs() -> ExitCode {
-    let Cli { global, command } = match Cli::try_parse() {
+    let Cli { global: VmfsGlobal { common, in_background }, command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => return print_answer(&answer),
     };
-    let (in_background, log_format) = (global.in_background, global.log_format);
+    let log_format = common.log_format;
     let console = MultiProgress::new();
-    let global = global.into();
-    logging::start(&global, &console, in_background);
+    logging::start(&common, &console, in_background);
+    let global = Global::of(common);
+    let interrupt = Interrupt::new();
+    let terminal = Terminal::new(&global, console, interrupt.clone());
     // Its runtime would wait for reads of what can't be reached.
-    let context = ManuallyDrop::new(Context::new(global, console, Vec::new()));
-    let exit = match run(&context, &command, in_background) {
+    let connector = ManuallyDrop::new(Connector::new(global, interrupt, Vec::new()));
+    let exit = match run(&connector, &terminal, &command, in_background) {
         Ok(exit) => exit,
         Err(failure) if in_background => background::tell_starter(&failure),
         Err(failure) => failure.report("vmfs", log_format),
@@ -117,23 +104,14 @@ pub fn vmfs() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn run(context: &Context, command: &Command, in_background: bool) -> Result<Exit> {
+fn run(connector: &Connector, terminal: &Terminal, command: &Command, in_background: bool) -> Result<Exit> {
     match command {
-        Command::Mount(args) => args.run(context, in_background),
-        Command::Umount(args) => args.run(context),
-        Command::Status(args) => args.run(context),
-        Command::Clone(args) => args.run(context),
-        Command::Completions(args) => args.write(Cli::command()),
-        Command::Man(args) => args.write(Cli::command()),
-    }
-}
-
-impl From<VmfsGlobal> for Global {
-    fn from(global: VmfsGlobal) -> Self {
-        let VmfsGlobal { store, json, quiet, verbose, log_format, idle_exit, .. } = global;
-        let mut all = Self::of(store, json, quiet, verbose, log_format);
-        all.idle_exit = idle_exit;
-        all
+        Command::Mount(args) => args.run(connector, in_background),
+        Command::Umount(args) => args.run(),
+        Command::Status(args) => args.run(terminal),
+        Command::Clone(args) => args.run(connector, terminal),
+        Command::Completions(args) => args.run(Cli::command()),
+        Command::Man(args) => args.run(Cli::command()),
     }
 }
 

@@ -21,12 +21,11 @@ use signal_hook::iterator::Signals;
 
 use super::background;
 use super::upstream::{self, Local, UpstreamOptions};
-use crate::commands::serve::allow_descriptors;
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
-use crate::log_file::{self, LogFile};
-use crate::memory;
+use crate::process_limits;
 use crate::size;
+use crate::terminal::log_file::{self, LogFile};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -75,23 +74,23 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    pub(crate) fn run(&self, context: &Context, in_background: bool) -> Result<Exit> {
+    pub(crate) fn run(&self, connector: &Connector, in_background: bool) -> Result<Exit> {
         if self.foreground || in_background {
-            self.serve(context, in_background)
+            self.serve(connector, in_background)
         } else {
-            context.store_dir()?;
+            connector.store_dir()?;
             background::start().map(|()| Exit::Done)
         }
     }
 
-    fn serve(&self, context: &Context, in_background: bool) -> Result<Exit> {
-        allow_descriptors();
-        memory::bound_heaps();
+    fn serve(&self, connector: &Connector, in_background: bool) -> Result<Exit> {
+        process_limits::allow_descriptors();
+        process_limits::bound_heaps();
         let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
         let signals = signals.map_err(|error| Failure::io("handling", "signals", error))?;
-        let store = context.store_dir()?;
+        let store = connector.store_dir()?;
         let store = std::path::absolute(store).map_err(|error| Failure::io("finding", store, error))?;
-        let (view, site) = self.view(context, &store)?;
+        let (view, site) = self.view(connector, &store)?;
         let mounted = Mounted::start(view, &self.options())?;
         end_on_signal(signals, mounted.mount().clone());
         if in_background {
@@ -116,15 +115,15 @@ impl Mount {
         MountOptions { mountpoint: self.mountpoint.clone(), allow_other, allow_nonempty, threads: threads.get() }
     }
 
-    fn view(&self, context: &Context, store: &Path) -> Result<(View, Option<Arc<Site>>)> {
-        context.catalog()?;
+    fn view(&self, connector: &Connector, store: &Path) -> Result<(View, Option<Arc<Site>>)> {
+        connector.catalog()?;
         // By its whole path: a mount in the background has another working directory.
         let (_, catalog) = Store::open_catalog(store)?;
         mounts::refuse_on_view(store, "the store")?;
-        let runtime = context.runtime()?.handle().clone();
-        let owner: Arc<dyn ChunkSource> = Arc::new(context.owner(store, Purpose::Use)?);
+        let runtime = connector.runtime()?.handle().clone();
+        let owner: Arc<dyn ChunkSource> = Arc::new(connector.owner(store, Purpose::Use)?);
         let local = Local { dir: store, catalog: &catalog, source: &owner };
-        let site = self.upstream.start(context, &local, self.timeout)?;
+        let site = self.upstream.start(connector, &local, self.timeout)?;
         let options = PoolOptions {
             cache_bytes_max: self.cache,
             timeout: self.timeout,
@@ -137,7 +136,7 @@ impl Mount {
         let (read, upstream) = (Arc::clone(&pool), site.clone());
         let view = View::new(Parts {
             names: names.unwrap_or_else(|| Arc::new(LocalNames::new(store, catalog))),
-            clones: Arc::new(super::clone::clones(context, store)?),
+            clones: Arc::new(super::clone::clones(connector, store)?),
             pool,
             runtime,
             store: store.to_path_buf(),

@@ -12,9 +12,9 @@ use serde::Serialize;
 use super::mount::READING;
 use super::probe::{Probed, probe};
 use super::umount::find;
-use crate::context::Context;
 use crate::failure::{Exit, Result};
-use crate::output::{bytes, counted, fields, seconds};
+use crate::terminal::Terminal;
+use crate::terminal::output::{bytes, counted, fields, seconds};
 
 /// Show how the mounts of this machine are doing
 ///
@@ -41,7 +41,7 @@ pub(crate) struct MountView {
 }
 
 impl StatusCommand {
-    pub(crate) fn run(&self, context: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self, terminal: &Terminal) -> Result<Exit> {
         let mounts = match &self.mountpoint {
             Some(mountpoint) => vec![find(mountpoint)?],
             None => mounts::views()?,
@@ -53,8 +53,8 @@ impl StatusCommand {
         let views: Vec<_> = mounts.into_iter().map(ask).collect();
         let text = || views.iter().map(text).collect::<Vec<_>>().join("\n");
         match self.mountpoint {
-            Some(_) => context.output().result(&views[0], text)?,
-            None => context.output().result(&views, text)?,
+            Some(_) => terminal.result(&views[0], text)?,
+            None => terminal.result(&views, text)?,
         }
         let is_bad = views.iter().any(|view| ["dead", "hangs"].contains(&view.state));
         Ok(if is_bad { Exit::Unreachable } else { Exit::Done })

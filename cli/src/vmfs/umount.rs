@@ -12,7 +12,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::probe::{Probed, probe};
-use crate::context::Context;
 use crate::failure::{Exit, Failure, Result};
 
 /// What was written to clones is durable by then.
@@ -35,7 +34,7 @@ pub(crate) struct Umount {
 }
 
 impl Umount {
-    pub(crate) fn run(&self, _: &Context) -> Result<Exit> {
+    pub(crate) fn run(&self) -> Result<Exit> {
         let mount = find(&self.mountpoint)?;
         let probed = probe(&mount.mountpoint);
         if self.force {

@@ -13,8 +13,7 @@ use fusefs::mounts;
 use replicate::owner;
 use serde_json::{Map, Value};
 
-use crate::commands::remote::RemoteArgs;
-use crate::context::{Context, Purpose};
+use crate::connector::{Connector, Purpose, RemoteArgs};
 use crate::failure::Result;
 
 /// What a mount takes about a store elsewhere.
@@ -43,18 +42,23 @@ pub(crate) struct Local<'a> {
 
 impl UpstreamOptions {
     /// Starts what these options ask for; nothing, if they ask for nothing.
-    pub(crate) fn start(&self, context: &Context, local: &Local<'_>, patience: Duration) -> Result<Option<Arc<Site>>> {
+    pub(crate) fn start(
+        &self,
+        connector: &Connector,
+        local: &Local<'_>,
+        patience: Duration,
+    ) -> Result<Option<Arc<Site>>> {
         if self.upstream.is_none() && !self.record {
             return Ok(None);
         }
-        let runtime = context.runtime()?;
+        let runtime = connector.runtime()?;
         let options = SiteOptions {
             runtime: runtime.handle().clone(),
             dir: local.dir.to_path_buf(),
             catalog: local.catalog.clone(),
             local: Arc::clone(local.source),
-            near: near(context, local.dir)?,
-            far: self.upstream.as_deref().map(|remote| self.far(context, remote)).transpose()?,
+            near: near(connector, local.dir)?,
+            far: self.upstream.as_deref().map(|remote| self.far(connector, remote)).transpose()?,
             address: self.upstream.clone().unwrap_or_default(),
             patience,
             hydrate: self.hydrate.clone(),
@@ -63,8 +67,8 @@ impl UpstreamOptions {
         Ok(Some(runtime.block_on(Site::start(options))?))
     }
 
-    fn far(&self, context: &Context, remote: &str) -> Result<Connect> {
-        let reachable = Arc::new(self.access.resolve(context, remote)?);
+    fn far(&self, connector: &Connector, remote: &str) -> Result<Connect> {
+        let reachable = Arc::new(self.access.resolve(connector, remote)?);
         if let Some(dir) = reachable.dir() {
             mounts::refuse_on_view(dir, "the other store")?;
         }
@@ -76,8 +80,8 @@ impl UpstreamOptions {
 }
 
 /// Connects to the mounted store's owner, which is started if there is none.
-fn near(context: &Context, dir: &Path) -> Result<Connect> {
-    let (dir, starter) = (dir.to_path_buf(), context.starter(Purpose::Use)?);
+fn near(connector: &Connector, dir: &Path) -> Result<Connect> {
+    let (dir, starter) = (dir.to_path_buf(), connector.starter(Purpose::Use)?);
     Ok(Arc::new(move |_| {
         let (dir, starter) = (dir.clone(), starter.clone());
         Box::pin(async move { owner::connect(&dir, Some(&starter)).await })

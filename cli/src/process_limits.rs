@@ -1,9 +1,11 @@
-//! How the memory of what runs for long is kept near what it holds.
+//! Limits of a process that runs for long: its heaps, and how many files it may open.
 //!
 //! By default the C library keeps a heap for each thread. Chunks are decoded on one and let go on another, so each heap
 //! keeps holes that the others can't use: with a cache of 256 MiB and eight readers a mount took 454 MB. With two
 //! heaps it is 376 MB, and 352 MB if large blocks, too, always come from them. The heaps of an owner grew for hundreds of
 //! nights.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Two heaps serve as many decoders as matter: they decode far longer than they allocate.
 #[cfg(target_env = "gnu")]
@@ -24,4 +26,11 @@ pub(crate) fn bound_heaps() {
     if !is_set {
         tracing::debug!("the allocator's heaps could not be bounded");
     }
+}
+
+/// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
+pub(crate) fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Without it there are fewer; whoever finds none left is told.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

@@ -1,20 +1,23 @@
-//! What commands share: the global options, the store that they name, progress and output.
+//! How a command reaches stores: opened in this process, through their owner, or elsewhere.
+//!
+//! `access` is an open store; `reachable` a store elsewhere; `runtime` drives connections. Imports `options`, `failure`,
+//! `random` and what stops a command from `terminal`; knows no command.
 
-use std::fs::File;
-use std::io::Read;
+mod access;
+mod reachable;
+mod runtime;
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::Error;
 use chunkstore::catalog::Catalog;
 use chunkstore::maintenance::repair;
-use chunkstore::progress::Progress;
 use chunkstore::store::config::Config;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
 use fusefs::mounts::refuse_on_view;
-use indicatif::MultiProgress;
 use jiff::Timestamp;
 use replicate::owner::{self, Reconnecting, Starter};
 use replicate::rpc::client::Client;
@@ -22,12 +25,14 @@ use replicate::rpc::server::{ServeOptions, Server};
 use replicate::rpc::transport::Inherited;
 use tokio::runtime::Runtime;
 
-use crate::access::{Access, is_worth_another_try};
-use crate::args::Global;
+pub(crate) use self::access::Access;
+use self::access::is_worth_another_try;
+pub(crate) use self::reachable::{Reachable, RemoteArgs, check_rate};
+use self::runtime::LazyRuntime;
 use crate::failure::{Failure, Result};
-use crate::interrupt::{self, Interrupted};
-use crate::output::Output;
-use crate::progress::{self, Unit, Watched};
+use crate::options::Global;
+use crate::random::random;
+use crate::terminal::interrupt::Interrupt;
 
 /// How long an owner that a command started waits for the next one before it ends.
 const IDLE_EXIT: Duration = Duration::from_mins(1);
@@ -35,16 +40,13 @@ const IDLE_EXIT: Duration = Duration::from_mins(1);
 /// An owner that was asked to end has ended by then.
 const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the end of a command waits for threads that still work.
-const THREADS_END_WITHIN: Duration = Duration::from_secs(2);
-
 /// What a command does to the store's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// It reads or adds.
     Use,
-    /// It frees space: on a full disk it may take the reserve.
-    Free,
+    /// It reclaims space: on a full disk it may take the reserve.
+    ReclaimSpace,
 }
 
 /// The store on this side of a transfer.
@@ -53,50 +55,22 @@ pub(crate) struct Near {
     pub(crate) catalog: Catalog,
 }
 
-/// The surroundings of a command.
-pub(crate) struct Context {
+/// The stores that a command works on.
+pub(crate) struct Connector {
     global: Global,
-    console: MultiProgress,
-    progress: Arc<Progress>,
-    interrupted: Interrupted,
-    handling_signals: Once,
-    runtime: OnceLock<Runtime>,
+    interrupt: Interrupt,
+    runtime: LazyRuntime,
     inherited: Mutex<Vec<Inherited>>,
 }
 
-impl Context {
-    pub(crate) fn new(global: Global, console: MultiProgress, inherited: Vec<Inherited>) -> Self {
-        let inherited = Mutex::new(inherited);
-        let (progress, interrupted) = <(Arc<Progress>, Interrupted)>::default();
-        Self {
-            global,
-            console,
-            progress,
-            interrupted,
-            handling_signals: Once::new(),
-            runtime: OnceLock::new(),
-            inherited,
-        }
-    }
-
-    pub(crate) fn output(&self) -> Output {
-        Output::new(&self.global)
-    }
-
-    /// Whether the user asked to stop.
-    pub(crate) fn interrupted(&self) -> &Interrupted {
-        &self.interrupted
-    }
-
-    /// Does `work`, which counts in `unit`, while its progress is shown.
-    pub(crate) fn watch<T>(&self, label: &str, unit: Unit, work: impl FnOnce(&Progress) -> T) -> T {
-        let watched = Watched { label, unit, progress: &self.progress };
-        progress::watch(&self.global, &self.console, watched, || work(&self.progress))
+impl Connector {
+    pub(crate) fn new(global: Global, interrupt: Interrupt, inherited: Vec<Inherited>) -> Self {
+        Self { global, interrupt, runtime: LazyRuntime::default(), inherited: Mutex::new(inherited) }
     }
 
     /// The directory of the store.
     pub(crate) fn store_dir(&self) -> Result<&Path> {
-        self.global.store.as_deref().ok_or_else(|| {
+        self.global.common.store.as_deref().ok_or_else(|| {
             Failure::usage("no store is named").hint("name its directory with --store DIR or in VMSTORE_STORE")
         })
     }
@@ -110,7 +84,7 @@ impl Context {
     /// Opens the store in this process. From now on Ctrl-C asks operations to stop.
     pub(crate) fn open(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let store = self.open_alone(purpose)?;
-        self.handle_signals()?;
+        self.interrupt.handle_signals()?;
         Ok(store)
     }
 
@@ -122,7 +96,7 @@ impl Context {
         Ok(Arc::new(store))
     }
 
-    /// [`Context::open_alone`] for a service, which takes the place of an owner that a command started.
+    /// [`Connector::open_alone`] for a service, which takes the place of an owner that a command started.
     pub(crate) fn take_over(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let until = Instant::now() + OWNER_ENDS_WITHIN;
         loop {
@@ -147,7 +121,7 @@ impl Context {
 
     /// After how long without clients an owner ends, if that was told.
     pub(crate) fn idle_exit(&self) -> Option<Duration> {
-        self.global.idle_exit.map(Duration::from_secs)
+        self.global.common.idle_exit.map(Duration::from_secs)
     }
 
     /// The store, through its owner unless it shall be opened in this process.
@@ -157,7 +131,7 @@ impl Context {
         }
         let dir = self.store_dir()?;
         let owner = self.owner(dir, purpose)?;
-        self.handle_signals()?;
+        self.interrupt.handle_signals()?;
         Access::served(dir, owner).map_err(|error| no_store(dir, error))
     }
 
@@ -171,18 +145,13 @@ impl Context {
     /// How to start an owner.
     pub(crate) fn starter(&self, purpose: Purpose) -> Result<Starter> {
         let program = owner_program().map_err(|error| Failure::io("finding", "this program", error))?;
-        let idle_exit = self.global.idle_exit.map_or(IDLE_EXIT, Duration::from_secs);
-        Ok(Starter { program, idle_exit, frees_space: purpose == Purpose::Free })
+        let idle_exit = self.global.common.idle_exit.map_or(IDLE_EXIT, Duration::from_secs);
+        Ok(Starter { program, idle_exit, frees_space: purpose == Purpose::ReclaimSpace })
     }
 
     /// What drives connections.
     pub(crate) fn runtime(&self) -> Result<&Runtime> {
-        if let Some(runtime) = self.runtime.get() {
-            return Ok(runtime);
-        }
-        let made = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let made = made.map_err(|error| Failure::io("starting", "threads", error))?;
-        Ok(self.runtime.get_or_init(|| made))
+        self.runtime.get()
     }
 
     /// A connection to the store's owner for tasks: in this process, if the store is opened here alone.
@@ -192,7 +161,7 @@ impl Context {
         let (_, catalog) = self.catalog()?;
         if !self.global.standalone {
             let client = runtime.block_on(owner::connect(dir, Some(&self.starter(Purpose::Use)?)));
-            self.handle_signals()?;
+            self.interrupt.handle_signals()?;
             return Ok(Near { client: client.map_err(|error| no_store(dir, error))?, catalog });
         }
         let server = Server::new(self.open(Purpose::Use)?, ServeOptions::default(), random()?);
@@ -200,17 +169,12 @@ impl Context {
         Ok(Near { client: client?, catalog })
     }
 
-    /// What a running operation tells, and is asked to stop by.
-    pub(crate) fn progress(&self) -> &Arc<Progress> {
-        &self.progress
-    }
-
     /// Does `work` on the store. Once more, if the index turns out to be damaged and was built anew, or the owner ended
     /// meanwhile and another took its place.
     pub(crate) fn with_store<T>(&self, purpose: Purpose, mut work: impl FnMut(&Access) -> Result<T>) -> Result<T> {
         let access = self.access(purpose)?;
         let result = work(&access);
-        if !is_worth_another_try(&result) || self.interrupted.is_set() {
+        if !is_worth_another_try(&result) || self.interrupt.is_set() {
             return result;
         }
         let Err(failure) = result else { return result };
@@ -225,22 +189,24 @@ impl Context {
 
     /// Throws the index away and builds it anew. An owner that a command started ends for that.
     pub(crate) fn reindex(&self, purpose: Purpose) -> Result<Reindexed> {
-        let dir = self.store_dir()?;
-        let mut options = self.open_options(purpose)?;
-        if !self.global.standalone && self.owner_left(dir)? {
-            options.wait = options.wait.max(OWNER_ENDS_WITHIN);
-        }
+        let (dir, options) = self.without_owner(purpose)?;
         Store::reindex(dir, &options).map_err(|error| no_store(dir, error))
     }
 
     /// Mends what keeps the store from being opened; tells what was done. An owner that a command started ends for that.
     pub(crate) fn mend_foundation(&self) -> Result<Vec<String>> {
+        let (dir, options) = self.without_owner(Purpose::ReclaimSpace)?;
+        Ok(repair::mend(dir, &options, Timestamp::now())?)
+    }
+
+    /// The store's directory, and how to open it once its owner, which is asked to end, has done so.
+    fn without_owner(&self, purpose: Purpose) -> Result<(&Path, OpenOptions)> {
         let dir = self.store_dir()?;
-        let mut options = self.open_options(Purpose::Free)?;
+        let mut options = self.open_options(purpose)?;
         if !self.global.standalone && self.owner_left(dir)? {
             options.wait = options.wait.max(OWNER_ENDS_WITHIN);
         }
-        Ok(repair::mend(dir, &options, Timestamp::now())?)
+        Ok((dir, options))
     }
 
     /// Asks the store's owner to end; false if there is none.
@@ -256,41 +222,15 @@ impl Context {
     }
 
     fn open_options(&self, purpose: Purpose) -> Result<OpenOptions> {
-        let frees_space = purpose == Purpose::Free;
+        let frees_space = purpose == Purpose::ReclaimSpace;
         let seed = u64::from_le_bytes(random()?);
         Ok(OpenOptions { wait: self.global.wait(), frees_space, seed, ..OpenOptions::default() })
-    }
-
-    fn handle_signals(&self) -> Result<()> {
-        let mut handled = Ok(());
-        self.handling_signals.call_once(|| {
-            handled = interrupt::stop_gently(Arc::clone(&self.progress), self.interrupted.clone());
-        });
-        handled
     }
 }
 
 /// The program `vmstore`: this one, or the one beside `vmfs`.
 fn owner_program() -> std::io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("vmstore"))
-}
-
-impl Drop for Context {
-    /// A thread that reads for a transfer may wait for an answer that nobody is left to bring: not for ever.
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(THREADS_END_WITHIN);
-        }
-    }
-}
-
-/// Random bytes.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
-    const DEVICE: &str = "/dev/urandom";
-    let mut bytes = [0; N];
-    let read = File::open(DEVICE).and_then(|mut device| device.read_exact(&mut bytes));
-    read.map_err(|error| Failure::io("reading", DEVICE, error))?;
-    Ok(bytes)
 }
 
 /// Threads to work with: as asked, else as configured, else one a core.

@@ -6,16 +6,16 @@ use indicatif::MultiProgress;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Global, LogFormat};
+use crate::options::{Common, LogFormat};
 
 /// Overrides what `-v` and `--quiet` say, in the syntax of tracing's filters: `chunkstore=debug`.
 const FILTER_VARIABLE: &str = "VMSTORE_LOG";
 
 /// Starts logging. A log file has times, and what is worth knowing later.
-pub(crate) fn start(global: &Global, console: &MultiProgress, to_file: bool) {
+pub(crate) fn start(options: &Common, console: &MultiProgress, to_file: bool) {
     let console = console.clone();
     let filter = EnvFilter::builder()
-        .with_default_directive(level(global, to_file).into())
+        .with_default_directive(level(options, to_file).into())
         .with_env_var(FILTER_VARIABLE)
         .from_env_lossy();
     let colors = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -26,15 +26,15 @@ pub(crate) fn start(global: &Global, console: &MultiProgress, to_file: bool) {
         // It would tell of a failed write to standard error there, and panic.
         .log_internal_errors(false)
         .with_writer(move || BesideBar(console.clone()));
-    match global.log_format {
-        LogFormat::Text if global.verbose == 0 && !to_file => builder.without_time().init(),
+    match options.log_format {
+        LogFormat::Text if options.verbose == 0 && !to_file => builder.without_time().init(),
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
 }
 
-fn level(global: &Global, to_file: bool) -> LevelFilter {
-    match (global.quiet, global.verbose.max(to_file.into())) {
+fn level(options: &Common, to_file: bool) -> LevelFilter {
+    match (options.quiet, options.verbose.max(to_file.into())) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => LevelFilter::WARN,
         (false, 1) => LevelFilter::INFO,

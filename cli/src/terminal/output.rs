@@ -1,48 +1,20 @@
-//! Results on standard output: as JSON, or as text and tables for people.
+//! How results look on standard output: JSON, or text and tables for people.
 
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use bytesize::ByteSize;
 use chunkstore::Error;
 use comfy_table::{CellAlignment, Row, Table, presets};
 use serde::Serialize;
 
-use crate::args::Global;
 use crate::failure::Result;
 
 /// What errors call standard output.
 pub(crate) const STDOUT: &str = "standard output";
 
-/// Where results go, and in which form.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
-    json: bool,
-    quiet: bool,
-}
-
-impl Output {
-    pub(crate) fn new(global: &Global) -> Self {
-        Self { json: global.json, quiet: global.quiet }
-    }
-
-    /// Whether JSON was asked for.
-    pub(crate) fn is_json(self) -> bool {
-        self.json
-    }
-
-    /// Prints what was asked for.
-    pub(crate) fn result(self, json: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-        let text = if self.json { json_line(json) } else { text() };
-        print(text.as_bytes())
-    }
-
-    /// Prints what was done; people who are `--quiet` do not want to read it.
-    pub(crate) fn report(self, json: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
-        if self.quiet && !self.json { Ok(()) } else { self.result(json, text) }
-    }
-}
-
-fn json_line(json: &impl Serialize) -> String {
+/// A result as one line of JSON.
+pub(super) fn json_line(json: &impl Serialize) -> String {
     serde_json::to_string(json).expect("results have string keys only") + "\n"
 }
 
@@ -53,6 +25,13 @@ pub(crate) fn print(text: &[u8]) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("writing", STDOUT, error).into()),
         _ => Ok(()),
     }
+}
+
+/// Prints help, the version, or what is wrong with the command line.
+pub(crate) fn print_answer(answer: &clap::Error) -> ExitCode {
+    // A closed stream has no reader to miss it.
+    let _ = answer.print();
+    ExitCode::from(answer.exit_code() as u8)
 }
 
 /// A number of bytes for people, such as `1.4 GiB`.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use chunkstore::progress::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::args::{Global, ProgressMode};
-use crate::output::bytes;
+use super::output::bytes;
+use crate::options::{Global, ProgressMode};
 
 /// What is over before that shows no bar.
 const FIRST: Duration = Duration::from_millis(300);
@@ -34,17 +34,17 @@ const SPINNER: &str = "{msg}  {spinner}  {binary_bytes}  {binary_bytes_per_sec}"
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Display {
+pub(super) enum Display {
     Nothing,
     Bar,
     Lines,
 }
 
 impl Display {
-    fn of(global: &Global) -> Self {
+    pub(super) fn of(global: &Global) -> Self {
         match (global.progress, io::stderr().is_terminal()) {
             (ProgressMode::Never, _) | (ProgressMode::Auto, false) => Self::Nothing,
-            (ProgressMode::Auto, true) if global.quiet => Self::Nothing,
+            (ProgressMode::Auto, true) if global.common.quiet => Self::Nothing,
             (_, true) => Self::Bar,
             (ProgressMode::Always, false) => Self::Lines,
         }
@@ -53,15 +53,14 @@ impl Display {
 
 /// What is watched, and under which name.
 #[derive(Clone, Copy)]
-pub(crate) struct Watched<'a> {
-    pub(crate) label: &'a str,
-    pub(crate) unit: Unit,
-    pub(crate) progress: &'a Progress,
+pub(super) struct Watched<'a> {
+    pub(super) label: &'a str,
+    pub(super) unit: Unit,
+    pub(super) progress: &'a Progress,
 }
 
 /// Does `work` while its progress is shown.
-pub(crate) fn watch<T>(global: &Global, console: &MultiProgress, watched: Watched<'_>, work: impl FnOnce() -> T) -> T {
-    let display = Display::of(global);
+pub(super) fn watch<T>(display: Display, console: &MultiProgress, watched: Watched<'_>, work: impl FnOnce() -> T) -> T {
     if display == Display::Nothing {
         return work();
     }
