@@ -28,6 +28,7 @@ pub mod format;
 pub mod fuzzing;
 pub mod ingest;
 pub mod maintenance;
+pub mod metrics;
 pub mod pack;
 mod parallel;
 pub mod progress;

@@ -42,6 +42,7 @@ use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, State};
 use crate::error::Result;
 use crate::format::id::{PackId, RecordId};
+use crate::metrics::Metrics;
 use crate::pack::{PackRow, RecordLocation};
 use crate::pack::{PackSet, TableEntry};
 use crate::storage::Storage;
@@ -73,6 +74,7 @@ pub struct Store {
     forgotten: Mutex<Vec<PackRow>>,
     /// Packs are sealed when they have grown to this.
     pack_bytes: u64,
+    metrics: Metrics,
     _lock: StoreLock,
 }
 
@@ -96,6 +98,11 @@ impl Store {
     /// The store's configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What is counted of the store's operations, and of those who serve it.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The names of images and snapshots.

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::chunker::ChunkParams;
 use crate::format::id::PackId;
 use crate::format::limits::PACK_BYTES_TARGET;
+use crate::metrics::Metrics;
 use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
 use crate::pack::{PackRow, RecordLocation};
 use crate::storage::{LocalDir, Storage, private_dir};
@@ -134,6 +135,7 @@ impl Store {
             maintenance: Mutex::default(),
             forgotten: Mutex::default(),
             pack_bytes: options.pack_bytes,
+            metrics: Metrics::default(),
             _lock: lock,
         })
     }

@@ -14,9 +14,14 @@ use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::chunk_source::ChunkSource;
 use crate::format::manifest::{self, Leaf, Node, Subtree};
 use crate::format::record::{Kind, Record};
+use crate::metrics::{Description, Unit};
 use crate::pack::RecordLocation;
 use crate::store::Store;
 use crate::store::session::{Found, WriteSession};
+
+const INGESTS: Description = Description::new("ingests_total", Unit::Count, "Snapshots made by an ingest.");
+const INGESTED: Description =
+    Description::new("ingest_bytes_total", Unit::Bytes, "Bytes of the images in them, without holes.");
 
 /// Leaves that are read together.
 const BATCH_LEAVES: usize = 64;
@@ -58,6 +63,10 @@ impl WriteSession {
             set_report(&mut snapshot, report, self.stored_bytes());
         }
         self.store().catalog().publish(&snapshot)?;
+        if let Some(report) = &snapshot.state.ingest {
+            self.store().metrics().counter(INGESTS).increment();
+            self.store().metrics().counter(INGESTED).add(report.data_bytes);
+        }
         Ok(snapshot)
     }
 }

@@ -19,6 +19,7 @@ use crate::catalog::lease;
 use crate::error::{Error, Result};
 use crate::format::id::{NodeId, RecordId};
 use crate::maintenance::mark::{Gaps, Walk};
+use crate::metrics::{Description, Unit};
 use crate::pack::PackRow;
 use crate::pack::{Class, ScanOutcome, TableEntry};
 use crate::progress::Progress;
@@ -31,6 +32,10 @@ const SPARSE_PERCENT: u64 = 50;
 const SMALL_PART: u64 = 8;
 /// So many small packs of a class are put together at least.
 const SMALL_PACKS_MIN: usize = 4;
+
+const RUNS: Description = Description::new("gc_runs_total", Unit::Count, "Garbage collections that ended.");
+const FREED: Description =
+    Description::new("gc_freed_bytes_total", Unit::Bytes, "Bytes by which garbage collections made the packs smaller.");
 
 /// What a collection did, or would do.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -82,6 +87,8 @@ pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Pro
         clear_tombstones(store)?;
         boot_order::forget_others(&**store.storage(), store.catalog())?;
         store.index().flush()?;
+        store.metrics().counter(RUNS).increment();
+        store.metrics().counter(FREED).add(report.freed_bytes);
     }
     report.elapsed_s = started.elapsed().as_secs_f64();
     Ok(report)

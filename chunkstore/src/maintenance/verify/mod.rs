@@ -26,12 +26,19 @@ use crate::catalog::Snapshot;
 use crate::catalog::name::SnapshotName;
 use crate::error::{Error, Result};
 use crate::format::id::{PackId, RecordId};
+use crate::metrics::{Description, Metrics, Unit};
 use crate::pack::PackRow;
 use crate::pack::{DIR, Inventory};
 use crate::progress::Progress;
 use crate::store::damaged::{BadRecord, Damaged};
 use crate::store::marks::Mark;
 use crate::store::{Maintenance, Store};
+
+const RUNS: Description = Description::new("verify_runs_total", Unit::Count, "Verifications that ended.");
+const BYTES: Description =
+    Description::new("verify_bytes_total", Unit::Bytes, "Plain bytes of the records that verifications checked.");
+const PROBLEMS: Description =
+    Description::new("verify_problems_total", Unit::Count, "Problems and damaged ranges that verifications found.");
 
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -67,6 +74,13 @@ impl VerifyReport {
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty() && self.damage.is_empty()
     }
+
+    fn count(&self, metrics: &Metrics) {
+        let problems = self.problems.len() as u64 + self.damage.len() as u64 + self.damage_left_out;
+        metrics.counter(RUNS).increment();
+        metrics.counter(BYTES).add(self.plain_bytes);
+        metrics.counter(PROBLEMS).add(problems);
+    }
 }
 
 /// A range of a snapshot that can't be read.
@@ -98,6 +112,7 @@ pub fn verify(
     let run = Run { store, threads: threads.max(1), progress };
     let mut report = if snapshots.is_empty() { run.whole_store()?.report } else { run.some(snapshots)? };
     report.elapsed_s = started.elapsed().as_secs_f64();
+    report.count(store.metrics());
     Ok(report)
 }
 
