@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use chunkstore::catalog::Snapshot;
 use chunkstore::format::manifest::chunk_source::ChunkSource;
 use chunkstore::store::{OpenOptions, Store};
-use disks::chunk_cache::{Pool, PoolOptions};
+use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use disks::snapshot::SnapshotDisk;
 use replicate::owner::{Reconnecting, Starter};
 use tokio::runtime::{Handle, Runtime};
@@ -83,19 +83,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn disk(&self) -> (Arc<Pool>, Arc<SnapshotDisk>) {
-        let mut options = PoolOptions { cache_bytes_max: self.cache_bytes_max, ..PoolOptions::default() };
+    fn disk(&self) -> (Arc<ChunkCache>, Arc<SnapshotDisk>) {
+        let mut options = ChunkCacheOptions { cache_bytes_max: self.cache_bytes_max, ..ChunkCacheOptions::default() };
         if self.threads > 0 {
             options.threads = self.threads;
         }
-        let pool = Pool::with_options(Arc::clone(&self.source), self.runtime.clone(), options);
-        let disk = SnapshotDisk::new(&pool, &self.snapshot);
-        (pool, Arc::new(disk))
+        let cache = ChunkCache::with_options(Arc::clone(&self.source), self.runtime.clone(), options);
+        let disk = SnapshotDisk::new(&cache, &self.snapshot);
+        (cache, Arc::new(disk))
     }
 
     /// Each reader reads all data, one after another's quarter.
     fn sequential(&self, readers: u64) -> Outcome<()> {
-        let (pool, disk) = self.disk();
+        let (cache, disk) = self.disk();
         let (began, began_cpu_s) = (Instant::now(), cpu_s());
         let bytes = on_threads(readers, |reader| {
             let (mut bytes, mut buf) = (0, vec![0; READ_BYTES]);
@@ -114,12 +114,12 @@ impl Bench {
         let elapsed_s = began.elapsed().as_secs_f64();
         let cpu_s = cpu_s() - began_cpu_s;
         println!("sequential, {readers} readers: {:.0} MB in {elapsed_s:.3} s, CPU {cpu_s:.3} s", bytes as f64 / 1e6);
-        report(&pool);
+        report(&cache);
         Ok(())
     }
 
     fn random(&self, readers: u64) -> Outcome<()> {
-        let (pool, disk) = self.disk();
+        let (cache, disk) = self.disk();
         let (until, began_cpu_s) = (Instant::now() + self.duration, cpu_s());
         let blocks = self.span_bytes.min(disk.size_bytes()) / BLOCK_BYTES as u64;
         let reads = on_threads(readers, |reader| {
@@ -136,7 +136,7 @@ impl Bench {
         let cpu_us = (cpu_s() - began_cpu_s) * 1e6 / reads as f64;
         let rate = reads as f64 / self.duration.as_secs_f64();
         println!("random 4 KiB, {readers} readers: {rate:.0} /s, CPU {cpu_us:.1} us each");
-        report(&pool);
+        report(&cache);
         Ok(())
     }
 
@@ -169,10 +169,10 @@ fn cpu_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn report(pool: &Pool) {
+fn report(cache: &ChunkCache) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let memory: Vec<&str> =
         status.lines().filter(|line| line.starts_with("VmHWM") || line.starts_with("VmRSS")).collect();
     println!("  {}", memory.join(" "));
-    println!("  {}", serde_json::to_string(&pool.statistics()).unwrap_or_default());
+    println!("  {}", serde_json::to_string(&cache.statistics()).unwrap_or_default());
 }

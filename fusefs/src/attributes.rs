@@ -8,7 +8,7 @@ use chunkstore::{Error, Result};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::inodes::{Inode, Node, SnapshotFile};
-use crate::namespace::{Tree, target};
+use crate::namespace::{Namespace, target};
 
 /// What does not change is asked for again after this.
 const LONG: Duration = Duration::from_hours(1);
@@ -39,7 +39,7 @@ struct Shape {
     entry_ttl: Duration,
 }
 
-impl Tree {
+impl Namespace {
     /// What `stat` says.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectoryPlus
 use crate::attributes::SHORT;
 use crate::handles::Handle;
 use crate::inodes::Node;
-use crate::namespace::{Listed, target};
+use crate::namespace::{DirectoryEntry, target};
 use crate::service::{SYNC, Shared, Task};
 use disks::disk::Disk;
 
@@ -19,7 +19,7 @@ impl Shared {
     pub(crate) fn link_target(&self, number: u64) -> Result<String, Errno> {
         let inode = self.inode(number)?;
         let Node::Latest(image) = &*inode.node else { return Err(Errno::EINVAL) };
-        let newest = self.tree.newest(image).map_err(|error| self.failed(&inode.node, &error))?;
+        let newest = self.namespace.newest(image).map_err(|error| self.failed(&inode.node, &error))?;
         newest.map(|name| target(&name)).ok_or(Errno::ENOENT)
     }
 
@@ -186,7 +186,7 @@ impl Shared {
         let Some(Handle::Directory(listing)) = self.handles.get(handle) else { return reply.error(Errno::EBADF) };
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
         if offset == 0 {
-            match self.tree.list(&inode.node) {
+            match self.namespace.list(&inode.node) {
                 Ok(listed) => *listing = listed,
                 Err(error) => return reply.error(self.failed(&inode.node, &error)),
             }
@@ -196,10 +196,16 @@ impl Shared {
     }
 
     /// Adds what has room. `.` and `..` come first; an entry's offset is where to go on after it.
-    fn fill(&self, inode: &crate::inodes::Inode, offset: u64, listing: &[Listed], reply: &mut ReplyDirectoryPlus) {
+    fn fill(
+        &self,
+        inode: &crate::inodes::Inode,
+        offset: u64,
+        listing: &[DirectoryEntry],
+        reply: &mut ReplyDirectoryPlus,
+    ) {
         for (at, name) in [".", ".."].into_iter().enumerate().skip(offset as usize) {
             // The kernel does not remember these two, nor is it told of them.
-            let Ok(own) = self.tree.attributes(inode) else { return };
+            let Ok(own) = self.namespace.attributes(inode) else { return };
             if reply.add(INodeNo(inode.number), at as u64 + 1, name, &SHORT, &own.attr, Generation(0)) {
                 return;
             }
@@ -211,15 +217,15 @@ impl Shared {
         }
     }
 
-    fn add(&self, listed: &Listed, next: u64, reply: &mut ReplyDirectoryPlus) -> Added {
-        let Some(node) = self.tree.resolve(listed) else { return Added::Skipped };
+    fn add(&self, listed: &DirectoryEntry, next: u64, reply: &mut ReplyDirectoryPlus) -> Added {
+        let Some(node) = self.namespace.resolve(listed) else { return Added::Skipped };
         let child = self.inodes.told(node);
-        let full = self.tree.attributes(&child).map(|attributes| {
+        let full = self.namespace.attributes(&child).map(|attributes| {
             let ttl = attributes.entry_ttl.min(attributes.attr_ttl);
             reply.add(INodeNo(child.number), next, &listed.name, &ttl, &attributes.attr, Generation(0))
         });
         match full {
-            Ok(false) => return Added::Listed,
+            Ok(false) => return Added::DirectoryEntry,
             Ok(true) | Err(_) => self.inodes.forget(child.number, 1),
         }
         if full.is_ok() { Added::Full } else { Added::Skipped }
@@ -233,14 +239,14 @@ impl Shared {
             return Err(if is_asked_again { Errno::ENODATA } else { Errno::EOPNOTSUPP });
         };
         let inode = self.inode(number)?;
-        let xattrs = self.tree.xattrs(&inode).map_err(|error| self.failed(&inode.node, &error))?;
+        let xattrs = self.namespace.xattrs(&inode).map_err(|error| self.failed(&inode.node, &error))?;
         xattrs.into_iter().find(|(key, _)| key == name).map(|(_, value)| value).ok_or(Errno::ENODATA)
     }
 
     /// The names of all extended attributes, each ended by a zero byte.
     pub(crate) fn xattr_names(&self, number: u64) -> Result<Vec<u8>, Errno> {
         let inode = self.inode(number)?;
-        let xattrs = self.tree.xattrs(&inode).map_err(|error| self.failed(&inode.node, &error))?;
+        let xattrs = self.namespace.xattrs(&inode).map_err(|error| self.failed(&inode.node, &error))?;
         Ok(xattrs.into_iter().flat_map(|(name, _)| name.into_bytes().into_iter().chain([0])).collect())
     }
 }
@@ -248,7 +254,7 @@ impl Shared {
 /// What became of a line of a directory.
 #[derive(PartialEq, Eq)]
 enum Added {
-    Listed,
+    DirectoryEntry,
     /// It has gone.
     Skipped,
     /// It has no room.

@@ -16,7 +16,7 @@ use fuser::{
 };
 
 use crate::attributes::Attributes;
-use crate::service::{NAME_BYTES_MAX, View};
+use crate::service::{MountService, NAME_BYTES_MAX};
 
 /// Numbers are never used again, so there is one generation.
 const GENERATION: Generation = Generation(0);
@@ -35,7 +35,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_PARALLEL_DIROPS);
 
-impl Filesystem for View {
+impl Filesystem for MountService {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let can = WANTED & config.capabilities();
         // What was left out of them are those that it lacks.
@@ -176,7 +176,7 @@ impl Filesystem for View {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match rustix::fs::statvfs(&self.0.tree.store) {
+        match rustix::fs::statvfs(&self.0.namespace.store) {
             Ok(of) => reply.statfs(
                 of.f_blocks,
                 of.f_bfree,

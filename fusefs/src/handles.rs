@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::inodes::Inode;
-use crate::namespace::Listed;
+use crate::namespace::DirectoryEntry;
 use disks::disk::Disk;
 use disks::names::Opened;
 
@@ -31,7 +31,7 @@ pub(crate) enum Handle {
     /// A disk, and the inode that it was opened by.
     Disk(Arc<OpenDisk>, Arc<Inode>),
     /// A directory.
-    Directory(Arc<Mutex<Vec<Listed>>>),
+    Directory(Arc<Mutex<Vec<DirectoryEntry>>>),
     /// A file of text, as it was when it was opened.
     Text(Arc<[u8]>),
 }

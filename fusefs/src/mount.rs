@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::mounts::{self, Mount, TYPE};
-use crate::service::View;
+use crate::service::MountService;
 use crate::{fusermount, readahead_limit};
 
 const DEVICE: &str = "/dev/fuse";
@@ -32,7 +32,7 @@ pub struct MountOptions {
 
 /// A view that is mounted and served.
 pub struct Mounted {
-    view: View,
+    view: MountService,
     mount: Mount,
     serving: JoinHandle<io::Result<()>>,
 }
@@ -43,9 +43,9 @@ impl Mounted {
     /// # Errors
     /// [`Error::Refused`] if something speaks against this place; [`Error::NotFound`] if it is not there;
     /// [`Error::Denied`] if the user may not mount.
-    pub fn start(view: View, options: &MountOptions) -> Result<Self> {
-        let mountpoint = check(options, &view.0.tree.store)?;
-        let connection = connect(&mountpoint, &view.0.tree.store, options)?;
+    pub fn start(view: MountService, options: &MountOptions) -> Result<Self> {
+        let mountpoint = check(options, &view.0.namespace.store)?;
+        let connection = connect(&mountpoint, &view.0.namespace.store, options)?;
         let started = serve(view.clone(), connection, options.threads);
         let mount = mounts::at(&mountpoint)?.filter(|mount| mount.kind == TYPE);
         let mount = mount.ok_or_else(|| Error::not_found(format!("the mount at {}", mountpoint.display())))?;
@@ -156,7 +156,7 @@ fn by_program(mountpoint: &Path, store: &Path, options: &MountOptions) -> Result
 }
 
 /// Shakes hands with the kernel and starts the threads.
-fn serve(view: View, connection: OwnedFd, threads: usize) -> io::Result<JoinHandle<io::Result<()>>> {
+fn serve(view: MountService, connection: OwnedFd, threads: usize) -> io::Result<JoinHandle<io::Result<()>>> {
     let mut config = Config::default();
     config.n_threads = Some(threads.max(1));
     config.clone_fd = true;

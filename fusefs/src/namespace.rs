@@ -10,7 +10,7 @@ use chunkstore::{Error, Result};
 
 use crate::handles::OpenDisk;
 use crate::inodes::{Node, SnapshotFile};
-use disks::chunk_cache::Pool;
+use disks::chunk_cache::ChunkCache;
 use disks::clone::Clones;
 use disks::disk::Disk;
 use disks::names::Names;
@@ -27,10 +27,10 @@ pub(crate) const HIDDEN: &str = ".vmfs";
 pub(crate) const STATUS: &str = "status.json";
 
 /// Where everything that is shown comes from.
-pub(crate) struct Tree {
+pub(crate) struct Namespace {
     pub(crate) names: Arc<dyn Names>,
     pub(crate) clones: Arc<Clones>,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) cache: Arc<ChunkCache>,
     /// The store's directory.
     pub(crate) store: PathBuf,
     pub(crate) started: SystemTime,
@@ -38,14 +38,14 @@ pub(crate) struct Tree {
 
 /// A line of a directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Listed {
+pub(crate) struct DirectoryEntry {
     pub(crate) name: String,
-    is: Is,
+    target: EntryTarget,
 }
 
 /// What a line leads to: what costs more than a name is looked up when the reader gets there.
 #[derive(Clone, Debug)]
-enum Is {
+enum EntryTarget {
     Snapshots,
     Clones,
     Status,
@@ -55,7 +55,7 @@ enum Is {
     Clone(String),
 }
 
-impl Tree {
+impl Namespace {
     /// What `name` is in a directory.
     ///
     /// # Errors
@@ -102,42 +102,42 @@ impl Tree {
     ///
     /// # Errors
     /// As [`Names`].
-    pub(crate) fn list(&self, node: &Node) -> Result<Vec<Listed>> {
+    pub(crate) fn list(&self, node: &Node) -> Result<Vec<DirectoryEntry>> {
         match node {
-            Node::Root => Ok(vec![listed(SNAPSHOTS, Is::Snapshots), listed(CLONES, Is::Clones)]),
-            Node::Hidden => Ok(vec![listed(STATUS, Is::Status)]),
+            Node::Root => Ok(vec![listed(SNAPSHOTS, EntryTarget::Snapshots), listed(CLONES, EntryTarget::Clones)]),
+            Node::Hidden => Ok(vec![listed(STATUS, EntryTarget::Status)]),
             Node::Snapshots => Ok(self
                 .names
                 .images()?
                 .into_iter()
-                .map(|image| listed(image.as_ref(), Is::Image(image.clone())))
+                .map(|image| listed(image.as_ref(), EntryTarget::Image(image.clone())))
                 .collect()),
             Node::Image(image) => self.list_image(image),
             Node::Clones => {
                 let clones = self.clones.list()?.into_iter();
-                Ok(clones.map(|name| listed(&format!("{name}{SUFFIX}"), Is::Clone(name))).collect())
+                Ok(clones.map(|name| listed(&format!("{name}{SUFFIX}"), EntryTarget::Clone(name))).collect())
             }
             _ => Ok(Vec::new()),
         }
     }
 
-    fn list_image(&self, image: &ImageName) -> Result<Vec<Listed>> {
+    fn list_image(&self, image: &ImageName) -> Result<Vec<DirectoryEntry>> {
         let snapshots = self.names.snapshots(image)?;
-        let latest = (!snapshots.is_empty()).then(|| listed(LATEST, Is::Latest(image.clone())));
-        let snapshots = snapshots.into_iter().map(|name| listed(&target(&name), Is::Snapshot(name)));
+        let latest = (!snapshots.is_empty()).then(|| listed(LATEST, EntryTarget::Latest(image.clone())));
+        let snapshots = snapshots.into_iter().map(|name| listed(&target(&name), EntryTarget::Snapshot(name)));
         Ok(snapshots.chain(latest).collect())
     }
 
     /// What a line of a directory leads to; none if it has gone since it was listed.
-    pub(crate) fn resolve(&self, listed: &Listed) -> Option<Node> {
-        Some(match &listed.is {
-            Is::Snapshots => Node::Snapshots,
-            Is::Clones => Node::Clones,
-            Is::Status => Node::Status,
-            Is::Image(image) => Node::Image(image.clone()),
-            Is::Latest(image) => Node::Latest(image.clone()),
-            Is::Clone(name) => Node::Clone(name.clone()),
-            Is::Snapshot(name) => match self.names.read(name) {
+    pub(crate) fn resolve(&self, listed: &DirectoryEntry) -> Option<Node> {
+        Some(match &listed.target {
+            EntryTarget::Snapshots => Node::Snapshots,
+            EntryTarget::Clones => Node::Clones,
+            EntryTarget::Status => Node::Status,
+            EntryTarget::Image(image) => Node::Image(image.clone()),
+            EntryTarget::Latest(image) => Node::Latest(image.clone()),
+            EntryTarget::Clone(name) => Node::Clone(name.clone()),
+            EntryTarget::Snapshot(name) => match self.names.read(name) {
                 Ok(snapshot) => Node::Snapshot(SnapshotFile::of(&snapshot)),
                 Err(Error::NotFound { .. }) => return None,
                 Err(error) => {
@@ -157,7 +157,7 @@ impl Tree {
         if opened.snapshot.entry_id() != file.entry_id {
             return Err(Error::not_found(format!("the snapshot that {} was", file.name)));
         }
-        let disk = Disk::Snapshot(Arc::new(SnapshotDisk::new(&self.pool, &opened.snapshot)));
+        let disk = Disk::Snapshot(Arc::new(SnapshotDisk::new(&self.cache, &opened.snapshot)));
         Ok(OpenDisk { name: file.name.to_string(), disk, opened: Some(opened) })
     }
 
@@ -166,7 +166,7 @@ impl Tree {
     /// # Errors
     /// As [`Clones::open`].
     pub(crate) fn open_clone(&self, name: &str) -> Result<OpenDisk> {
-        let disk = self.clones.open(name, &self.pool, &*self.names)?;
+        let disk = self.clones.open(name, &self.cache, &*self.names)?;
         Ok(OpenDisk { name: format!("clone {name}"), disk: Disk::Clone(Arc::new(disk)), opened: None })
     }
 }
@@ -176,8 +176,8 @@ pub(crate) fn target(name: &SnapshotName) -> String {
     format!("{}{SUFFIX}", name.time)
 }
 
-fn listed(name: &str, is: Is) -> Listed {
-    Listed { name: name.to_owned(), is }
+fn listed(name: &str, target: EntryTarget) -> DirectoryEntry {
+    DirectoryEntry { name: name.to_owned(), target }
 }
 
 fn absent(name: &OsStr) -> Error {

@@ -17,10 +17,10 @@ use crate::buffers::Buffers;
 use crate::counters::Counters;
 use crate::handles::{Handle, Handles, OpenDisk};
 use crate::inodes::{Inode, Inodes, Node};
-use crate::namespace::Tree;
+use crate::namespace::Namespace;
 use crate::reply;
 use crate::status::Status;
-use disks::chunk_cache::Pool;
+use disks::chunk_cache::ChunkCache;
 use disks::clone::{CloneDisk, Clones};
 use disks::disk::Disk;
 use disks::errno::{Of, errno};
@@ -45,24 +45,24 @@ pub struct Parts {
     /// The store's clones.
     pub clones: Arc<Clones>,
     /// Where disks get their chunks.
-    pub pool: Arc<Pool>,
+    pub cache: Arc<ChunkCache>,
     /// What waits, waits here.
     pub runtime: Runtime,
     /// The store's directory.
     pub store: PathBuf,
     /// How long a read may wait for what can't be reached.
-    pub patience: Duration,
+    pub read_timeout: Duration,
     /// What the status file says besides what the view knows itself, such as how far background work is.
     pub more_status: MoreStatus,
 }
 
 /// A view that can be mounted.
 #[derive(Clone)]
-pub struct View(pub(crate) Arc<Shared>);
+pub struct MountService(pub(crate) Arc<Shared>);
 
 /// What all threads of a view share.
 pub(crate) struct Shared {
-    pub(crate) tree: Tree,
+    pub(crate) namespace: Namespace,
     pub(crate) inodes: Inodes,
     pub(crate) handles: Handles,
     pub(crate) counters: Counters,
@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     /// Of the snapshots whose data is counted, one at a time.
     counting: Arc<Semaphore>,
     runtime: Runtime,
-    patience: Duration,
+    read_timeout: Duration,
     more_status: MoreStatus,
 }
 
@@ -80,14 +80,24 @@ pub(crate) struct OpenedFile {
     pub(crate) flags: FopenFlags,
 }
 
-impl View {
+impl MountService {
     /// Makes one.
     pub fn new(parts: Parts) -> Self {
-        let Parts { names, clones, pool, runtime, store, patience, more_status } = parts;
-        let tree = Tree { names, clones, pool, store, started: SystemTime::now() };
+        let Parts { names, clones, cache, runtime, store, read_timeout, more_status } = parts;
+        let namespace = Namespace { names, clones, cache, store, started: SystemTime::now() };
         let (inodes, handles, counters, buffers) = <(Inodes, Handles, Counters, Arc<Buffers>)>::default();
         let counting = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Shared { tree, inodes, handles, counters, buffers, counting, runtime, patience, more_status }))
+        Self(Arc::new(Shared {
+            namespace,
+            inodes,
+            handles,
+            counters,
+            buffers,
+            counting,
+            runtime,
+            read_timeout,
+            more_status,
+        }))
     }
 
     /// What the status file says.
@@ -125,10 +135,10 @@ impl Shared {
             return Err(Errno::ENAMETOOLONG);
         }
         let parent = self.inode(parent)?;
-        let node = self.tree.child(&parent.node, name).map_err(|error| self.failed(name, &error))?;
+        let node = self.namespace.child(&parent.node, name).map_err(|error| self.failed(name, &error))?;
         let inode = self.inodes.told(node);
         self.count_later(&inode);
-        self.tree.attributes(&inode).map_err(|error| {
+        self.namespace.attributes(&inode).map_err(|error| {
             self.inodes.forget(inode.number, 1);
             self.failed(name, &error)
         })
@@ -138,7 +148,7 @@ impl Shared {
     pub(crate) fn attributes(&self, number: u64) -> Result<Attributes, Errno> {
         let inode = self.inode(number)?;
         self.count_later(&inode);
-        self.tree.attributes(&inode).map_err(|error| self.failed(&inode.node, &error))
+        self.namespace.attributes(&inode).map_err(|error| self.failed(&inode.node, &error))
     }
 
     /// Opens a file.
@@ -174,7 +184,7 @@ impl Shared {
 
     fn open_anew(&self, inode: &Inode) -> Result<OpenDisk, Errno> {
         let opened = match &*inode.node {
-            Node::Snapshot(file) => self.tree.open_snapshot(file),
+            Node::Snapshot(file) => self.namespace.open_snapshot(file),
             Node::Clone(name) => self.open_clone(name),
             node => Err(Error::invalid(format!("{node:?} is no disk"))),
         };
@@ -189,7 +199,7 @@ impl Shared {
     fn open_clone(&self, name: &str) -> Result<OpenDisk> {
         let mut tries = 0;
         loop {
-            match self.tree.open_clone(name) {
+            match self.namespace.open_clone(name) {
                 Err(Error::Busy { .. }) if tries < REOPEN_TRIES => tries += 1,
                 opened => return opened,
             }
@@ -231,7 +241,7 @@ impl Shared {
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
         let (shared, name) = (Arc::clone(self), open.name.clone());
-        let limit = (task.verb != SYNC).then_some(self.patience + GRACE);
+        let limit = (task.verb != SYNC).then_some(self.read_timeout + GRACE);
         reply::answer(&self.runtime, limit, work, move |result| {
             reply(result.map_err(|error| shared.failed_task(&name, &task, &error)));
         });
@@ -263,7 +273,7 @@ impl Shared {
             return;
         }
         let (inode, one_by_one) = (Arc::clone(inode), Arc::clone(&self.counting));
-        let opening = self.tree.open_snapshot(file);
+        let opening = self.namespace.open_snapshot(file);
         drop(self.runtime.spawn(async move {
             let _turn = one_by_one.acquire().await;
             if let (Node::Snapshot(file), Ok(open)) = (&*inode.node, opening) {
@@ -279,8 +289,8 @@ impl Shared {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            store: self.tree.store.display().to_string(),
-            uptime_s: self.tree.started.elapsed().unwrap_or_default().as_secs_f64(),
+            store: self.namespace.store.display().to_string(),
+            uptime_s: self.namespace.started.elapsed().unwrap_or_default().as_secs_f64(),
             open_files: self.handles.disks().len() as u64,
             requests: self.counters.snapshot(),
             more: (self.more_status)(),

@@ -11,7 +11,7 @@ use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime}
 use chunkstore::ingest::IngestOptions;
 use chunkstore::progress::Progress;
 use clap::{Args, Subcommand};
-use disks::chunk_cache::Pool;
+use disks::chunk_cache::ChunkCache;
 use disks::clone::{CloneInfo, Clones, CommitOptions, Committed, FrozenDisk, Publisher};
 use disks::names::LocalNames;
 use jiff::Timestamp;
@@ -126,10 +126,11 @@ impl Commit {
     fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let (options, clones) = (self.options(Timestamp::now())?, clones(connector, connector.store_dir()?)?);
         let (dir, (_, catalog)) = (connector.store_dir()?, connector.catalog()?);
-        let pool = Pool::new(Arc::new(connector.owner(dir, Purpose::Use)?), connector.runtime()?.handle().clone());
+        let cache =
+            ChunkCache::new(Arc::new(connector.owner(dir, Purpose::Use)?), connector.runtime()?.handle().clone());
         let names = LocalNames::new(dir, catalog);
         let done = terminal.watch(&format!("commit {}", self.name), Unit::Bytes, |progress| {
-            clones.commit(&self.name, &pool, &names, &options, progress)
+            clones.commit(&self.name, &cache, &names, &options, progress)
         });
         let Committed { snapshot, base, written_bytes } = done.map_err(explain)?;
         let view = SnapshotView::new(&snapshot);

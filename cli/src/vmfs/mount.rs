@@ -9,12 +9,12 @@ use std::time::Duration;
 use chunkstore::format::manifest::chunk_source::ChunkSource;
 use chunkstore::store::Store;
 use clap::{Args, ValueHint};
-use disks::chunk_cache::{Pool, PoolOptions};
+use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use disks::names::LocalNames;
-use disks::upstream::Site;
+use disks::upstream::UpstreamService;
 use fusefs::mount::{MountOptions, Mounted};
 use fusefs::mounts::{self, Unmounted};
-use fusefs::service::{Parts, View};
+use fusefs::service::{MountService, Parts};
 use jiff::SignedDuration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -115,7 +115,7 @@ impl Mount {
         MountOptions { mountpoint: self.mountpoint.clone(), allow_other, allow_nonempty, threads: threads.get() }
     }
 
-    fn view(&self, connector: &Connector, store: &Path) -> Result<(View, Option<Arc<Site>>)> {
+    fn view(&self, connector: &Connector, store: &Path) -> Result<(MountService, Option<Arc<UpstreamService>>)> {
         connector.catalog()?;
         // By its whole path: a mount in the background has another working directory.
         let (_, catalog) = Store::open_catalog(store)?;
@@ -124,23 +124,23 @@ impl Mount {
         let owner: Arc<dyn ChunkSource> = Arc::new(connector.owner(store, Purpose::Use)?);
         let local = Local { dir: store, catalog: &catalog, source: &owner };
         let site = self.upstream.start(connector, &local, self.timeout)?;
-        let options = PoolOptions {
+        let options = ChunkCacheOptions {
             cache_bytes_max: self.cache,
             timeout: self.timeout,
             far: site.as_ref().and_then(|site| site.far()),
-            watcher: site.as_ref().and_then(|site| site.watcher()),
-            ..PoolOptions::default()
+            observer: site.as_ref().and_then(|site| site.observer()),
+            ..ChunkCacheOptions::default()
         };
-        let pool = Pool::with_options(owner, runtime.clone(), options);
+        let cache = ChunkCache::with_options(owner, runtime.clone(), options);
         let names = site.as_ref().and_then(|site| site.names());
-        let (read, upstream) = (Arc::clone(&pool), site.clone());
-        let view = View::new(Parts {
+        let (read, upstream) = (Arc::clone(&cache), site.clone());
+        let view = MountService::new(Parts {
             names: names.unwrap_or_else(|| Arc::new(LocalNames::new(store, catalog))),
             clones: Arc::new(super::clone::clones(connector, store)?),
-            pool,
+            cache,
             runtime,
             store: store.to_path_buf(),
-            patience: self.timeout,
+            read_timeout: self.timeout,
             more_status: Box::new(move || {
                 reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).collect()
             }),
@@ -150,8 +150,8 @@ impl Mount {
 }
 
 /// What the status tells of the data path.
-fn reading(pool: &Pool) -> serde_json::Map<String, serde_json::Value> {
-    let statistics = serde_json::to_value(pool.statistics()).expect("it has only numbers");
+fn reading(cache: &ChunkCache) -> serde_json::Map<String, serde_json::Value> {
+    let statistics = serde_json::to_value(cache.statistics()).expect("it has only numbers");
     [(READING.to_owned(), statistics)].into_iter().collect()
 }
 

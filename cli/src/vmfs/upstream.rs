@@ -8,7 +8,7 @@ use chunkstore::catalog::Catalog;
 use chunkstore::catalog::name::Selector;
 use chunkstore::format::manifest::chunk_source::ChunkSource;
 use clap::Args;
-use disks::upstream::{Connect, Site, SiteOptions};
+use disks::upstream::{Connect, UpstreamService, UpstreamServiceOptions};
 use fusefs::mounts;
 use replicate::owner;
 use serde_json::{Map, Value};
@@ -46,13 +46,13 @@ impl UpstreamOptions {
         &self,
         connector: &Connector,
         local: &Local<'_>,
-        patience: Duration,
-    ) -> Result<Option<Arc<Site>>> {
+        read_timeout: Duration,
+    ) -> Result<Option<Arc<UpstreamService>>> {
         if self.upstream.is_none() && !self.record {
             return Ok(None);
         }
         let runtime = connector.runtime()?;
-        let options = SiteOptions {
+        let options = UpstreamServiceOptions {
             runtime: runtime.handle().clone(),
             dir: local.dir.to_path_buf(),
             catalog: local.catalog.clone(),
@@ -60,11 +60,11 @@ impl UpstreamOptions {
             near: near(connector, local.dir)?,
             far: self.upstream.as_deref().map(|remote| self.far(connector, remote)).transpose()?,
             address: self.upstream.clone().unwrap_or_default(),
-            patience,
+            read_timeout,
             hydrate: self.hydrate.clone(),
             record: self.record,
         };
-        Ok(Some(runtime.block_on(Site::start(options))?))
+        Ok(Some(runtime.block_on(UpstreamService::start(options))?))
     }
 
     fn far(&self, connector: &Connector, remote: &str) -> Result<Connect> {
@@ -89,7 +89,7 @@ fn near(connector: &Connector, dir: &Path) -> Result<Connect> {
 }
 
 /// What the status of a mount tells of it.
-pub(crate) fn status(site: Option<&Site>) -> Map<String, Value> {
-    let upstream = site.and_then(Site::status).and_then(|status| serde_json::to_value(status).ok());
+pub(crate) fn status(site: Option<&UpstreamService>) -> Map<String, Value> {
+    let upstream = site.and_then(UpstreamService::status).and_then(|status| serde_json::to_value(status).ok());
     upstream.into_iter().map(|status| ("upstream".to_owned(), status)).collect()
 }

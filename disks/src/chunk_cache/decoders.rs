@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::single_flight::{Load, Loads, Taken};
+use super::single_flight::{Load, LoadGuard, SingleFlight};
 use crate::upstream::Urgency;
 
 /// Most that a thread takes at once: enough to read neighbours with one call, few enough to share the work.
@@ -37,8 +37,8 @@ impl Decoders {
     /// Starts threads, each of which takes loads from its queue and does them by `work`.
     pub(crate) fn start(
         threads: usize,
-        loads: &Arc<Loads>,
-        work: impl Fn(Vec<Taken>) + Clone + Send + 'static,
+        loads: &Arc<SingleFlight>,
+        work: impl Fn(Vec<LoadGuard>) + Clone + Send + 'static,
     ) -> Self {
         let queue = Arc::new(Queue { state: Mutex::default(), comes: Condvar::new(), threads });
         for number in 0..threads {
@@ -73,7 +73,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serve(&self, loads: &Arc<Loads>, work: impl Fn(Vec<Taken>)) {
+    fn serve(&self, loads: &Arc<SingleFlight>, work: impl Fn(Vec<LoadGuard>)) {
         while let Some(batch) = self.next(loads) {
             // Those who wait were told by the drop of what was taken; the thread is needed for the others.
             if catch_unwind(AssertUnwindSafe(|| work(batch))).is_err() {
@@ -83,7 +83,7 @@ impl Queue {
     }
 
     /// Waits for work; none when the queue is closed.
-    fn next(&self, loads: &Arc<Loads>) -> Option<Vec<Taken>> {
+    fn next(&self, loads: &Arc<SingleFlight>) -> Option<Vec<LoadGuard>> {
         let mut state = self.lock();
         loop {
             if state.is_closed {
@@ -104,7 +104,7 @@ impl Queue {
 }
 
 /// A thread's share of a queue.
-fn take(queue: &mut VecDeque<Arc<Load>>, most: usize, threads: usize, loads: &Arc<Loads>) -> Vec<Taken> {
+fn take(queue: &mut VecDeque<Arc<Load>>, most: usize, threads: usize, loads: &Arc<SingleFlight>) -> Vec<LoadGuard> {
     let share = queue.len().div_ceil(threads).min(most);
     let mut batch = Vec::with_capacity(share);
     while batch.len() < share

@@ -5,7 +5,7 @@ use std::io;
 use chunkstore::Error;
 
 /// The same error once more, of the same kind.
-pub(crate) fn again(error: &Error) -> Error {
+pub(crate) fn repeated(error: &Error) -> Error {
     match error {
         Error::NotFound { what } => Error::NotFound { what: what.clone() },
         Error::Damaged { what, detail } => Error::Damaged { what: what.clone(), detail: detail.clone() },
@@ -26,7 +26,7 @@ fn io_again(error: &io::Error) -> io::Error {
 }
 
 /// Whether another try may go well: who gives the content is away or not ready.
-pub(crate) fn may_pass(error: &Error) -> bool {
+pub(crate) fn is_transient(error: &Error) -> bool {
     matches!(error, Error::Unreachable { .. } | Error::Busy { .. })
 }
 
@@ -51,7 +51,7 @@ mod tests {
             io,
         ];
         for error in errors {
-            let told = again(&error);
+            let told = repeated(&error);
             assert_eq!(told.to_string(), error.to_string());
             assert_eq!(std::mem::discriminant(&told), std::mem::discriminant(&error));
         }

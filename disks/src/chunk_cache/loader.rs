@@ -11,15 +11,15 @@ use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::manifest::Node;
 use chunkstore::{Error, Result};
 
-use super::cache::{Cached, Key};
-use super::single_flight::Taken;
-use super::{Pool, failure};
+use super::decoded_cache::{Cached, Key};
+use super::single_flight::LoadGuard;
+use super::{ChunkCache, failure};
 use crate::stats::Origin;
-use crate::upstream::{Far, Fetching, Urgency};
+use crate::upstream::{FarSource, Fetching, Urgency};
 
-impl Pool {
+impl ChunkCache {
     /// Loads what was taken, and tells who waits.
-    pub(super) fn load(&self, batch: Vec<Taken>) {
+    pub(super) fn load(&self, batch: Vec<LoadGuard>) {
         let mut chunks = Vec::with_capacity(batch.len());
         for taken in batch {
             match taken.load().key() {
@@ -35,7 +35,7 @@ impl Pool {
     }
 
     /// Loads what needs nobody else; gives back what does.
-    pub(super) fn load_at_hand(&self, taken: Taken) -> Option<Taken> {
+    pub(super) fn load_at_hand(&self, taken: LoadGuard) -> Option<LoadGuard> {
         let Key::Chunk(id) = taken.load().key() else { return Some(taken) };
         match self.source.chunk_at_hand(id) {
             Some(chunk) => self.chunk_came(taken, Ok(chunk), Origin::Local),
@@ -44,8 +44,8 @@ impl Pool {
         None
     }
 
-    fn load_chunks(&self, chunks: Vec<(ChunkId, Taken)>) {
-        let (ids, taken): (Vec<ChunkId>, Vec<Taken>) = chunks.into_iter().unzip();
+    fn load_chunks(&self, chunks: Vec<(ChunkId, LoadGuard)>) {
+        let (ids, taken): (Vec<ChunkId>, Vec<LoadGuard>) = chunks.into_iter().unzip();
         if ids.is_empty() {
             return;
         }
@@ -59,24 +59,24 @@ impl Pool {
         let error = given.err().unwrap_or_else(|| Error::unreachable("the store left a chunk out"));
         for (id, taken) in ids.iter().zip(taken) {
             if let Some(taken) = taken.into_inner() {
-                self.local_chunk(*id, taken, Err(failure::again(&error)));
+                self.local_chunk(*id, taken, Err(failure::repeated(&error)));
             }
         }
     }
 
-    fn local_chunk(&self, id: ChunkId, taken: Taken, chunk: Result<Chunk>) {
+    fn local_chunk(&self, id: ChunkId, taken: LoadGuard, chunk: Result<Chunk>) {
         match (chunk, &self.options.far) {
             (Err(Error::Damaged { .. }), Some(far)) => self.fetch_chunk(far, id, taken),
             (chunk, _) => self.chunk_came(taken, chunk, Origin::Local),
         }
     }
 
-    fn fetch_chunk(&self, far: &Arc<dyn Far>, id: ChunkId, taken: Taken) {
+    fn fetch_chunk(&self, far: &Arc<dyn FarSource>, id: ChunkId, taken: LoadGuard) {
         let fetching = far.fetch(id, urgency(&taken));
-        self.when_fetched(taken, fetching, |pool, taken, chunk| pool.chunk_came(taken, chunk, Origin::Upstream));
+        self.when_fetched(taken, fetching, |cache, taken, chunk| cache.chunk_came(taken, chunk, Origin::Upstream));
     }
 
-    fn chunk_came(&self, taken: Taken, chunk: Result<Chunk>, origin: Origin) {
+    fn chunk_came(&self, taken: LoadGuard, chunk: Result<Chunk>, origin: Origin) {
         let chunk = match chunk {
             Ok(chunk) => chunk,
             Err(error) => return taken.tell(Err(Arc::new(error))),
@@ -91,7 +91,7 @@ impl Pool {
         self.keep(taken, Cached::chunk(chunk, is_ahead));
     }
 
-    fn load_node(&self, id: NodeId, taken: Taken) {
+    fn load_node(&self, id: NodeId, taken: LoadGuard) {
         match (self.source.node(id), &self.options.far) {
             (Err(Error::Damaged { .. }), Some(far)) => {
                 let fetching = far.fetch_node(id, urgency(&taken));
@@ -102,16 +102,16 @@ impl Pool {
     }
 
     /// The local source is told what to expect, which may take a thread for a while.
-    fn far_node_came(&self, taken: Taken, node: Result<Node>) {
+    fn far_node_came(&self, taken: LoadGuard, node: Result<Node>) {
         let this = self.this.clone();
         self.runtime.spawn_blocking(move || {
-            if let Some(pool) = this.upgrade() {
-                pool.node_came(taken, node);
+            if let Some(cache) = this.upgrade() {
+                cache.node_came(taken, node);
             }
         });
     }
 
-    fn node_came(&self, taken: Taken, node: Result<Node>) {
+    fn node_came(&self, taken: LoadGuard, node: Result<Node>) {
         match node {
             Ok(node) => {
                 self.announce(&node);
@@ -138,24 +138,24 @@ impl Pool {
         }
     }
 
-    fn keep(&self, taken: Taken, cached: Cached) {
+    fn keep(&self, taken: LoadGuard, cached: Cached) {
         let cached = Arc::new(cached);
-        self.cache.insert(taken.load().key(), Arc::clone(&cached));
+        self.decoded.insert(taken.load().key(), Arc::clone(&cached));
         taken.tell(Ok(cached));
     }
 
-    /// Goes on with a load when the far source answers. If the pool is gone by then, who waits is told by the drop.
-    fn when_fetched<T: 'static>(&self, taken: Taken, fetching: Fetching<T>, then: fn(&Self, Taken, Result<T>)) {
+    /// Goes on with a load when the far source answers. If the cache is gone by then, who waits is told by the drop.
+    fn when_fetched<T: 'static>(&self, taken: LoadGuard, fetching: Fetching<T>, then: fn(&Self, LoadGuard, Result<T>)) {
         let this = self.this.clone();
         self.runtime.spawn(async move {
             let fetched = fetching.await;
-            if let Some(pool) = this.upgrade() {
-                then(&pool, taken, fetched);
+            if let Some(cache) = this.upgrade() {
+                then(&cache, taken, fetched);
             }
         });
     }
 }
 
-fn urgency(taken: &Taken) -> Urgency {
+fn urgency(taken: &LoadGuard) -> Urgency {
     if taken.load().is_ahead() { Urgency::Ahead } else { Urgency::Demand }
 }

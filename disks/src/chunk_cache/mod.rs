@@ -4,14 +4,14 @@
 //! what is in memory without waiting, and waiting holds no thread. What the source has at hand is loaded by who polls
 //! the read, which saves two switches of threads.
 
-mod cache;
+mod decoded_cache;
 mod decoders;
 mod failure;
+#[cfg(test)]
+pub(crate) mod fake_source;
 mod loader;
 mod retry;
 mod single_flight;
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod uncached;
@@ -28,25 +28,25 @@ use quick_cache::sync::Cache as QuickCache;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use self::cache::Cache;
-pub(crate) use self::cache::{Cached, Key};
+use self::decoded_cache::DecodedCache;
+pub(crate) use self::decoded_cache::{Cached, Key};
 use self::decoders::Decoders;
-pub(crate) use self::retry::Patience;
-pub(crate) use self::single_flight::Found;
-use self::single_flight::{Coming, Loads};
+pub(crate) use self::retry::Retry;
+pub(crate) use self::single_flight::Lookup;
+use self::single_flight::{PendingLoad, SingleFlight};
 use crate::stats::{Statistics, Stats};
-use crate::upstream::{Far, Urgency, Watcher};
+use crate::upstream::{FarSource, ReadObserver, Urgency};
 
-/// Default of [`PoolOptions::cache_bytes_max`].
+/// Default of [`ChunkCacheOptions::cache_bytes_max`].
 pub const CACHE_BYTES_MAX: u64 = 256 << 20;
-/// Default of [`PoolOptions::timeout`].
+/// Default of [`ChunkCacheOptions::timeout`].
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Nodes whose bytes are remembered.
 const COUNTED_NODES_MAX: usize = 64 << 10;
 
-/// How a pool works.
-pub struct PoolOptions {
+/// How a cache works.
+pub struct ChunkCacheOptions {
     /// Most memory that decoded chunks and manifest nodes take.
     pub cache_bytes_max: u64,
     /// Threads that load what is missing.
@@ -54,12 +54,12 @@ pub struct PoolOptions {
     /// How long a read waits for a source that can't be reached.
     pub timeout: Duration,
     /// Gives what the source lacks.
-    pub far: Option<Arc<dyn Far>>,
+    pub far: Option<Arc<dyn FarSource>>,
     /// Is told what is read.
-    pub watcher: Option<Arc<dyn Watcher>>,
+    pub observer: Option<Arc<dyn ReadObserver>>,
 }
 
-impl Default for PoolOptions {
+impl Default for ChunkCacheOptions {
     fn default() -> Self {
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
         Self {
@@ -67,20 +67,20 @@ impl Default for PoolOptions {
             threads: processors.max(2),
             timeout: TIMEOUT,
             far: None,
-            watcher: None,
+            observer: None,
         }
     }
 }
 
 /// What the disks of a mount share.
-pub struct Pool {
-    /// This pool, for what is done for it elsewhere.
+pub struct ChunkCache {
+    /// This cache, for what is done for it elsewhere.
     this: Weak<Self>,
     source: Arc<dyn ChunkSource>,
     runtime: Handle,
-    options: PoolOptions,
-    cache: Cache,
-    loads: Arc<Loads>,
+    options: ChunkCacheOptions,
+    decoded: DecodedCache,
+    loads: Arc<SingleFlight>,
     decoders: Decoders,
     /// Bytes of chunks below the nodes that were counted.
     data_bytes: QuickCache<NodeId, u64>,
@@ -89,27 +89,27 @@ pub struct Pool {
     stats: Stats,
 }
 
-impl Pool {
+impl ChunkCache {
     /// Gets chunks from `source`; what waits runs on `runtime`.
     pub fn new(source: Arc<dyn ChunkSource>, runtime: Handle) -> Arc<Self> {
-        Self::with_options(source, runtime, PoolOptions::default())
+        Self::with_options(source, runtime, ChunkCacheOptions::default())
     }
 
-    /// As [`Pool::new`], but not with the default options.
-    pub fn with_options(source: Arc<dyn ChunkSource>, runtime: Handle, options: PoolOptions) -> Arc<Self> {
+    /// As [`ChunkCache::new`], but not with the default options.
+    pub fn with_options(source: Arc<dyn ChunkSource>, runtime: Handle, options: ChunkCacheOptions) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
-            let loads = Arc::<Loads>::default();
-            let pool = this.clone();
+            let loads = Arc::<SingleFlight>::default();
+            let cache = this.clone();
             let work = move |batch| {
-                if let Some(pool) = pool.upgrade() {
-                    pool.load(batch);
+                if let Some(cache) = cache.upgrade() {
+                    cache.load(batch);
                 }
             };
             Self {
                 this: this.clone(),
                 source,
                 runtime,
-                cache: Cache::new(options.cache_bytes_max),
+                decoded: DecodedCache::new(options.cache_bytes_max),
                 decoders: Decoders::start(options.threads.max(1), &loads, work),
                 loads,
                 data_bytes: QuickCache::new(COUNTED_NODES_MAX),
@@ -132,7 +132,7 @@ impl Pool {
 
     /// What was counted so far.
     pub fn statistics(&self) -> Statistics {
-        let (cache_bytes, cache_bytes_max) = (self.cache.bytes(), self.cache.bytes_max());
+        let (cache_bytes, cache_bytes_max) = (self.decoded.bytes(), self.decoded.bytes_max());
         Statistics { cache_bytes, cache_bytes_max, ..self.stats.picture() }
     }
 
@@ -140,20 +140,20 @@ impl Pool {
         &self.stats
     }
 
-    pub(crate) fn options(&self) -> &PoolOptions {
+    pub(crate) fn options(&self) -> &ChunkCacheOptions {
         &self.options
     }
 
     /// The patience of a read that begins now.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience::new(&self.runtime, self.options.timeout)
+    pub(crate) fn new_retry(&self) -> Retry {
+        Retry::new(&self.runtime, self.options.timeout)
     }
 
     /// Looks for something that a reader needs now. What is not here is on its way afterwards.
-    pub(crate) fn demand(&self, keys: &[Key]) -> Vec<Found> {
-        let found: Vec<Found> = keys.iter().map(|key| self.look(*key)).collect();
+    pub(crate) fn demand(&self, keys: &[Key]) -> Vec<Lookup> {
+        let found: Vec<Lookup> = keys.iter().map(|key| self.look(*key)).collect();
         let new = found.iter().filter_map(|found| match found {
-            Found::Coming(Coming { load, is_new: true }) => Some(Arc::clone(load)),
+            Lookup::Pending(PendingLoad { load, is_new: true }) => Some(Arc::clone(load)),
             _ => None,
         });
         // The first is at once tried or queued by the wait for it; the threads begin with the others.
@@ -161,10 +161,10 @@ impl Pool {
         found
     }
 
-    fn look(&self, key: Key) -> Found {
-        let found = match self.cache.get(&key) {
-            Some(cached) => Found::Here(cached),
-            None => self.loads.find(key, Urgency::Demand, &self.cache),
+    fn look(&self, key: Key) -> Lookup {
+        let found = match self.decoded.get(&key) {
+            Some(cached) => Lookup::Hit(cached),
+            None => self.loads.find(key, Urgency::Demand, &self.decoded),
         };
         if let Key::Chunk(_) = key {
             self.count(&found);
@@ -172,13 +172,13 @@ impl Pool {
         found
     }
 
-    fn count(&self, found: &Found) {
+    fn count(&self, found: &Lookup) {
         match found {
-            Found::Here(cached) => {
+            Lookup::Hit(cached) => {
                 self.stats.cache_hits.add(1);
                 self.count_use(cached);
             }
-            Found::Coming(_) => self.stats.cache_misses.add(1),
+            Lookup::Pending(_) => self.stats.cache_misses.add(1),
         }
     }
 
@@ -190,19 +190,19 @@ impl Pool {
 
     /// Has something loaded that a reader will probably need.
     pub(crate) fn prefetch(&self, keys: impl IntoIterator<Item = Key>) {
-        let absent = keys.into_iter().filter(|key| self.cache.peek(key).is_none());
-        let loads = absent.filter_map(|key| match self.loads.find(key, Urgency::Ahead, &self.cache) {
-            Found::Coming(Coming { load, is_new: true }) => Some(load),
+        let absent = keys.into_iter().filter(|key| self.decoded.peek(key).is_none());
+        let loads = absent.filter_map(|key| match self.loads.find(key, Urgency::Ahead, &self.decoded) {
+            Lookup::Pending(PendingLoad { load, is_new: true }) => Some(load),
             _ => None,
         });
         let loads: Vec<_> = loads.collect();
         self.decoders.push(loads, Urgency::Ahead);
     }
 
-    /// Waits for what was found to be coming. If that fails and may pass, tries again as long as the patience lasts.
-    pub(crate) async fn obtain(&self, key: Key, mut found: Found, patience: &mut Patience) -> Result<Arc<Cached>> {
+    /// Waits for what was found to be coming. If that fails and may pass, tries again until the timeout.
+    pub(crate) async fn obtain(&self, key: Key, mut found: Lookup, retry: &mut Retry) -> Result<Arc<Cached>> {
         loop {
-            let error = match self.arrival(found, patience).await {
+            let error = match self.arrival(found, retry).await {
                 Ok(cached) => {
                     // Where the reader came too late for the load to see it.
                     self.count_use(&cached);
@@ -210,17 +210,17 @@ impl Pool {
                 }
                 Err(error) => error,
             };
-            if !failure::may_pass(&error) || !patience.pause().await {
-                return Err(failure::again(&error));
+            if !failure::is_transient(&error) || !retry.pause().await {
+                return Err(failure::repeated(&error));
             }
             found = self.demand(&[key]).remove(0);
         }
     }
 
-    async fn arrival(&self, found: Found, patience: &Patience) -> Result<Arc<Cached>, Arc<Error>> {
+    async fn arrival(&self, found: Lookup, retry: &Retry) -> Result<Arc<Cached>, Arc<Error>> {
         let load = match found {
-            Found::Here(cached) => return Ok(cached),
-            Found::Coming(coming) => coming.load,
+            Lookup::Hit(cached) => return Ok(cached),
+            Lookup::Pending(coming) => coming.load,
         };
         if let Some(taken) = self.loads.take(&load)
             && let Some(taken) = self.load_at_hand(taken)
@@ -231,15 +231,15 @@ impl Pool {
         if let Some(outcome) = load.ended() {
             return outcome;
         }
-        patience.within(load.end()).await.unwrap_or_else(|| {
+        retry.within(load.end()).await.unwrap_or_else(|| {
             let waited_s = self.options.timeout.as_secs();
             Err(Arc::new(Error::unreachable(format!("the store gave no answer in {waited_s} s"))))
         })
     }
 
     /// Fetches one thing.
-    pub(crate) async fn get(&self, key: Key, patience: &mut Patience) -> Result<Arc<Cached>> {
+    pub(crate) async fn get(&self, key: Key, retry: &mut Retry) -> Result<Arc<Cached>> {
         let found = self.demand(&[key]).remove(0);
-        self.obtain(key, found, patience).await
+        self.obtain(key, found, retry).await
     }
 }

@@ -9,13 +9,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 const DELAYS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// The patience of one read. It holds no thread while it waits, and may first be polled outside the runtime.
-pub(crate) struct Patience {
+pub(crate) struct Retry {
     runtime: Handle,
     until: Instant,
     delays: Backoff,
 }
 
-impl Patience {
+impl Retry {
     /// Lasts for so long from now on.
     pub(crate) fn new(runtime: &Handle, timeout: Duration) -> Self {
         let _entered = runtime.enter();

@@ -1,7 +1,7 @@
 //! What is being loaded: everything once, whoever asks.
 //!
 //! A [`Load`] stands for one missing chunk or node from the first request until its outcome is known. Exactly one thread
-//! or task takes it and holds the [`Taken`], which tells all who wait, in the end even if its holder panics.
+//! or task takes it and holds the [`LoadGuard`], which tells all who wait, in the end even if its holder panics.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chunkstore::Error;
 use tokio::sync::watch;
 
-use super::cache::{Cache, Cached, Key};
+use super::decoded_cache::{Cached, DecodedCache, Key};
 use crate::upstream::Urgency;
 
 /// How a load ended, for everybody who waited.
@@ -28,15 +28,15 @@ pub(crate) struct Load {
 }
 
 /// What a look for something gives.
-pub(crate) enum Found {
+pub(crate) enum Lookup {
     /// It is in memory.
-    Here(Arc<Cached>),
+    Hit(Arc<Cached>),
     /// It is on its way.
-    Coming(Coming),
+    Pending(PendingLoad),
 }
 
 /// A load to wait for.
-pub(crate) struct Coming {
+pub(crate) struct PendingLoad {
     /// Which.
     pub(crate) load: Arc<Load>,
     /// Whether this look began it, or is the first that demands it: it must be queued, or done.
@@ -88,52 +88,52 @@ impl Load {
 
 /// All loads that have not ended.
 #[derive(Default)]
-pub(crate) struct Loads {
+pub(crate) struct SingleFlight {
     loads: Mutex<HashMap<Key, Arc<Load>>>,
 }
 
-impl Loads {
+impl SingleFlight {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Load>>> {
         self.loads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The load of what is not in `cache`; begins one if there is none.
-    pub(crate) fn find(&self, key: Key, urgency: Urgency, cache: &Cache) -> Found {
+    pub(crate) fn find(&self, key: Key, urgency: Urgency, cache: &DecodedCache) -> Lookup {
         let mut loads = self.lock();
         match loads.entry(key) {
             Entry::Occupied(entry) => {
                 let load = Arc::clone(entry.get());
                 let is_new = urgency == Urgency::Demand && load.is_ahead.swap(false, Ordering::Relaxed);
-                Found::Coming(Coming { load, is_new })
+                Lookup::Pending(PendingLoad { load, is_new })
             }
             Entry::Vacant(entry) => {
                 // A load leaves this table after its content came into the cache.
                 if let Some(cached) = cache.peek(&key) {
-                    return Found::Here(cached);
+                    return Lookup::Hit(cached);
                 }
                 let load = Load::new(key, urgency);
                 entry.insert(Arc::clone(&load));
-                Found::Coming(Coming { load, is_new: true })
+                Lookup::Pending(PendingLoad { load, is_new: true })
             }
         }
     }
 
     /// Takes a load, to do it.
-    pub(crate) fn take(self: &Arc<Self>, load: &Arc<Load>) -> Option<Taken> {
+    pub(crate) fn take(self: &Arc<Self>, load: &Arc<Load>) -> Option<LoadGuard> {
         let is_first = !load.is_taken.swap(true, Ordering::AcqRel);
-        is_first.then(|| Taken { load: Arc::clone(load), loads: Arc::clone(self), is_done: false })
+        is_first.then(|| LoadGuard { load: Arc::clone(load), loads: Arc::clone(self), is_done: false })
     }
 }
 
 /// A load in the hands of who does it.
-pub(crate) struct Taken {
+pub(crate) struct LoadGuard {
     load: Arc<Load>,
-    loads: Arc<Loads>,
+    loads: Arc<SingleFlight>,
     /// Whether it is out of these hands.
     is_done: bool,
 }
 
-impl Taken {
+impl LoadGuard {
     /// What it is.
     pub(crate) fn load(&self) -> &Load {
         &self.load
@@ -157,7 +157,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for LoadGuard {
     fn drop(&mut self) {
         if !self.is_done {
             self.end(Err(Arc::new(Error::Interrupted)));

@@ -8,12 +8,12 @@ use chunkstore::format::chunk::Chunk;
 use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::manifest::Node;
 
-use super::testing::{Fake, content, pool};
+use super::fake_source::{Fake, cache, content};
 use super::*;
 use crate::upstream::Fetching;
 
-async fn chunk(pool: &Pool, id: ChunkId) -> Result<Arc<Cached>> {
-    pool.get(Key::Chunk(id), &mut pool.patience()).await
+async fn chunk(cache: &ChunkCache, id: ChunkId) -> Result<Arc<Cached>> {
+    cache.get(Key::Chunk(id), &mut cache.new_retry()).await
 }
 
 /// Waits, without a bound but the test's own, until something has come to be.
@@ -23,36 +23,36 @@ async fn until(what: impl Fn() -> bool) {
     }
 }
 
-fn options() -> PoolOptions {
-    PoolOptions { threads: 2, ..PoolOptions::default() }
+fn options() -> ChunkCacheOptions {
+    ChunkCacheOptions { threads: 2, ..ChunkCacheOptions::default() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_readers_cause_one_load() {
     for is_at_hand in [false, true] {
         let source = Fake::new();
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let id = source.put_chunk(content(70_000, 1));
-        let pool = pool(&source, options());
+        let cache = cache(&source, options());
         source.shut(true);
         let readers: Vec<_> = (0..50)
             .map(|_| {
-                let pool = Arc::clone(&pool);
+                let cache = Arc::clone(&cache);
                 // Those that would load themselves would otherwise hold all threads of the runtime.
                 std::thread::spawn(move || {
-                    let work = chunk(&pool, id);
-                    pool.runtime().block_on(work).map(|cached| cached.bytes().len())
+                    let work = chunk(&cache, id);
+                    cache.runtime().block_on(work).map(|cached| cached.bytes().len())
                 })
             })
             .collect();
-        until(|| pool.statistics().cache_misses == 50).await;
+        until(|| cache.statistics().cache_misses == 50).await;
         source.shut(false);
         for reader in readers {
             assert_eq!(reader.join().unwrap().unwrap(), 70_000);
         }
         assert_eq!(source.asked(), [id]);
-        chunk(&pool, id).await.unwrap();
-        assert_eq!((source.asked().len(), pool.statistics().cache_hits), (1, 1));
+        chunk(&cache, id).await.unwrap();
+        assert_eq!((source.asked().len(), cache.statistics().cache_hits), (1, 1));
     }
 }
 
@@ -60,15 +60,15 @@ async fn fifty_readers_cause_one_load() {
 async fn what_is_cached_is_ready_at_once_and_what_is_not_holds_no_thread() {
     let source = Fake::new();
     let (here, missing) = (source.put_chunk(content(5000, 1)), source.put_chunk(content(5000, 2)));
-    let pool = pool(&source, options());
-    chunk(&pool, here).await.unwrap();
+    let cache = cache(&source, options());
+    chunk(&cache, here).await.unwrap();
     source.shut(true);
     let mut context = Context::from_waker(Waker::noop());
-    assert!(pin!(chunk(&pool, missing)).poll(&mut context).is_pending());
-    assert!(pin!(chunk(&pool, here)).poll(&mut context).is_ready());
+    assert!(pin!(chunk(&cache, missing)).poll(&mut context).is_pending());
+    assert!(pin!(chunk(&cache, here)).poll(&mut context).is_ready());
     source.shut(false);
     // The first one was dropped; whoever comes next finds what it began.
-    chunk(&pool, missing).await.unwrap();
+    chunk(&cache, missing).await.unwrap();
     assert_eq!(source.asked(), [here, missing]);
 }
 
@@ -76,13 +76,13 @@ async fn what_is_cached_is_ready_at_once_and_what_is_not_holds_no_thread() {
 async fn a_cancelled_read_leaves_nobody_waiting() {
     for is_at_hand in [false, true] {
         let source = Fake::new();
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let ids: Vec<_> = (0..3).map(|seed| source.put_chunk(content(5000, seed))).collect();
         let keys: Vec<_> = ids.iter().map(|id| Key::Chunk(*id)).collect();
-        let pool = pool(&source, options());
-        drop(pool.demand(&keys));
+        let cache = cache(&source, options());
+        drop(cache.demand(&keys));
         for id in &ids {
-            chunk(&pool, *id).await.unwrap();
+            chunk(&cache, *id).await.unwrap();
         }
         let asked = source.asked();
         assert!(asked.len() == 3 && ids.iter().all(|id| asked.contains(id)), "{asked:?}");
@@ -93,13 +93,13 @@ async fn a_cancelled_read_leaves_nobody_waiting() {
 async fn a_failure_is_told_once_and_not_kept() {
     for is_at_hand in [false, true] {
         let source = Fake::new();
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let id = source.put_chunk(content(5000, 1));
-        let pool = pool(&source, options());
+        let cache = cache(&source, options());
         source.damage(id, true);
-        assert!(matches!(chunk(&pool, id).await, Err(Error::Damaged { .. })));
+        assert!(matches!(chunk(&cache, id).await, Err(Error::Damaged { .. })));
         source.damage(id, false);
-        assert_eq!(chunk(&pool, id).await.unwrap().bytes().len(), 5000);
+        assert_eq!(chunk(&cache, id).await.unwrap().bytes().len(), 5000);
     }
 }
 
@@ -107,50 +107,50 @@ async fn a_failure_is_told_once_and_not_kept() {
 async fn a_panic_of_the_source_is_an_error_and_costs_no_thread() {
     let source = Fake::new();
     let id = source.put_chunk(content(5000, 1));
-    let pool = pool(&source, options());
+    let cache = cache(&source, options());
     source.panic(true);
     for _ in 0..4 {
-        assert!(matches!(chunk(&pool, id).await, Err(Error::Interrupted)));
+        assert!(matches!(chunk(&cache, id).await, Err(Error::Interrupted)));
     }
     source.panic(false);
-    chunk(&pool, id).await.unwrap();
+    chunk(&cache, id).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn demands_go_before_readahead_and_overtake_it() {
     let source = Fake::new();
     let ids: Vec<_> = (0..40).map(|seed| source.put_chunk(content(5000, seed))).collect();
-    let pool = pool(&source, PoolOptions { threads: 1, ..options() });
+    let cache = cache(&source, ChunkCacheOptions { threads: 1, ..options() });
     source.shut(true);
-    pool.prefetch([Key::Chunk(ids[0])]);
+    cache.prefetch([Key::Chunk(ids[0])]);
     until(|| source.asked().len() == 1).await;
-    pool.prefetch(ids[1..39].iter().map(|id| Key::Chunk(*id)));
+    cache.prefetch(ids[1..39].iter().map(|id| Key::Chunk(*id)));
     // One that was queued ahead, and one that was not.
     for id in &ids[38..] {
-        assert!(pin!(chunk(&pool, *id)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(pin!(chunk(&cache, *id)).poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
     source.shut(false);
     until(|| source.asked().len() == 40).await;
     assert_eq!(source.asked()[1..3], [ids[38], ids[39]]);
-    until(|| pool.statistics().local_bytes == 40 * 5000).await;
-    let statistics = pool.statistics();
+    until(|| cache.statistics().local_bytes == 40 * 5000).await;
+    let statistics = cache.statistics();
     assert_eq!((statistics.readahead_bytes, statistics.readahead_used_bytes), (39 * 5000, 5000));
-    chunk(&pool, ids[5]).await.unwrap();
-    chunk(&pool, ids[5]).await.unwrap();
-    assert_eq!(pool.statistics().readahead_used_bytes, 10_000);
+    chunk(&cache, ids[5]).await.unwrap();
+    chunk(&cache, ids[5]).await.unwrap();
+    assert_eq!(cache.statistics().readahead_used_bytes, 10_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_away_is_waited_for() {
     for is_at_hand in [false, true] {
         let source = Fake::new();
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let (here, missing) = (source.put_chunk(content(5000, 1)), source.put_chunk(content(5000, 2)));
-        let patient = pool(&source, options());
+        let patient = cache(&source, options());
         source.fail_calls(3);
         chunk(&patient, missing).await.unwrap();
         // Who has no time left is told why; what is in memory can be read all the same.
-        let impatient = pool(&source, PoolOptions { timeout: Duration::from_secs(2), ..options() });
+        let impatient = cache(&source, ChunkCacheOptions { timeout: Duration::from_secs(2), ..options() });
         chunk(&impatient, here).await.unwrap();
         source.fail_calls(u64::MAX);
         let (failed, read) = tokio::join!(chunk(&impatient, missing), chunk(&impatient, here));
@@ -161,9 +161,9 @@ async fn a_source_that_is_away_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn patience_tries_often_at_first_and_ends_in_time() {
     let began = tokio::time::Instant::now();
-    let mut patience = Patience::new(&Handle::current(), TIMEOUT);
+    let mut retry = Retry::new(&Handle::current(), TIMEOUT);
     let mut tries = Vec::new();
-    while patience.pause().await {
+    while retry.pause().await {
         tries.push(began.elapsed());
     }
     assert!(tries[0] < Duration::from_millis(100) && tries[3] < Duration::from_secs(1), "{tries:?}");
@@ -175,12 +175,12 @@ async fn patience_tries_often_at_first_and_ends_in_time() {
 async fn a_source_that_does_not_answer_fails_the_read_in_the_end() {
     let source = Fake::new();
     let id = source.put_chunk(content(5000, 1));
-    let pool = pool(&source, PoolOptions { timeout: Duration::from_millis(20), ..options() });
+    let cache = cache(&source, ChunkCacheOptions { timeout: Duration::from_millis(20), ..options() });
     source.shut(true);
-    assert!(matches!(chunk(&pool, id).await, Err(Error::Unreachable { .. })));
+    assert!(matches!(chunk(&cache, id).await, Err(Error::Unreachable { .. })));
     source.shut(false);
-    until(|| pool.statistics().local_bytes == 5000).await;
-    chunk(&pool, id).await.unwrap();
+    until(|| cache.statistics().local_bytes == 5000).await;
+    chunk(&cache, id).await.unwrap();
     assert_eq!(source.asked(), [id]);
 }
 
@@ -188,10 +188,10 @@ async fn a_source_that_does_not_answer_fails_the_read_in_the_end() {
 async fn decoders_end_with_their_pool() {
     let source = Fake::new();
     let id = source.put_chunk(content(5000, 1));
-    let pool = pool(&source, options());
-    chunk(&pool, id).await.unwrap();
-    drop(pool);
-    // Every thread holds the source through its pool only while it works.
+    let cache = cache(&source, options());
+    chunk(&cache, id).await.unwrap();
+    drop(cache);
+    // Every thread holds the source through its cache only while it works.
     until(|| Arc::strong_count(&source) == 1).await;
 }
 
@@ -202,7 +202,7 @@ struct FarFake {
     fetched: AtomicUsize,
 }
 
-impl Far for FarFake {
+impl FarSource for FarFake {
     fn is_absent(&self, id: ChunkId) -> bool {
         self.absent == Some(id)
     }
@@ -226,23 +226,23 @@ impl Far for FarFake {
 async fn what_the_source_lacks_comes_from_afar_and_holds_no_decoder() {
     for is_at_hand in [false, true] {
         let (source, far) = (Fake::new(), Fake::new());
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let (near, away) = (source.put_chunk(content(5000, 1)), far.put_chunk(content(5000, 2)));
         let known_absent = far.put_chunk(content(5000, 3));
         let nowhere = ChunkId::of(b"nowhere");
         let far = Arc::new(FarFake { has: far, absent: Some(known_absent), fetched: AtomicUsize::new(0) });
-        let pool = pool(&source, PoolOptions { threads: 1, far: Some(far.clone()), ..options() });
+        let cache = cache(&source, ChunkCacheOptions { threads: 1, far: Some(far.clone()), ..options() });
         let mut context = Context::from_waker(Waker::noop());
-        let mut waiting = pin!(chunk(&pool, nowhere));
+        let mut waiting = pin!(chunk(&cache, nowhere));
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         for id in [near, away, known_absent, away] {
-            assert_eq!(chunk(&pool, id).await.unwrap().bytes().len(), 5000);
+            assert_eq!(chunk(&cache, id).await.unwrap().bytes().len(), 5000);
         }
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         let asked = source.asked();
         assert!(asked.len() == 3 && [nowhere, near, away].iter().all(|id| asked.contains(id)), "{asked:?}");
         assert_eq!(far.fetched.load(Ordering::Relaxed), 3);
-        let statistics = pool.statistics();
+        let statistics = cache.statistics();
         assert_eq!((statistics.local_bytes, statistics.upstream_bytes), (5000, 10_000));
     }
 }

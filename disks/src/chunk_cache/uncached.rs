@@ -8,10 +8,10 @@ use chunkstore::format::manifest::chunk_source::ChunkSource;
 use chunkstore::{Error, Result};
 use tokio::sync::SemaphorePermit;
 
-use super::{Patience, Pool, failure};
+use super::{ChunkCache, Retry, failure};
 use crate::upstream::Urgency;
 
-impl Pool {
+impl ChunkCache {
     /// Waits until nobody else counts.
     pub(crate) async fn turn_to_count(&self) -> SemaphorePermit<'_> {
         self.counting.acquire().await.expect("it is never closed")
@@ -28,12 +28,12 @@ impl Pool {
     }
 
     /// Reads nodes without keeping them.
-    pub(crate) async fn nodes_aside(&self, ids: &[NodeId], patience: &mut Patience) -> Result<Vec<Node>> {
+    pub(crate) async fn nodes_uncached(&self, ids: &[NodeId], retry: &mut Retry) -> Result<Vec<Node>> {
         let read = loop {
             let (source, ids) = (Arc::clone(&self.source), ids.to_vec());
             let reading = self.runtime.spawn_blocking(move || read_all(&*source, &ids));
             match reading.await.unwrap_or(Err(Error::Interrupted)) {
-                Err(error) if failure::may_pass(&error) && patience.pause().await => {}
+                Err(error) if failure::is_transient(&error) && retry.pause().await => {}
                 read => break read?,
             }
         };

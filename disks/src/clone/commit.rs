@@ -19,10 +19,10 @@ use chunkstore::{Error, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::disk::{CloneDisk, Shared};
 use super::frozen_disk::FrozenDisk;
 use super::layer::{self, Layer};
-use super::layer_stack::{Base, Bounded, View};
+use super::layer_stack::{Base, BoundedLayer, LayerStack};
+use super::open_clone::{CloneDisk, OpenClone};
 use super::publisher::Publisher;
 use super::{hold_reason, metadata, replaced, store_dir};
 use crate::snapshot::SnapshotDisk;
@@ -69,7 +69,7 @@ impl CloneDisk {
     }
 }
 
-impl Shared {
+impl OpenClone {
     pub(super) fn commit(
         &self,
         publisher: &dyn Publisher,
@@ -78,7 +78,7 @@ impl Shared {
     ) -> Result<Committed> {
         let _one = match self.committing.try_lock() {
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::busy(format!("clone {}", self.record().name), "another commit"));
+                return Err(Error::busy(format!("clone {}", self.metadata().name), "another commit"));
             }
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Ok(one) => one,
@@ -110,7 +110,7 @@ impl Shared {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", aside, error)),
             _ => {}
         }
-        let named = self.record().numbers();
+        let named = self.metadata().numbers();
         let mut let_go = layer::unnamed(&self.dir, &named)?;
         // Now, because a commit may use their numbers.
         for number in let_go.split_off(&named[0]) {
@@ -124,81 +124,81 @@ impl Shared {
 
     /// Makes sure that the clone's snapshot is there still, and stays: what was written is ingested as a change of it.
     fn hold_base(&self, publisher: &dyn Publisher) -> Result<SnapshotName> {
-        let record = self.record().clone();
-        let held = publisher.hold(&record.snapshot, &hold_reason(&record.name))?;
-        if held.entry_id() == record.entry { Ok(record.snapshot) } else { Err(replaced(&record)) }
+        let metadata = self.metadata().clone();
+        let held = publisher.hold(&metadata.snapshot, &hold_reason(&metadata.name))?;
+        if held.entry_id() == metadata.entry { Ok(metadata.snapshot) } else { Err(replaced(&metadata)) }
     }
 
     /// Releases what an earlier commit left held.
     pub(super) fn settle(&self, publisher: &dyn Publisher) -> Result<()> {
         let (name, releases) = {
-            let record = self.record();
-            (record.name.clone(), record.to_release())
+            let metadata = self.metadata();
+            (metadata.name.clone(), metadata.to_release())
         };
         release_all(publisher, &name, &releases)?;
         // Permanent with the next change: releasing twice does no harm.
-        self.record().releases.clear();
+        self.metadata().releases.clear();
         Ok(())
     }
 
     /// Puts a new layer on top, so that those below do not change any more. A top without blocks stays.
     fn freeze(&self, name: &SnapshotName) -> Result<Frozen> {
-        self.view().layers.iter().try_for_each(|bounded| bounded.layer.check())?;
-        let number = self.record().next_layer();
+        self.stack().layers.iter().try_for_each(|bounded| bounded.layer.check())?;
+        let number = self.metadata().next_layer();
         let new = Arc::new(Layer::create(&*self.files, &self.dir, number)?);
-        let passed = self.pool.runtime().block_on(self.gate.pass_alone());
-        let is_written = !self.view().top().is_empty();
+        let guard = self.cache.runtime().block_on(self.range_lock.lock_all());
+        let is_written = !self.stack().top().is_empty();
         let size_bytes = self.size_bytes();
         let changed = self.change(
-            |record| {
+            |metadata| {
                 // It will be held before it is the clone's.
-                record.releases.push(name.clone());
+                metadata.releases.push(name.clone());
                 if is_written {
-                    record.add_layer(size_bytes);
+                    metadata.add_layer(size_bytes);
                 }
             },
-            |view| {
+            |stack| {
                 if is_written {
-                    view.layers.push(Bounded { layer: new, bytes_max: u64::MAX });
+                    stack.layers.push(BoundedLayer { layer: new, bytes_max: u64::MAX });
                 }
             },
         );
-        let below = self.view().below();
-        drop(passed);
-        // If nobody knows whether the record was stored, the top was given up, and the new layer may be named.
-        let may_be_named = is_written && (changed.is_ok() || self.view().top().check().is_err());
+        let below = self.stack().below();
+        drop(guard);
+        // If nobody knows whether the metadata was stored, the top was given up, and the new layer may be named.
+        let may_be_named = is_written && (changed.is_ok() || self.stack().top().check().is_err());
         if !may_be_named {
             layer::remove(&*self.files, &self.dir, number);
         }
         changed?;
         let layers = below.layers.iter().map(|bounded| Arc::clone(&bounded.layer)).collect();
-        let shown = format!("clone {}", self.record().name);
-        Ok(Frozen { disk: FrozenDisk::new(&shown, below, size_bytes, self.pool.runtime()), layers })
+        let shown = format!("clone {}", self.metadata().name);
+        Ok(Frozen { disk: FrozenDisk::new(&shown, below, size_bytes, self.cache.runtime()), layers })
     }
 
     /// Puts the layers above the frozen ones on the new snapshot.
     fn rebase(&self, frozen: &Frozen, snapshot: &Snapshot, publisher: &dyn Publisher) -> Result<()> {
-        let (name, root) = (self.record().name.clone(), snapshot.entry().root);
+        let (name, root) = (self.metadata().name.clone(), snapshot.entry().root);
         let lease = root.map(|root| Lease::take(store_dir(&self.dir), &[root])).transpose()?;
         // It fails if the snapshot was removed before the lease was taken.
         publisher.hold(&snapshot.name(), &hold_reason(&name))?;
-        let disk = Arc::new(SnapshotDisk::new(&self.pool, snapshot));
+        let disk = Arc::new(SnapshotDisk::new(&self.cache, snapshot));
         let lease = lease.map(Arc::new);
         let is_frozen = |number| frozen.layers.iter().any(|layer| layer.number() == number);
         self.change(
-            |record| {
-                let old = record.snapshot.clone();
+            |metadata| {
+                let old = metadata.snapshot.clone();
                 // What the disk was shortened to meanwhile.
-                let last = record.layers.iter().rfind(|layer| is_frozen(layer.number));
-                let bytes_max = last.map_or(Some(record.base_bytes_max), |layer| layer.bytes_max);
+                let last = metadata.layers.iter().rfind(|layer| is_frozen(layer.number));
+                let bytes_max = last.map_or(Some(metadata.base_bytes_max), |layer| layer.bytes_max);
                 let bytes_max = bytes_max.unwrap_or(u64::MAX).min(snapshot.entry().virtual_bytes);
-                record.layers.retain(|layer| !is_frozen(layer.number));
-                record.rebase(snapshot, bytes_max);
-                record.releases = vec![old];
+                metadata.layers.retain(|layer| !is_frozen(layer.number));
+                metadata.rebase(snapshot, bytes_max);
+                metadata.releases = vec![old];
             },
-            |view: &mut View| {
-                view.layers.retain(|bounded| !is_frozen(bounded.layer.number()));
-                view.base = Base { disk, bytes_max: 0, _lease: lease };
+            |stack: &mut LayerStack| {
+                stack.layers.retain(|bounded| !is_frozen(bounded.layer.number()));
+                stack.base = Base { disk, bytes_max: 0, _lease: lease };
             },
         )?;
         if let Err(error) = self.settle(publisher) {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use chunkstore::Result;
 
 use super::BLOCK_BYTES;
-use super::disk::CloneDisk;
 use super::files::HostFiles;
+use super::open_clone::CloneDisk;
 use super::power_cut::{Disk, Possible};
 use super::power_cut_tests::{content, names_in, scratch, try_content};
 use super::recording::Recording;
-use super::testing::{Site, init, noise, runtime};
-use super::{Clones, metadata::Record};
+use super::test_store::{TestStore, init, noise, runtime};
+use super::{Clones, metadata::CloneMetadata};
 use crate::errno::{Of, errno};
 
 const SIZE: usize = 8 * BLOCK_BYTES as usize + 700;
@@ -62,7 +62,7 @@ const ACTS: [Act; 24] = [
 
 /// A clone under faults.
 struct Trial<'a> {
-    site: &'a Site,
+    site: &'a TestStore,
     recording: &'a Recording,
     disk: Option<CloneDisk>,
     now: Vec<u8>,
@@ -119,7 +119,7 @@ impl Trial<'_> {
         let found = content(self.site, self.disk());
         assert_eq!(self.possible.unlike(&found), None, "{}", self.place);
         self.now = found;
-        let own = Record::read(&self.site.clone_dir()).unwrap().snapshot;
+        let own = CloneMetadata::read(&self.site.clone_dir()).unwrap().snapshot;
         self.base = self.site.content(&self.site.store().catalog().read(&own).unwrap());
         self.act(Act::Sync).unwrap();
     }
@@ -211,7 +211,7 @@ impl Trial<'_> {
         fs::create_dir(other.path().join("clones")).unwrap();
         left.write_to(other.path());
         let clones = Clones { files: Arc::new(HostFiles), ..Clones::new(other.path()) };
-        let disk = clones.open("c", &self.site.pool(), &self.site.names());
+        let disk = clones.open("c", &self.site.cache(), &self.site.names());
         let disk = disk.unwrap_or_else(|error| panic!("{}, {what}: {error}", self.place));
         assert!(content(self.site, &disk) == self.now, "{}: {what}, and yet a power cut loses it", self.place);
     }
@@ -234,7 +234,7 @@ fn whatever_call_fails_the_error_is_told_and_nothing_is_lost() {
         init(dir.path(), &first);
         let recording = Recording::of(dir.path());
         let files = Arc::new(recording.clone());
-        let site = Site::open_store(dir, Arc::clone(&runtime), None, files).unwrap();
+        let site = TestStore::open_store(dir, Arc::clone(&runtime), None, files).unwrap();
         let mut seconds = 0;
         for call in 1.. {
             let at = recording.calls() + call;

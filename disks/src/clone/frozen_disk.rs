@@ -7,20 +7,20 @@ use chunkstore::Result;
 use chunkstore::source::{ChangedRanges, DiskSource};
 use tokio::runtime::Handle;
 
-use super::layer_stack::View;
+use super::layer_stack::LayerStack;
 
 /// The layers below the one that is written, over the clone's snapshot. They do not change any more.
 #[derive(Clone)]
 pub struct FrozenDisk {
     name: Arc<str>,
-    view: Arc<View>,
+    stack: Arc<LayerStack>,
     size_bytes: u64,
     runtime: Handle,
 }
 
 impl FrozenDisk {
-    pub(super) fn new(name: &str, view: View, size_bytes: u64, runtime: &Handle) -> Self {
-        Self { name: name.into(), view: Arc::new(view), size_bytes, runtime: runtime.clone() }
+    pub(super) fn new(name: &str, stack: LayerStack, size_bytes: u64, runtime: &Handle) -> Self {
+        Self { name: name.into(), stack: Arc::new(stack), size_bytes, runtime: runtime.clone() }
     }
 
     /// Bytes of the blocks that may differ from the clone's snapshot.
@@ -37,8 +37,8 @@ impl FrozenDisk {
 impl ChangedRanges for FrozenDisk {
     /// Where it may differ from the clone's snapshot, but for what was not written beyond the snapshot's end: zeros.
     fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let written = self.view.next_written(offset, self.size_bytes);
-        let base = &self.view.base;
+        let written = self.stack.next_written(offset, self.size_bytes);
+        let base = &self.stack.base;
         let cut_off = base.bytes_max.max(offset)..base.disk.size_bytes().min(self.size_bytes);
         let cut_off = Some(cut_off).filter(|range| !range.is_empty());
         Ok(written.into_iter().chain(cut_off).min_by_key(|range| range.start))
@@ -55,11 +55,11 @@ impl DiskSource for FrozenDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        self.runtime.block_on(self.view.next_data(offset, self.size_bytes))
+        self.runtime.block_on(self.stack.next_data(offset, self.size_bytes))
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.runtime.block_on(self.view.read(buf, offset))
+        self.runtime.block_on(self.stack.read(buf, offset))
     }
 
     fn finish(&self) -> Result<()> {

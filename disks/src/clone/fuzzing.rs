@@ -11,22 +11,22 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::files::LayerFile;
 use super::map::{Map, SECTOR_BLOCKS, SECTOR_BYTES};
-use super::metadata::{FILE, Record};
+use super::metadata::{CloneMetadata, FILE};
 use super::socket::{Answer, LINE_BYTES_MAX, Question, encode, hear, read_question, understand};
 use super::{layer, lifecycle, lock};
 
 /// A clone's `clone.json`.
 pub fn clone_record(file: &[u8]) -> bool {
     let path = Path::new(FILE);
-    let Ok(mut record) = Record::decode(path, file) else { return false };
-    assert!(record.size_bytes <= IMAGE_BYTES_MAX && record.base_bytes_max <= IMAGE_BYTES_MAX);
-    assert!(!record.numbers().contains(&record.next_layer()));
+    let Ok(mut metadata) = CloneMetadata::decode(path, file) else { return false };
+    assert!(metadata.size_bytes <= IMAGE_BYTES_MAX && metadata.base_bytes_max <= IMAGE_BYTES_MAX);
+    assert!(!metadata.numbers().contains(&metadata.next_layer()));
     // With all that may be in it and indented, it may be over the limit; then it is not written.
-    if let Ok(again) = record.encode() {
-        assert_eq!(Record::decode(path, &again).expect("it was just encoded"), record);
+    if let Ok(again) = metadata.encode() {
+        assert_eq!(CloneMetadata::decode(path, &again).expect("it was just encoded"), metadata);
     }
-    record.shorten(record.size_bytes / 2);
-    record.add_layer(record.size_bytes);
+    metadata.shorten(metadata.size_bytes / 2);
+    metadata.add_layer(metadata.size_bytes);
     true
 }
 

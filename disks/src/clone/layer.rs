@@ -50,7 +50,7 @@ impl Layer {
             created.map_err(|error| Error::io("creating", path, error))
         };
         let created = create(&data).and_then(|data| Ok([data, create(&map)?])).and_then(|created| {
-            // Before a record names them.
+            // Before any metadata names them.
             files.sync_dir(dir).map_err(|error| Error::io("syncing the directory", dir, error))?;
             Self::of_files(data.clone(), number, created).map_err(|error| Error::io("reading", &map, error))
         });

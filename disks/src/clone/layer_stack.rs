@@ -1,6 +1,6 @@
 //! What a clone's disk is made of at one moment: its layers, one on top of another, over a snapshot.
 //!
-//! A view does not change; a new layer or a new snapshot below makes another one, and whoever reads goes on with the one
+//! A stack does not change; a new layer or a new snapshot below makes another one, and whoever reads goes on with the one
 //! that it has. What lies beyond a layer's bound was cut off when the disk was once shorter, and reads as zeros.
 
 use std::ops::Range;
@@ -11,12 +11,12 @@ use chunkstore::catalog::lease::Lease;
 
 use super::BLOCK_BYTES;
 use super::layer::{Layer, blocks_of};
-use super::metadata::Record;
+use super::metadata::CloneMetadata;
 use crate::snapshot::SnapshotDisk;
 
 /// A layer and how far it counts.
 #[derive(Clone)]
-pub(super) struct Bounded {
+pub(super) struct BoundedLayer {
     pub(super) layer: Arc<Layer>,
     /// What it has from here on does not count. No layer counts further than one above it.
     pub(super) bytes_max: u64,
@@ -34,30 +34,30 @@ pub(super) struct Base {
 
 /// Layers over a snapshot.
 #[derive(Clone)]
-pub(super) struct View {
+pub(super) struct LayerStack {
     /// The lowest first.
-    pub(super) layers: Vec<Bounded>,
+    pub(super) layers: Vec<BoundedLayer>,
     pub(super) base: Base,
 }
 
 /// Who has a range of the disk.
 enum Owner<'a> {
-    Layer(&'a Bounded),
+    Layer(&'a BoundedLayer),
     Base,
 }
 
-impl View {
+impl LayerStack {
     /// The layer that is written.
     pub(super) fn top(&self) -> &Arc<Layer> {
         &self.layers.last().expect("a clone has a layer").layer
     }
 
-    /// Takes over the bounds of a record of the same layers.
-    pub(super) fn bound_by(&mut self, record: &Record) {
-        for (bounded, known) in self.layers.iter_mut().zip(&record.layers) {
+    /// Takes over the bounds of metadata that names the same layers.
+    pub(super) fn bound_by(&mut self, metadata: &CloneMetadata) {
+        for (bounded, known) in self.layers.iter_mut().zip(&metadata.layers) {
             bounded.bytes_max = known.bytes_max.unwrap_or(u64::MAX);
         }
-        self.base.bytes_max = record.base_bytes_max.min(self.base.disk.size_bytes());
+        self.base.bytes_max = metadata.base_bytes_max.min(self.base.disk.size_bytes());
     }
 
     /// What lies below the top.
@@ -95,7 +95,7 @@ impl View {
         Ok(Some(found))
     }
 
-    /// As [`View::next_data`], but the range may end where another begins.
+    /// As [`LayerStack::next_data`], but the range may end where another begins.
     async fn next_piece(&self, mut offset: u64, end: u64) -> Result<Option<Range<u64>>> {
         while offset < end {
             let (owner, owned_end) = self.owner(offset, end);

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use super::commit::release_all;
 use super::layer::{self, Layer};
 use super::lock::{self, CloneLock};
-use super::metadata::{LayerRecord, Record};
+use super::metadata::{CloneMetadata, LayerMetadata};
 use super::{CloneInfo, Clones, checked_name, hold_reason};
 
 const NEW_SUFFIX: &str = ".new";
@@ -38,14 +38,14 @@ impl Clones {
         if dir.exists() {
             return Err(Error::refused(format!("clone {name} exists already")));
         }
-        let record = Record::new(&name, &self.read_snapshot(snapshot)?, now);
+        let metadata = CloneMetadata::new(&name, &self.read_snapshot(snapshot)?, now);
         let aside = self.dir.join(format!(".{name}{NEW_SUFFIX}"));
         // From here on `tidy` finds what may be held.
         self.make_dir(&aside)?;
         Layer::create(&*self.files, &aside, 1)?;
-        record.store(&*self.files, &aside).map_err(|failed| failed.error)?;
+        metadata.store(&*self.files, &aside).map_err(|failed| failed.error)?;
         let held = publisher.hold(snapshot, &hold_reason(&name))?;
-        if held.entry_id() != record.entry {
+        if held.entry_id() != metadata.entry {
             return Err(Error::not_found(format!("snapshot {snapshot}, which was replaced just now,")));
         }
         self.files.rename(&aside, &dir).map_err(|error| Error::io("renaming", &aside, error))?;
@@ -84,19 +84,19 @@ impl Clones {
         let (publisher, name) = (self.publisher()?, self.known_name(name)?);
         let dir = self.dir_of(&name);
         let _lock = CloneLock::acquire(&dir)?;
-        let mut record = Record::read(&dir)?;
-        let snapshot = self.read_snapshot(&record.snapshot)?;
-        if snapshot.entry_id() != record.entry {
-            return Err(super::replaced(&record));
+        let mut metadata = CloneMetadata::read(&dir)?;
+        let snapshot = self.read_snapshot(&metadata.snapshot)?;
+        if snapshot.entry_id() != metadata.entry {
+            return Err(super::replaced(&metadata));
         }
-        release_all(publisher, &name, &record.to_release())?;
-        record.releases.clear();
-        let number = record.next_layer();
+        release_all(publisher, &name, &metadata.to_release())?;
+        metadata.releases.clear();
+        let number = metadata.next_layer();
         Layer::create(&*self.files, &dir, number)?;
-        record.layers = vec![LayerRecord::new(number)];
-        record.size_bytes = snapshot.entry().virtual_bytes;
-        record.base_bytes_max = record.size_bytes;
-        record.store(&*self.files, &dir).map_err(|failed| failed.error)?;
+        metadata.layers = vec![LayerMetadata::new(number)];
+        metadata.size_bytes = snapshot.entry().virtual_bytes;
+        metadata.base_bytes_max = metadata.size_bytes;
+        metadata.store(&*self.files, &dir).map_err(|failed| failed.error)?;
         for unnamed in layer::unnamed(&dir, &[number])? {
             layer::remove(&*self.files, &dir, unnamed);
         }
@@ -120,8 +120,8 @@ impl Clones {
     /// Releases what was held for a clone that is there no more, or not yet, and removes its files.
     fn clear(&self, name: &ImageName, dir: &Path) -> Result<()> {
         let publisher = self.publisher()?;
-        let held = match Record::read(dir) {
-            Ok(record) => [vec![record.snapshot], record.releases].concat(),
+        let held = match CloneMetadata::read(dir) {
+            Ok(metadata) => [vec![metadata.snapshot], metadata.releases].concat(),
             // It was never there: nothing was held before that.
             Err(Error::NotFound { .. }) => Vec::new(),
             Err(error) => {

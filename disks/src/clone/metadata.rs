@@ -20,7 +20,7 @@ use super::lifecycle;
 
 /// The file's name in a clone's directory.
 pub(super) const FILE: &str = "clone.json";
-/// What a record is written to before it is renamed.
+/// What metadata is written to before it is renamed.
 pub(super) const ASIDE: &str = "clone.json.tmp";
 const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
@@ -32,7 +32,7 @@ type Extra = BTreeMap<String, serde_json::Value>;
 
 /// What a clone consists of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Record {
+pub(super) struct CloneMetadata {
     version: u32,
     pub(super) name: ImageName,
     /// The snapshot below all layers.
@@ -48,7 +48,7 @@ pub(super) struct Record {
     /// The disk's size.
     pub(super) size_bytes: u64,
     /// The lowest first; the last one is written.
-    pub(super) layers: Vec<LayerRecord>,
+    pub(super) layers: Vec<LayerMetadata>,
     /// Other snapshots that may be held for this clone, because a commit did not come to its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "texts")]
     pub(super) releases: Vec<SnapshotName>,
@@ -59,7 +59,7 @@ pub(super) struct Record {
 
 /// A layer of a clone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct LayerRecord {
+pub(super) struct LayerMetadata {
     pub(super) number: u32,
     /// What it has from here on does not count; none for the one that is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,7 +75,7 @@ pub(super) struct NotStored {
     pub(super) is_unknown: bool,
 }
 
-impl Record {
+impl CloneMetadata {
     /// A new clone of a snapshot.
     pub(super) fn new(name: &ImageName, snapshot: &Snapshot, created: Timestamp) -> Self {
         let entry = snapshot.entry();
@@ -87,14 +87,14 @@ impl Record {
             root: entry.root.map(|root| root.to_string()),
             base_bytes_max: entry.virtual_bytes,
             size_bytes: entry.virtual_bytes,
-            layers: vec![LayerRecord::new(1)],
+            layers: vec![LayerMetadata::new(1)],
             releases: Vec::new(),
             created,
             extra: Extra::new(),
         }
     }
 
-    /// Reads the record in a clone's directory.
+    /// Reads the metadata in a clone's directory.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is none; [`Error::Damaged`]; [`Error::Refused`] if a newer version made it.
@@ -107,23 +107,23 @@ impl Record {
             }
             read => read.map_err(|error| Error::io("reading", &path, error))?,
         };
-        let record = Self::decode(&path, &bytes)?;
+        let metadata = Self::decode(&path, &bytes)?;
         // A copy would release what the other clone holds.
         let own = dir.file_name().unwrap_or_default().to_string_lossy();
-        if lifecycle::begun(&own).or_else(|| own.parse().ok()).as_ref() == Some(&record.name) {
-            Ok(record)
+        if lifecycle::begun(&own).or_else(|| own.parse().ok()).as_ref() == Some(&metadata.name) {
+            Ok(metadata)
         } else {
-            Err(Error::damaged(path.display().to_string(), format!("it is that of clone {}", record.name)))
+            Err(Error::damaged(path.display().to_string(), format!("it is that of clone {}", metadata.name)))
         }
     }
 
-    /// Reads the record in a file of this path.
+    /// Decodes the metadata in a file of this path.
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let damaged = |detail: String| Error::damaged(path.display().to_string(), detail);
         check_version(path, bytes)?;
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-        record.check().and_then(|()| check_len(bytes)).map_err(|detail| damaged(detail.to_owned()))?;
-        Ok(record)
+        let metadata: Self = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        metadata.check().and_then(|()| check_len(bytes)).map_err(|detail| damaged(detail.to_owned()))?;
+        Ok(metadata)
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -142,7 +142,7 @@ impl Record {
         }
     }
 
-    /// Replaces the record, durably: written aside and synced, which makes the bytes permanent, then renamed, then the
+    /// Replaces the metadata, durably: written aside and synced, which makes the bytes permanent, then renamed, then the
     /// directory synced, which makes the name permanent.
     pub(super) fn store(&self, files: &dyn Files, dir: &Path) -> Result<(), NotStored> {
         let encoding = self.encode().map_err(|what| NotStored {
@@ -158,7 +158,7 @@ impl Record {
             files.rename(&aside, &dir.join(FILE)).map_err(failed("renaming", false))
         });
         if written.is_err() {
-            // Only to give the room back: what is left is replaced by the next record, or removed when the clone is opened.
+            // Only to give the room back: what is left is replaced by the next metadata, or removed when the clone is opened.
             let _ = files.remove(&aside);
         }
         written?;
@@ -198,7 +198,7 @@ impl Record {
         self.size_bytes = size_bytes;
         let number = self.next_layer();
         self.layers.last_mut().expect("a clone has a layer").bytes_max = Some(size_bytes);
-        self.layers.push(LayerRecord::new(number));
+        self.layers.push(LayerMetadata::new(number));
     }
 
     /// The number of the next layer.
@@ -217,7 +217,7 @@ impl Record {
     }
 }
 
-impl LayerRecord {
+impl LayerMetadata {
     pub(super) fn new(number: u32) -> Self {
         Self { number, bytes_max: None, extra: Extra::new() }
     }

@@ -5,7 +5,6 @@
 //! time; others ask it for commits through a socket.
 
 mod commit;
-mod disk;
 #[cfg(test)]
 mod fault_tests;
 mod files;
@@ -17,6 +16,7 @@ mod lifecycle;
 mod lock;
 mod map;
 mod metadata;
+mod open_clone;
 #[cfg(test)]
 mod power_cut;
 #[cfg(test)]
@@ -27,7 +27,7 @@ mod range_lock;
 mod recording;
 mod socket;
 #[cfg(test)]
-mod testing;
+mod test_store;
 #[cfg(test)]
 mod tests;
 
@@ -43,17 +43,17 @@ use chunkstore::{Error, Result};
 use jiff::Timestamp;
 
 pub use self::commit::{CommitOptions, Committed};
-pub use self::disk::CloneDisk;
-use self::disk::Shared;
 use self::files::{Files, HostFiles};
 pub use self::frozen_disk::FrozenDisk;
 use self::layer::Layer;
-use self::layer_stack::{Base, Bounded, View};
+use self::layer_stack::{Base, BoundedLayer, LayerStack};
 use self::lock::CloneLock;
-use self::metadata::Record;
+use self::metadata::CloneMetadata;
+pub use self::open_clone::CloneDisk;
+use self::open_clone::OpenClone;
 pub use self::publisher::Publisher;
 use self::socket::Listening;
-use crate::chunk_cache::Pool;
+use crate::chunk_cache::ChunkCache;
 use crate::names::Names;
 use crate::snapshot::SnapshotDisk;
 
@@ -129,18 +129,18 @@ impl Clones {
     /// [`Error::NotFound`]; [`Error::Damaged`].
     pub fn info(&self, name: &str) -> Result<CloneInfo> {
         let dir = self.dir_of(&self.known_name(name)?);
-        let record = Record::read(&dir)?;
+        let metadata = CloneMetadata::read(&dir)?;
         let mut written_bytes = 0;
-        for number in record.numbers() {
+        for number in metadata.numbers() {
             written_bytes += layer::stored_bytes(&dir, number)?;
         }
         Ok(CloneInfo {
             open_by: lock::open_by(&dir),
-            name: record.name,
-            snapshot: record.snapshot,
-            size_bytes: record.size_bytes,
+            name: metadata.name,
+            snapshot: metadata.snapshot,
+            size_bytes: metadata.size_bytes,
             written_bytes,
-            created: record.created,
+            created: metadata.created,
             modified: modified(&dir),
         })
     }
@@ -150,32 +150,32 @@ impl Clones {
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if another process has it open, or this one; [`Error::Damaged`].
-    pub fn open(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
-        let shared = self.open_alone(name, pool, names)?;
+    pub fn open(&self, name: &str, cache: &Arc<ChunkCache>, names: &dyn Names) -> Result<CloneDisk> {
+        let shared = self.open_alone(name, cache, names)?;
         shared.remove_left_over()?;
         self.listen(shared)
     }
 
     /// Opens a clone, and leaves it to who opens it next to free what commits let go of.
-    fn open_for_commit(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<CloneDisk> {
-        self.listen(self.open_alone(name, pool, names)?)
+    fn open_for_commit(&self, name: &str, cache: &Arc<ChunkCache>, names: &dyn Names) -> Result<CloneDisk> {
+        self.listen(self.open_alone(name, cache, names)?)
     }
 
-    fn open_alone(&self, name: &str, pool: &Arc<Pool>, names: &dyn Names) -> Result<Arc<Shared>> {
+    fn open_alone(&self, name: &str, cache: &Arc<ChunkCache>, names: &dyn Names) -> Result<Arc<OpenClone>> {
         let dir = self.dir_of(&self.known_name(name)?);
         let lock = CloneLock::acquire(&dir)?;
         // Who made or changed it may have been killed before these names were permanent.
         self.sync_dir(&self.dir)?;
         self.sync_dir(&dir)?;
-        let record = Record::read(&dir)?;
-        let view = open_view(&*self.files, &dir, &record, pool, names)?;
+        let metadata = CloneMetadata::read(&dir)?;
+        let stack = open_stack(&*self.files, &dir, &metadata, cache, names)?;
         // What a shortening that was cut short has left, and what was written beyond a size that was not synced.
-        view.top().cut(record.size_bytes)?;
-        view.top().sync()?;
-        Ok(Arc::new(Shared::new(&dir, &self.files, lock, pool, record, view)))
+        stack.top().cut(metadata.size_bytes)?;
+        stack.top().sync()?;
+        Ok(Arc::new(OpenClone::new(&dir, &self.files, lock, cache, metadata, stack)))
     }
 
-    fn listen(&self, shared: Arc<Shared>) -> Result<CloneDisk> {
+    fn listen(&self, shared: Arc<OpenClone>) -> Result<CloneDisk> {
         let listening = self.publisher.as_ref().map(|publisher| Listening::start(&shared, publisher)).transpose()?;
         Ok(CloneDisk { _listening: listening, shared })
     }
@@ -187,12 +187,12 @@ impl Clones {
     pub fn commit(
         &self,
         name: &str,
-        pool: &Arc<Pool>,
+        cache: &Arc<ChunkCache>,
         names: &dyn Names,
         options: &CommitOptions,
         progress: &Progress,
     ) -> Result<Committed> {
-        match self.open_for_commit(name, pool, names) {
+        match self.open_for_commit(name, cache, names) {
             Ok(disk) => disk.commit(self.publisher()?, options, progress),
             Err(busy @ Error::Busy { .. }) => {
                 let asked = socket::ask(&self.dir_of(&self.known_name(name)?), options, progress)?;
@@ -217,24 +217,30 @@ impl Clones {
     }
 }
 
-fn open_view(files: &dyn Files, dir: &Path, record: &Record, pool: &Arc<Pool>, names: &dyn Names) -> Result<View> {
-    let opened = names.open(&record.snapshot)?;
-    if opened.snapshot.entry_id() != record.entry {
-        return Err(replaced(record));
+fn open_stack(
+    files: &dyn Files,
+    dir: &Path,
+    metadata: &CloneMetadata,
+    cache: &Arc<ChunkCache>,
+    names: &dyn Names,
+) -> Result<LayerStack> {
+    let opened = names.open(&metadata.snapshot)?;
+    if opened.snapshot.entry_id() != metadata.entry {
+        return Err(replaced(metadata));
     }
     let lease = opened.lease.map(Arc::new);
-    let base = Base { disk: Arc::new(SnapshotDisk::new(pool, &opened.snapshot)), bytes_max: 0, _lease: lease };
-    let layers = record.numbers().into_iter().map(|number| {
+    let base = Base { disk: Arc::new(SnapshotDisk::new(cache, &opened.snapshot)), bytes_max: 0, _lease: lease };
+    let layers = metadata.numbers().into_iter().map(|number| {
         let layer = Arc::new(Layer::open(files, dir, number)?);
-        Ok(Bounded { layer, bytes_max: 0 })
+        Ok(BoundedLayer { layer, bytes_max: 0 })
     });
-    let mut view = View { layers: layers.collect::<Result<_>>()?, base };
-    view.bound_by(record);
-    Ok(view)
+    let mut stack = LayerStack { layers: layers.collect::<Result<_>>()?, base };
+    stack.bound_by(metadata);
+    Ok(stack)
 }
 
-fn replaced(record: &Record) -> Error {
-    let Record { name, snapshot, .. } = record;
+fn replaced(metadata: &CloneMetadata) -> Error {
+    let CloneMetadata { name, snapshot, .. } = metadata;
     Error::refused(format!("clone {name} is of another snapshot {snapshot} than the one that has this name now"))
 }
 

@@ -14,12 +14,12 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::BLOCK_BYTES;
-use super::disk::CloneDisk;
 use super::files::HostFiles;
-use super::metadata::{self, Record};
+use super::metadata::{self, CloneMetadata};
+use super::open_clone::CloneDisk;
 use super::power_cut::{Disk, Left, Possible};
 use super::recording::{Op, RecordedStorage, Recording};
-use super::testing::{Rng, Site, base, init, noise, runtime};
+use super::test_store::{Rng, TestStore, base, init, noise, runtime};
 
 const BLOCKS: u64 = 12;
 const SIZE: usize = (BLOCKS * BLOCK_BYTES) as usize + 1234;
@@ -47,7 +47,7 @@ struct Expected {
 
 /// A clone that is used, and what it must be.
 struct Workload {
-    site: Site,
+    site: TestStore,
     recording: Recording,
     disk: Option<CloneDisk>,
     now: Vec<u8>,
@@ -68,7 +68,7 @@ impl Workload {
         let recording = Recording::of(dir.path());
         let storage = RecordedStorage { recording: recording.clone(), dir: LocalDir::new(dir.path()) };
         let files = Arc::new(recording.clone());
-        let site = Site::open_store(dir, Arc::clone(runtime), Some(Arc::new(storage)), files).unwrap();
+        let site = TestStore::open_store(dir, Arc::clone(runtime), Some(Arc::new(storage)), files).unwrap();
         let first = Arc::new(image.clone());
         let snapshots = BTreeMap::from([(base().to_string(), (Arc::clone(&first), true))]);
         let expected = Expected { doing: String::new(), disks: Vec::new(), may_be_absent: true, snapshots };
@@ -207,7 +207,7 @@ impl Workload {
         self.open();
         self.now = content(&self.site, self.disk());
         assert_eq!(self.expected.disks[0].unlike(&self.now), None, "after a kill");
-        let own = Record::read(&self.site.clone_dir()).unwrap().snapshot.to_string();
+        let own = CloneMetadata::read(&self.site.clone_dir()).unwrap().snapshot.to_string();
         self.base = Arc::clone(&self.expected.snapshots[&own].0);
         self.site.runtime.block_on(self.disk().sync()).unwrap();
         self.settle("synced after a kill");
@@ -232,7 +232,7 @@ impl Workload {
 }
 
 fn commit_name(seconds: i64) -> String {
-    format!("web01@{}", super::testing::commit_options(seconds).time)
+    format!("web01@{}", super::test_store::commit_options(seconds).time)
 }
 
 /// In memory, where there is such a place: thousands of stores are made.
@@ -240,8 +240,8 @@ pub(super) fn scratch() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// Fails unless soon the clone's directory has what its record names, and no more.
-pub(super) fn assert_nothing_is_left(site: &Site, place: &str) {
+/// Fails unless soon the clone's directory has what its metadata names, and no more.
+pub(super) fn assert_nothing_is_left(site: &TestStore, place: &str) {
     let until = Instant::now() + Duration::from_secs(20);
     let named = site.clones.numbers("c").into_iter().flat_map(|n| [format!("{n}.data"), format!("{n}.map")]);
     let named: BTreeSet<String> = named.chain([metadata::FILE, "lock", "socket"].map(String::from)).collect();
@@ -255,11 +255,11 @@ pub(super) fn names_in(dir: &std::path::Path) -> BTreeSet<String> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-pub(super) fn content(site: &Site, disk: &CloneDisk) -> Vec<u8> {
+pub(super) fn content(site: &TestStore, disk: &CloneDisk) -> Vec<u8> {
     try_content(site, disk).unwrap()
 }
 
-pub(super) fn try_content(site: &Site, disk: &CloneDisk) -> Result<Vec<u8>> {
+pub(super) fn try_content(site: &TestStore, disk: &CloneDisk) -> Result<Vec<u8>> {
     let mut bytes = vec![0; disk.size_bytes() as usize];
     site.runtime.block_on(disk.read(&mut bytes, 0)).map(|()| bytes)
 }
@@ -267,7 +267,7 @@ pub(super) fn try_content(site: &Site, disk: &CloneDisk) -> Result<Vec<u8>> {
 /// A store that a power cut left, and from what it was made. Opening one takes longer than all else.
 struct Remains {
     store: u64,
-    site: Site,
+    site: TestStore,
 }
 
 impl Remains {
@@ -279,7 +279,7 @@ impl Remains {
             let dir = scratch();
             left.write_to(dir.path());
             fs::create_dir(dir.path().join("leases")).unwrap();
-            let site = Site::open_store(dir, Arc::clone(runtime), None, Arc::new(HostFiles));
+            let site = TestStore::open_store(dir, Arc::clone(runtime), None, Arc::new(HostFiles));
             Self { store, site: site.unwrap_or_else(|error| panic!("{place}: {error}")) }
         });
         let dir = remains.site.dir();
@@ -319,7 +319,7 @@ fn check(remains: Remains, expected: &Expected, goes_on: bool, place: &str) -> O
 }
 
 /// Fails unless all snapshots that were acknowledged are there, and whatever is there is right.
-fn check_snapshots(site: &Site, expected: &Expected, place: &str) {
+fn check_snapshots(site: &TestStore, expected: &Expected, place: &str) {
     let mut missing: BTreeSet<&String> =
         expected.snapshots.iter().filter(|(_, (_, is_acknowledged))| *is_acknowledged).map(|(name, _)| name).collect();
     for listed in site.store().catalog().list(None).unwrap() {
@@ -335,17 +335,17 @@ fn check_snapshots(site: &Site, expected: &Expected, place: &str) {
     assert!(missing.is_empty(), "{place}: lost {missing:?}");
 }
 
-fn collect(site: &Site, place: &str) -> GcReport {
+fn collect(site: &TestStore, place: &str) -> GcReport {
     gc::collect(site.store(), false, 1, &Progress::default()).unwrap_or_else(|error| panic!("{place}: gc: {error}"))
 }
 
-fn check_clone(site: &Site, expected: &Expected, goes_on: bool, place: &str) {
+fn check_clone(site: &TestStore, expected: &Expected, goes_on: bool, place: &str) {
     let disk = site.try_open("c").unwrap_or_else(|error| panic!("{place}: {error}"));
     let mut found = content(site, &disk);
     let unlike: Vec<_> = expected.disks.iter().map_while(|possible| possible.unlike(&found)).collect();
     assert!(unlike.len() < expected.disks.len(), "{place}: {unlike:?}");
     assert_nothing_is_left(site, place);
-    let own = Record::read(&site.clone_dir()).unwrap().snapshot.to_string();
+    let own = CloneMetadata::read(&site.clone_dir()).unwrap().snapshot.to_string();
     assert!(site.held().contains(&own), "{place}: nobody holds {own}");
     if goes_on {
         site.runtime.block_on(disk.write(b"afterwards", 4000)).unwrap();

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 /// Lets changes pass that do not meet.
 #[derive(Default)]
-pub(super) struct Gate {
+pub(super) struct RangeLock {
     queue: Mutex<Queue>,
     freed: Notify,
 }
@@ -24,35 +24,35 @@ struct Queue {
 
 /// Leave to change some blocks, until it is dropped.
 #[must_use]
-pub(super) struct Passed<'a> {
-    gate: &'a Gate,
+pub(super) struct RangeGuard<'a> {
+    range_lock: &'a RangeLock,
     ticket: u64,
 }
 
-impl Gate {
+impl RangeLock {
     /// Waits until nobody who came before changes any of these blocks.
-    pub(super) async fn pass(&self, blocks: Range<u64>) -> Passed<'_> {
-        let passed = self.enter(blocks);
+    pub(super) async fn lock(&self, blocks: Range<u64>) -> RangeGuard<'_> {
+        let guard = self.enter(blocks);
         loop {
             let freed = self.freed.notified();
-            if self.queue().may_pass(passed.ticket) {
-                return passed;
+            if self.queue().may_lock(guard.ticket) {
+                return guard;
             }
             freed.await;
         }
     }
 
     /// Waits until nobody changes anything.
-    pub(super) async fn pass_alone(&self) -> Passed<'_> {
-        self.pass(0..u64::MAX).await
+    pub(super) async fn lock_all(&self) -> RangeGuard<'_> {
+        self.lock(0..u64::MAX).await
     }
 
-    fn enter(&self, blocks: Range<u64>) -> Passed<'_> {
+    fn enter(&self, blocks: Range<u64>) -> RangeGuard<'_> {
         let mut queue = self.queue();
         let ticket = queue.next;
         queue.next += 1;
         queue.entries.push((ticket, blocks));
-        Passed { gate: self, ticket }
+        RangeGuard { range_lock: self, ticket }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -61,7 +61,7 @@ impl Gate {
 }
 
 impl Queue {
-    fn may_pass(&self, ticket: u64) -> bool {
+    fn may_lock(&self, ticket: u64) -> bool {
         let at = self.position(ticket);
         let wanted = &self.entries[at].1;
         self.entries[..at].iter().all(|(_, before)| before.end <= wanted.start || wanted.end <= before.start)
@@ -72,13 +72,13 @@ impl Queue {
     }
 }
 
-impl Drop for Passed<'_> {
+impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
-        let mut queue = self.gate.queue();
+        let mut queue = self.range_lock.queue();
         let at = queue.position(self.ticket);
         queue.entries.remove(at);
         drop(queue);
-        self.gate.freed.notify_waiters();
+        self.range_lock.freed.notify_waiters();
     }
 }
 
@@ -90,38 +90,38 @@ mod tests {
 
     use super::*;
 
-    fn poll<'a>(waiting: Pin<&mut impl Future<Output = Passed<'a>>>) -> Option<Passed<'a>> {
+    fn poll<'a>(waiting: Pin<&mut impl Future<Output = RangeGuard<'a>>>) -> Option<RangeGuard<'a>> {
         match waiting.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(passed) => Some(passed),
+            Poll::Ready(guard) => Some(guard),
             Poll::Pending => None,
         }
     }
 
     #[test]
     fn who_meets_waits_and_others_pass() {
-        let gate = Gate::default();
-        let first = poll(pin!(gate.pass(0..4))).unwrap();
-        let mut second = pin!(gate.pass(3..5));
+        let range_lock = RangeLock::default();
+        let first = poll(pin!(range_lock.lock(0..4))).unwrap();
+        let mut second = pin!(range_lock.lock(3..5));
         assert!(poll(second.as_mut()).is_none());
-        let beside = poll(pin!(gate.pass(5..6))).unwrap();
+        let beside = poll(pin!(range_lock.lock(5..6))).unwrap();
         drop(first);
         let second = poll(second).unwrap();
         drop((second, beside));
-        assert!(gate.queue().entries.is_empty());
+        assert!(range_lock.queue().entries.is_empty());
     }
 
     #[test]
     fn nobody_overtakes_who_waits_for_all_and_who_gives_up_is_forgotten() {
-        let gate = Gate::default();
-        let writing = poll(pin!(gate.pass(0..1))).unwrap();
-        let mut late = pin!(gate.pass(7..8));
+        let range_lock = RangeLock::default();
+        let writing = poll(pin!(range_lock.lock(0..1))).unwrap();
+        let mut late = pin!(range_lock.lock(7..8));
         {
-            let mut alone = Box::pin(gate.pass_alone());
+            let mut alone = Box::pin(range_lock.lock_all());
             assert!(poll(alone.as_mut()).is_none());
             assert!(poll(late.as_mut()).is_none());
         }
         assert!(poll(late).is_some());
         drop(writing);
-        assert!(poll(pin!(gate.pass_alone())).is_some());
+        assert!(poll(pin!(range_lock.lock_all())).is_some());
     }
 }

@@ -41,7 +41,7 @@ pub(super) enum Op {
     Mark(usize),
 }
 
-/// Records changes below a directory. Clones of it share the record.
+/// Records changes below a directory. Clones of it share the recording.
 #[derive(Clone)]
 pub(super) struct Recording {
     root: Arc<Path>,

@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::commit::{CommitOptions, Committed};
-use super::disk::Shared;
+use super::open_clone::OpenClone;
 use super::publisher::Publisher;
 
 const FILE: &str = "socket";
@@ -70,14 +70,14 @@ impl Listening {
     ///
     /// # Errors
     /// If the socket can't be made.
-    pub(super) fn start(shared: &Arc<Shared>, publisher: &Arc<dyn Publisher>) -> Result<Self> {
+    pub(super) fn start(shared: &Arc<OpenClone>, publisher: &Arc<dyn Publisher>) -> Result<Self> {
         let path = shared.dir.join(FILE);
         // Left by a process that was killed: this one has the lock.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("removing", &path, error)),
             _ => {}
         }
-        let runtime = shared.pool.runtime();
+        let runtime = shared.cache.runtime();
         let _inside = runtime.enter();
         let bound = short_path(&shared.dir).and_then(|(_open, short)| UnixListener::bind(short));
         let listener = bound.map_err(|error| Error::io("listening at", &path, error))?;
@@ -100,7 +100,7 @@ fn short_path(dir: &Path) -> io::Result<(File, PathBuf)> {
     Ok((open, path))
 }
 
-async fn accept(listener: UnixListener, shared: Weak<Shared>, publisher: Arc<dyn Publisher>) {
+async fn accept(listener: UnixListener, shared: Weak<OpenClone>, publisher: Arc<dyn Publisher>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(TELL_EVERY).await;
@@ -117,7 +117,7 @@ fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
-async fn serve(stream: UnixStream, shared: Weak<Shared>, publisher: Arc<dyn Publisher>) {
+async fn serve(stream: UnixStream, shared: Weak<OpenClone>, publisher: Arc<dyn Publisher>) {
     let (reading, mut writing) = stream.into_split();
     // Whoever went away needs no answer.
     let _ = match read_question(reading).await {
@@ -137,7 +137,7 @@ pub(super) async fn read_question(stream: impl AsyncRead + Unpin) -> Option<Resu
 
 async fn commit(
     writing: &mut OwnedWriteHalf,
-    shared: Weak<Shared>,
+    shared: Weak<OpenClone>,
     publisher: Arc<dyn Publisher>,
     options: CommitOptions,
 ) -> io::Result<()> {

@@ -5,7 +5,7 @@ use chunkstore::maintenance::gc;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::testing::{Point, Site, noise};
+use super::test_store::{Point, TestStore, noise};
 use super::*;
 
 const SIZE: u64 = 20 * BLOCK_BYTES + 1234;
@@ -17,7 +17,7 @@ fn image() -> Vec<u8> {
     image
 }
 
-fn content(site: &Site, disk: &CloneDisk) -> Vec<u8> {
+fn content(site: &TestStore, disk: &CloneDisk) -> Vec<u8> {
     let mut bytes = vec![0; disk.size_bytes() as usize];
     site.runtime.block_on(disk.read(&mut bytes, 0)).unwrap();
     bytes
@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Where the disk says that there is data, nothing is missing, and ranges do not meet.
-fn check_data(site: &Site, disk: &CloneDisk, model: &[u8]) {
+fn check_data(site: &TestStore, disk: &CloneDisk, model: &[u8]) {
     let (mut at, mut last) = (0, None);
     while let Some(data) = site.runtime.block_on(disk.next_data(at)).unwrap() {
         assert!(data.start >= at && data.end <= model.len() as u64 && last.is_none_or(|last| last < data.start));
@@ -62,7 +62,7 @@ proptest! {
 
     #[test]
     fn a_clone_is_a_vector(steps in prop::collection::vec(step(), 1..40)) {
-        let (site, mut model) = (Site::with_clone(&image()), image());
+        let (site, mut model) = (TestStore::with_clone(&image()), image());
         let mut disk = site.open();
         for (second, step) in (0..).zip(steps) {
             match step {
@@ -101,12 +101,12 @@ proptest! {
 
 #[test]
 fn a_short_read_or_an_unsynced_size_does_not_survive_and_does_no_harm() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     site.runtime.block_on(disk.write(&[7; 9000], SIZE + 100)).unwrap();
     assert_eq!(disk.size_bytes(), SIZE + 9100);
     // As if it were killed.
-    disk.shared.view().top().give_up();
+    disk.shared.stack().top().give_up();
     drop(disk);
     let disk = site.open();
     assert_eq!(disk.size_bytes(), SIZE);
@@ -118,7 +118,7 @@ fn a_short_read_or_an_unsynced_size_does_not_survive_and_does_no_harm() {
 
 #[test]
 fn discarding_a_huge_hole_costs_nothing() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     site.runtime.block_on(disk.set_size(8 << 40)).unwrap();
     site.runtime.block_on(disk.discard(0..8 << 40)).unwrap();
@@ -131,7 +131,7 @@ fn discarding_a_huge_hole_costs_nothing() {
 
 #[test]
 fn names_that_can_not_be() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     for bad in ["", ".", "..", ".c.new", "a/b", "a b", "a:b", &"x".repeat(129)] {
         assert!(matches!(site.create(bad), Err(Error::Invalid { .. })), "{bad}");
         assert!(matches!(site.try_open(bad), Err(Error::NotFound { .. })), "{bad}");
@@ -145,7 +145,7 @@ fn names_that_can_not_be() {
 
 #[test]
 fn opened_twice_is_busy_and_an_open_one_stays() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     assert!(
         matches!(site.try_open("c"), Err(Error::Busy { what, holder }) if what == "clone c" && holder.contains("process"))
@@ -160,7 +160,7 @@ fn opened_twice_is_busy_and_an_open_one_stays() {
 
 #[test]
 fn a_clone_holds_its_snapshot_until_it_is_discarded() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     assert!(matches!(site.store().catalog().remove(&site.base), Err(Error::Refused { .. })));
     gc::collect(site.store(), false, 1, &Progress::default()).unwrap();
     assert!(content(&site, &site.open()) == image());
@@ -172,7 +172,7 @@ fn a_clone_holds_its_snapshot_until_it_is_discarded() {
 
 #[test]
 fn rolled_back_it_is_the_snapshot_again() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     site.runtime.block_on(disk.write(&[9; 5000], 777)).unwrap();
     site.runtime.block_on(disk.set_size(SIZE / 2)).unwrap();
@@ -187,7 +187,7 @@ fn rolled_back_it_is_the_snapshot_again() {
 fn what_was_begun_is_finished_by_the_next_command() {
     let points = [Point::BeforeHold, Point::AfterHold];
     for point in points {
-        let site = Site::new(&image());
+        let site = TestStore::new(&image());
         site.publisher.fail_at(point);
         site.create("c").unwrap_err();
         assert_eq!(site.clones.list().unwrap(), [""; 0], "{point:?}");
@@ -198,7 +198,7 @@ fn what_was_begun_is_finished_by_the_next_command() {
         assert_eq!(site.held().len(), 1);
     }
     for point in [Point::BeforeRelease, Point::AfterRelease] {
-        let site = Site::with_clone(&image());
+        let site = TestStore::with_clone(&image());
         site.publisher.fail_at(point);
         site.clones.discard("c").unwrap_err();
         assert_eq!(site.clones.list().unwrap(), [""; 0], "{point:?}");
@@ -210,7 +210,7 @@ fn what_was_begun_is_finished_by_the_next_command() {
 
 #[test]
 fn damage_is_named() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     site.runtime.block_on(disk.write(&[9; 5000], 0)).unwrap();
     site.runtime.block_on(disk.sync()).unwrap();
@@ -223,12 +223,12 @@ fn damage_is_named() {
     assert!(matches!(site.try_open("c"), Err(Error::Damaged { what, .. }) if what.contains("1.map")));
     fs::write(&map, whole).unwrap();
     site.open();
-    let record = site.clone_dir().join("clone.json");
-    let text = fs::read_to_string(&record).unwrap();
+    let metadata = site.clone_dir().join("clone.json");
+    let text = fs::read_to_string(&metadata).unwrap();
     let with = |field: &str, value: Value| {
-        let mut record: Value = serde_json::from_str(&text).unwrap();
-        record[field] = value;
-        record.to_string()
+        let mut metadata: Value = serde_json::from_str(&text).unwrap();
+        metadata[field] = value;
+        metadata.to_string()
     };
     let too_long = IMAGE_BYTES_MAX + 1;
     for bad in [
@@ -245,10 +245,10 @@ fn damage_is_named() {
         text.replace("\"layers\"", "\"l\""),
         String::new(),
     ] {
-        fs::write(&record, bad).unwrap();
+        fs::write(&metadata, bad).unwrap();
         assert!(matches!(site.try_open("c"), Err(Error::Damaged { what, .. }) if what.contains("clone.json")));
     }
-    fs::write(&record, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+    fs::write(&metadata, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
     assert!(matches!(site.try_open("c"), Err(Error::Refused { what }) if what.contains("newer")));
     // It can be discarded still, and its snapshot is found.
     site.clones.discard("c").unwrap();
@@ -257,10 +257,10 @@ fn damage_is_named() {
 
 #[test]
 fn a_clone_that_names_no_snapshot_to_release_is_discarded_and_stops_nobody() {
-    let site = Site::with_clone(&image());
-    let record = site.clone_dir().join("clone.json");
-    let text = fs::read_to_string(&record).unwrap();
-    fs::write(&record, text.replace("\"created\"", "\"releases\": [\"web01\"], \"created\"")).unwrap();
+    let site = TestStore::with_clone(&image());
+    let metadata = site.clone_dir().join("clone.json");
+    let text = fs::read_to_string(&metadata).unwrap();
+    fs::write(&metadata, text.replace("\"created\"", "\"releases\": [\"web01\"], \"created\"")).unwrap();
     site.clones.discard("c").unwrap();
     assert_eq!(site.held(), [""; 0]);
     site.create("c").unwrap();
@@ -268,7 +268,7 @@ fn a_clone_that_names_no_snapshot_to_release_is_discarded_and_stops_nobody() {
 
 #[test]
 fn a_copy_of_a_clone_does_not_release_what_the_clone_holds() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let copy = site.clone_dir().with_file_name("copy");
     fs::create_dir(&copy).unwrap();
     for file in ["clone.json", "1.data", "1.map"] {

@@ -10,49 +10,49 @@ use chunkstore::format::limits::FANOUT;
 use chunkstore::format::manifest::{Leaf, Node};
 use chunkstore::{Error, Result};
 
-use super::tree::wrong_height;
-use crate::chunk_cache::{Patience, Pool};
+use super::manifest_tree::wrong_height;
+use crate::chunk_cache::{ChunkCache, Retry};
 
 /// Sums the chunks below a node of this height.
 pub(super) fn below<'a>(
-    pool: &'a Pool,
+    cache: &'a ChunkCache,
     id: NodeId,
     height: u8,
-    patience: &'a mut Patience,
+    retry: &'a mut Retry,
 ) -> Pin<Box<dyn Future<Output = Result<u64>> + Send + 'a>> {
     Box::pin(async move {
-        if let Some(known) = pool.known_data_bytes(id) {
+        if let Some(known) = cache.known_data_bytes(id) {
             return Ok(known);
         }
-        let nodes = pool.nodes_aside(&[id], patience).await?;
+        let nodes = cache.nodes_uncached(&[id], retry).await?;
         let sum = match &nodes[..] {
             [Node::Leaf(leaf)] if height == 0 => leaf_bytes(leaf),
             [Node::Inner(inner)] if inner.height() == height => {
                 let children: Vec<NodeId> = inner.children().iter().map(|(_, child)| *child).collect();
                 if height == 1 {
-                    leaves(pool, &children, patience).await?
+                    leaves(cache, &children, retry).await?
                 } else {
-                    inner_nodes(pool, children, height - 1, patience).await?
+                    inner_nodes(cache, children, height - 1, retry).await?
                 }
             }
             found => return Err(wrong_height(id, found.first(), height)),
         };
-        pool.keep_data_bytes(id, sum);
+        cache.keep_data_bytes(id, sum);
         Ok(sum)
     })
 }
 
-async fn inner_nodes(pool: &Pool, ids: Vec<NodeId>, height: u8, patience: &mut Patience) -> Result<u64> {
+async fn inner_nodes(cache: &ChunkCache, ids: Vec<NodeId>, height: u8, retry: &mut Retry) -> Result<u64> {
     let mut sum = 0;
     for id in ids {
-        sum += below(pool, id, height, patience).await?;
+        sum += below(cache, id, height, retry).await?;
     }
     Ok(sum)
 }
 
-async fn leaves(pool: &Pool, ids: &[NodeId], patience: &mut Patience) -> Result<u64> {
+async fn leaves(cache: &ChunkCache, ids: &[NodeId], retry: &mut Retry) -> Result<u64> {
     debug_assert!(ids.len() <= FANOUT);
-    let nodes = pool.nodes_aside(ids, patience).await?;
+    let nodes = cache.nodes_uncached(ids, retry).await?;
     let sizes = nodes.iter().zip(ids).map(|(node, id)| match node {
         Node::Leaf(leaf) => Ok(leaf_bytes(leaf)),
         Node::Inner(_) => Err(wrong_height(*id, Some(node), 0)),

@@ -4,11 +4,11 @@
 //! Sequential readers are followed, and what they will need is loaded before they ask.
 
 mod data_bytes;
+mod manifest_tree;
 mod readahead;
 mod streams;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,9 +20,9 @@ use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::Leaf;
 use chunkstore::{Error, Result};
 
+use self::manifest_tree::{ManifestTree, read_leaf};
 use self::streams::Streams;
-use self::tree::{Tree, read_leaf};
-use crate::chunk_cache::{Cached, Found, Key, Patience, Pool};
+use crate::chunk_cache::{Cached, ChunkCache, Key, Lookup, Retry};
 
 /// Most that is read ahead of one stream, and which part of the cache at most.
 const WINDOW_BYTES_MAX: u64 = 8 << 20;
@@ -30,22 +30,22 @@ const WINDOW_CACHE_PART: u64 = 32;
 
 /// The disk of one snapshot.
 pub struct SnapshotDisk {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
 /// What readahead needs, too, which may outlast the disk a little.
-struct Shared {
-    pool: Arc<Pool>,
+struct Inner {
+    cache: Arc<ChunkCache>,
     name: SnapshotName,
     entry: EntryId,
-    tree: Tree,
+    tree: ManifestTree,
     size_bytes: u64,
     /// Counted by the ingest, if the snapshot was made here.
     ingested_bytes: Option<u64>,
     streams: Mutex<Streams>,
 }
 
-impl Shared {
+impl Inner {
     fn streams(&self) -> MutexGuard<'_, Streams> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,38 +62,38 @@ struct Piece {
 }
 
 impl SnapshotDisk {
-    /// The disk of `snapshot`, whose chunks come from `pool`.
-    pub fn new(pool: &Arc<Pool>, snapshot: &Snapshot) -> Self {
+    /// The disk of `snapshot`, whose chunks come from `cache`.
+    pub fn new(cache: &Arc<ChunkCache>, snapshot: &Snapshot) -> Self {
         let entry = snapshot.entry();
-        let window_bytes_max = WINDOW_BYTES_MAX.min(pool.options().cache_bytes_max / WINDOW_CACHE_PART);
-        let shared = Shared {
-            pool: Arc::clone(pool),
+        let window_bytes_max = WINDOW_BYTES_MAX.min(cache.options().cache_bytes_max / WINDOW_CACHE_PART);
+        let inner = Inner {
+            cache: Arc::clone(cache),
             name: snapshot.name(),
             entry: snapshot.entry_id(),
-            tree: Tree::new(entry.root, entry.virtual_bytes),
+            tree: ManifestTree::new(entry.root, entry.virtual_bytes),
             size_bytes: entry.virtual_bytes,
             ingested_bytes: snapshot.state.ingest.as_ref().map(|report| report.data_bytes),
             streams: Mutex::new(Streams::new(window_bytes_max)),
         };
-        Self { shared: Arc::new(shared) }
+        Self { inner: Arc::new(inner) }
     }
 
     /// Size in bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.shared.size_bytes
+        self.inner.size_bytes
     }
 
     /// Fills `buf` from `offset`; the caller keeps within the size. Ready at the first poll if all is in memory; may be
     /// polled outside the runtime.
     ///
     /// # Errors
-    /// If something can't be had, or is damaged. [`Error::Unreachable`] only after the pool's timeout.
+    /// If something can't be had, or is damaged. [`Error::Unreachable`] only after the cache's timeout.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let Shared { pool, name, entry, .. } = &*self.shared;
+        let Inner { cache, name, entry, .. } = &*self.inner;
         let range = offset..offset + buf.len() as u64;
-        let reading = pool.stats().begin_read();
-        if let Some(watcher) = &pool.options().watcher {
-            watcher.touched(*entry, range.clone());
+        let reading = cache.stats().begin_read();
+        if let Some(observer) = &cache.options().observer {
+            observer.observe(*entry, range.clone());
         }
         self.follow(&range);
         self.fill(buf, offset).await.map_err(|error| located(error, name, &range))?;
@@ -102,13 +102,13 @@ impl SnapshotDisk {
     }
 
     async fn fill(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
-        let Shared { pool, tree, .. } = &*self.shared;
-        let mut patience = pool.patience();
+        let Inner { cache, tree, .. } = &*self.inner;
+        let mut retry = cache.new_retry();
         while !buf.is_empty() {
             let (segment, at) = (offset / SEGMENT_BYTES as u64, (offset % SEGMENT_BYTES as u64) as usize);
             let (part, rest) = buf.split_at_mut(buf.len().min(SEGMENT_BYTES - at));
-            match tree.leaf(pool, segment, &mut patience).await? {
-                Some(leaf) => self.fill_from(leaf.leaf(), at, part, &mut patience).await?,
+            match tree.leaf(cache, segment, &mut retry).await? {
+                Some(leaf) => self.fill_from(leaf.leaf(), at, part, &mut retry).await?,
                 None => part.fill(0),
             }
             offset += part.len() as u64;
@@ -119,15 +119,15 @@ impl SnapshotDisk {
 
     /// Fills a part of a segment, which begins at `at` there. All that is missing is asked for before any of it is waited
     /// for; chunks are let go as soon as they are copied.
-    async fn fill_from(&self, leaf: &Leaf, at: usize, buf: &mut [u8], patience: &mut Patience) -> Result<()> {
-        let pool = &self.shared.pool;
+    async fn fill_from(&self, leaf: &Leaf, at: usize, buf: &mut [u8], retry: &mut Retry) -> Result<()> {
+        let cache = &self.inner.cache;
         let pieces = pieces(leaf, &(at..at + buf.len()));
         let keys: Vec<Key> = pieces.iter().map(|piece| Key::Chunk(piece.id)).collect();
         let mut filled = 0;
-        for (piece, found) in pieces.iter().zip(pool.demand(&keys)) {
+        for (piece, found) in pieces.iter().zip(cache.demand(&keys)) {
             let chunk = match found {
-                Found::Here(chunk) => chunk,
-                coming @ Found::Coming(_) => pool.obtain(Key::Chunk(piece.id), coming, patience).await?,
+                Lookup::Hit(chunk) => chunk,
+                coming @ Lookup::Pending(_) => cache.obtain(Key::Chunk(piece.id), coming, retry).await?,
             };
             buf[filled..piece.to].fill(0);
             filled = piece.to + piece.from.len();
@@ -143,14 +143,14 @@ impl SnapshotDisk {
     /// # Errors
     /// If the manifest can't be read.
     pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let Shared { pool, tree, name, size_bytes, .. } = &*self.shared;
-        let mut patience = pool.patience();
+        let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
+        let mut retry = cache.new_retry();
         let mut at = offset;
         let located = |error| located(error, name, &(offset..*size_bytes));
         loop {
-            let next = tree.next_leaf_id(pool, at / SEGMENT_BYTES as u64, &mut patience).await.map_err(located)?;
+            let next = tree.next_leaf_id(cache, at / SEGMENT_BYTES as u64, &mut retry).await.map_err(located)?;
             let Some((segment, id)) = next else { return Ok(None) };
-            let leaf = read_leaf(pool, id, &mut patience).await.map_err(located)?;
+            let leaf = read_leaf(cache, id, &mut retry).await.map_err(located)?;
             let start = segment * SEGMENT_BYTES as u64;
             if let Some(run) = first_run(leaf.leaf(), at.saturating_sub(start) as usize) {
                 return Ok(Some(start + run.start as u64..(start + run.end as u64).min(*size_bytes)));
@@ -159,7 +159,7 @@ impl SnapshotDisk {
         }
     }
 
-    /// Bytes that are not holes. Reads all of the manifest if they are not known; one disk of a pool at a time does.
+    /// Bytes that are not holes. Reads all of the manifest if they are not known; one disk of a cache at a time does.
     ///
     /// # Errors
     /// If the manifest can't be read.
@@ -167,19 +167,19 @@ impl SnapshotDisk {
         if let Some(known) = self.data_bytes_if_known() {
             return Ok(known);
         }
-        let Shared { pool, tree, name, size_bytes, .. } = &*self.shared;
+        let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
         let Some((root, height)) = tree.root() else { return Ok(0) };
-        let _turn = pool.turn_to_count().await;
-        let mut patience = pool.patience();
-        data_bytes::below(pool, root, height, &mut patience)
+        let _turn = cache.turn_to_count().await;
+        let mut retry = cache.new_retry();
+        data_bytes::below(cache, root, height, &mut retry)
             .await
             .map_err(|error| located(error, name, &(0..*size_bytes)))
     }
 
     /// Bytes that are not holes, if that needs no reading: the ingest counted them, or someone asked before.
     pub fn data_bytes_if_known(&self) -> Option<u64> {
-        let Some((root, _)) = self.shared.tree.root() else { return Some(0) };
-        self.shared.ingested_bytes.or_else(|| self.shared.pool.known_data_bytes(root))
+        let Some((root, _)) = self.inner.tree.root() else { return Some(0) };
+        self.inner.ingested_bytes.or_else(|| self.inner.cache.known_data_bytes(root))
     }
 }
 

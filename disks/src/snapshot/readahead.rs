@@ -8,8 +8,8 @@ use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::Leaf;
 
 use super::SnapshotDisk;
+use super::manifest_tree::read_leaf;
 use super::streams::{Plan, Planned};
-use super::tree::read_leaf;
 use crate::chunk_cache::Key;
 
 /// Leaves that are fetched before their chunks are planned, so that a far one is there in time.
@@ -18,13 +18,13 @@ const LEAVES_AHEAD: u64 = 2;
 impl SnapshotDisk {
     /// Follows whoever reads this range.
     pub(super) fn follow(&self, read: &Range<u64>) {
-        let Some(plan) = self.shared.streams().note(read) else { return };
-        let shared = Arc::clone(&self.shared);
-        self.shared.pool.runtime().spawn(async move { shared.read_ahead(plan).await });
+        let Some(plan) = self.inner.streams().note(read) else { return };
+        let inner = Arc::clone(&self.inner);
+        self.inner.cache.runtime().spawn(async move { inner.read_ahead(plan).await });
     }
 }
 
-impl super::Shared {
+impl super::Inner {
     /// Has the chunks of a plan loaded. That something can't be had is for the reader to find out.
     async fn read_ahead(&self, plan: Plan) {
         let mut chunks = Vec::new();
@@ -34,15 +34,15 @@ impl super::Shared {
 
     /// Walks the leaves from the plan's begin on until there is enough; begins loading on the way. Where it came to.
     async fn plan_chunks(&self, plan: &Plan, chunks: &mut Vec<Planned>) -> Result<u64> {
-        let mut patience = self.pool.patience();
+        let mut retry = self.cache.new_retry();
         let (mut at, mut wanted_bytes) = (plan.from, plan.data_bytes);
         while wanted_bytes > 0 {
-            let next = self.tree.next_leaf_id(&self.pool, at / SEGMENT_BYTES as u64, &mut patience).await?;
+            let next = self.tree.next_leaf_id(&self.cache, at / SEGMENT_BYTES as u64, &mut retry).await?;
             let Some((segment, id)) = next else { return Ok(self.size_bytes) };
-            let leaf = read_leaf(&self.pool, id, &mut patience).await?;
+            let leaf = read_leaf(&self.cache, id, &mut retry).await?;
             let start = segment * SEGMENT_BYTES as u64;
             let before = chunks.len();
-            self.pool.prefetch(take_chunks(leaf.leaf(), start, at, wanted_bytes, chunks));
+            self.cache.prefetch(take_chunks(leaf.leaf(), start, at, wanted_bytes, chunks));
             let taken_bytes = chunks[before..].iter().map(|chunk| chunk.bytes).sum::<u64>();
             wanted_bytes = wanted_bytes.saturating_sub(taken_bytes);
             at =
@@ -50,8 +50,8 @@ impl super::Shared {
         }
         for segment in 1..=LEAVES_AHEAD {
             let segment = at / SEGMENT_BYTES as u64 + segment;
-            if let Some((_, id)) = self.tree.next_leaf_id(&self.pool, segment, &mut patience).await? {
-                self.pool.prefetch([Key::Node(id)]);
+            if let Some((_, id)) = self.tree.next_leaf_id(&self.cache, segment, &mut retry).await? {
+                self.cache.prefetch([Key::Node(id)]);
             }
         }
         Ok(at)

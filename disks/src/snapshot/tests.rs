@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::chunk_cache::PoolOptions;
-use crate::chunk_cache::testing::{Fake, Part, content, pool};
+use crate::chunk_cache::ChunkCacheOptions;
+use crate::chunk_cache::fake_source::{Fake, Part, cache, content};
 
 const SEGMENT: u64 = SEGMENT_BYTES as u64;
 
@@ -57,11 +57,11 @@ proptest! {
         let runtime = Runtime::new().unwrap();
         let _entered = runtime.enter();
         let source = Fake::new();
-        source.at_hand(is_at_hand);
+        source.if_ready(is_at_hand);
         let size_bytes = size_of_image(&segments, cut);
         let (snapshot, truth) = source.snapshot(&segments, size_bytes);
-        let pool = pool(&source, PoolOptions { cache_bytes_max, ..PoolOptions::default() });
-        let disk = SnapshotDisk::new(&pool, &snapshot);
+        let cache = cache(&source, ChunkCacheOptions { cache_bytes_max, ..ChunkCacheOptions::default() });
+        let disk = SnapshotDisk::new(&cache, &snapshot);
         prop_assert_eq!(disk.size_bytes(), size_bytes);
         for (place, aside, len) in reads {
             // Near where something is; the rest is zeros.
@@ -78,7 +78,7 @@ proptest! {
                 prop_assert!(range.start < range.end && range.end <= size_bytes);
                 prop_assert_eq!(truth.next_data(range.end - 1), Some(range.end - 1));
             }
-            prop_assert!(pool.statistics().cache_bytes <= cache_bytes_max);
+            prop_assert!(cache.statistics().cache_bytes <= cache_bytes_max);
         }
         prop_assert_eq!(runtime.block_on(disk.data_bytes()).unwrap(), truth.data_bytes());
         prop_assert_eq!(disk.data_bytes_if_known(), Some(truth.data_bytes()));
@@ -90,8 +90,8 @@ async fn damage_fails_only_the_reads_that_meet_it() {
     let source = Fake::new();
     let parts = vec![Part::Data(50_000, 1), Part::Data(50_000, 2), Part::Zero(10), Part::Data(50_000, 3)];
     let (snapshot, truth) = source.snapshot(&[(0, parts)], SEGMENT);
-    let pool = pool(&source, PoolOptions::default());
-    let disk = SnapshotDisk::new(&pool, &snapshot);
+    let cache = cache(&source, ChunkCacheOptions::default());
+    let disk = SnapshotDisk::new(&cache, &snapshot);
     let bad = ChunkId::of(&content(50_000, 2));
     source.damage(bad, true);
     for (offset, len, is_met) in [
@@ -113,7 +113,7 @@ async fn damage_fails_only_the_reads_that_meet_it() {
             read => assert!(read.is_ok() && !is_met && buf == truth.read(offset, len), "{offset}"),
         }
     }
-    assert_eq!(pool.statistics().failed_reads, 4);
+    assert_eq!(cache.statistics().failed_reads, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,8 +125,8 @@ async fn a_manifest_that_lies_about_a_length_is_damage() {
     // Where an inner node belongs, a leaf.
     let sizes = [(SEGMENT, "the manifest says"), (2 * SEGMENT, "has height 0 where 1 belongs")];
     for (size_bytes, expected) in sizes {
-        let snapshot = crate::chunk_cache::testing::snapshot(Some(root), size_bytes);
-        let disk = SnapshotDisk::new(&pool(&source, PoolOptions::default()), &snapshot);
+        let snapshot = crate::chunk_cache::fake_source::snapshot(Some(root), size_bytes);
+        let disk = SnapshotDisk::new(&cache(&source, ChunkCacheOptions::default()), &snapshot);
         let error = disk.read(&mut [0; 100], 5500).await.unwrap_err();
         assert!(matches!(&error, Error::Damaged { detail, .. } if detail.contains(expected)), "{error}");
     }
@@ -142,13 +142,13 @@ fn dense(source: &Fake) -> Snapshot {
 async fn a_sequential_reader_finds_its_chunks_loaded_and_no_chunk_is_loaded_twice() {
     let source = Fake::new();
     let snapshot = dense(&source);
-    let pool = pool(&source, PoolOptions::default());
-    let disk = SnapshotDisk::new(&pool, &snapshot);
+    let cache = cache(&source, ChunkCacheOptions::default());
+    let disk = SnapshotDisk::new(&cache, &snapshot);
     let mut buf = vec![0; 128 << 10];
     for offset in (0..16 * SEGMENT).step_by(buf.len()) {
         disk.read(&mut buf, offset).await.unwrap();
     }
-    let statistics = pool.statistics();
+    let statistics = cache.statistics();
     assert_eq!(source.asked().len(), 16 * 64);
     assert!(statistics.readahead_bytes > 8 * SEGMENT, "{statistics:?}");
     assert_eq!(statistics.readahead_used_bytes, statistics.readahead_bytes);
@@ -158,20 +158,20 @@ async fn a_sequential_reader_finds_its_chunks_loaded_and_no_chunk_is_loaded_twic
 async fn readahead_is_bounded_and_random_readers_get_none() {
     let source = Fake::new();
     let snapshot = dense(&source);
-    let pool = pool(&source, PoolOptions { cache_bytes_max: 64 << 20, ..PoolOptions::default() });
-    let disk = SnapshotDisk::new(&pool, &snapshot);
+    let cache = cache(&source, ChunkCacheOptions { cache_bytes_max: 64 << 20, ..ChunkCacheOptions::default() });
+    let disk = SnapshotDisk::new(&cache, &snapshot);
     let mut buf = vec![0; 4096];
     for number in 0..200u64 {
         disk.read(&mut buf, number * 7919 % (16 << 10) * 4096).await.unwrap();
     }
-    assert_eq!(pool.statistics().readahead_bytes, 0);
+    assert_eq!(cache.statistics().readahead_bytes, 0);
 
     // The window is a part of the cache: 2 MiB.
     let (mut read_bytes, mut buf) = (0, vec![0; 1 << 20]);
     for offset in (0..4 * SEGMENT).step_by(buf.len()) {
         disk.read(&mut buf, offset).await.unwrap();
         read_bytes += buf.len() as u64;
-        assert!(pool.statistics().readahead_bytes <= read_bytes + (2 << 20) + (256 << 10));
+        assert!(cache.statistics().readahead_bytes <= read_bytes + (2 << 20) + (256 << 10));
     }
 }
 
@@ -182,8 +182,8 @@ async fn holes_cost_nothing_and_equal_subtrees_are_counted_once() {
     let data = |number: u64| (number, vec![Part::Data(1000, number)]);
     let first: Vec<_> = (0..600).map(data).chain([data(1_999_999)]).collect();
     let (snapshot, truth) = source.snapshot(&first, size_bytes);
-    let pool = pool(&source, PoolOptions::default());
-    let disk = SnapshotDisk::new(&pool, &snapshot);
+    let cache = cache(&source, ChunkCacheOptions::default());
+    let disk = SnapshotDisk::new(&cache, &snapshot);
     let far = disk.next_data(600 * SEGMENT).await.unwrap();
     assert_eq!(far, Some(1_999_999 * SEGMENT..1_999_999 * SEGMENT + 1000));
     assert_eq!(disk.next_data(far.unwrap().end).await.unwrap(), None);
@@ -194,7 +194,7 @@ async fn holes_cost_nothing_and_equal_subtrees_are_counted_once() {
     let (mut second, before) = (first.clone(), source.asked_nodes());
     second[300].1 = vec![Part::Data(2000, 1)];
     let (snapshot, truth) = source.snapshot(&second, size_bytes);
-    let disk = SnapshotDisk::new(&pool, &snapshot);
+    let disk = SnapshotDisk::new(&cache, &snapshot);
     assert_eq!(disk.data_bytes().await.unwrap(), truth.data_bytes());
     let nodes = source.asked_nodes() - before;
     assert!(nodes <= 256 + 3, "{nodes}: one changed segment costs its neighbours below one node");

@@ -11,8 +11,8 @@ use chunkstore::catalog::name::SnapshotName;
 use chunkstore::format::id::EntryId;
 use chunkstore::{Error, Result};
 
-use super::Watcher;
-use super::reconnect::Link;
+use super::ReadObserver;
+use super::reconnect::ReconnectingClient;
 
 /// A recording ends so long after the first touch.
 pub(super) const RECORDED: Duration = Duration::from_mins(2);
@@ -25,11 +25,11 @@ const RECORDINGS_MAX: usize = 64;
 const GRANULES_MAX: usize = 4 * RANGES_MAX;
 
 /// Records, and keeps what was recorded with the snapshots.
-pub(super) struct Recorder {
+pub(super) struct BootRecorder {
     catalog: Catalog,
-    near: Arc<Link>,
+    near: Arc<ReconnectingClient>,
     /// If it lets us, it keeps the orders, too.
-    far: Option<Arc<Link>>,
+    far: Option<Arc<ReconnectingClient>>,
     recordings: Mutex<HashMap<EntryId, Recording>>,
 }
 
@@ -40,8 +40,12 @@ struct Recording {
     is_saved: bool,
 }
 
-impl Recorder {
-    pub(super) fn new(catalog: Catalog, near: Arc<Link>, far: Option<Arc<Link>>) -> Arc<Self> {
+impl BootRecorder {
+    pub(super) fn new(
+        catalog: Catalog,
+        near: Arc<ReconnectingClient>,
+        far: Option<Arc<ReconnectingClient>>,
+    ) -> Arc<Self> {
         Arc::new(Self { catalog, near, far, recordings: Mutex::default() })
     }
 
@@ -121,8 +125,8 @@ impl Recording {
     }
 }
 
-impl Watcher for Recorder {
-    fn touched(&self, entry: EntryId, range: Range<u64>) {
+impl ReadObserver for BootRecorder {
+    fn observe(&self, entry: EntryId, range: Range<u64>) {
         let mut recordings = self.lock();
         if recordings.len() >= RECORDINGS_MAX && !recordings.contains_key(&entry) {
             return;

@@ -1,4 +1,4 @@
-//! Keeping: what was fetched is put into the local store, in the background and as far as there is room.
+//! What was fetched is put into the local store, in the background and as far as there is room.
 //!
 //! That it can't be kept fails no read. A record that the local owner believes to have, although it could not be read, is
 //! reported: what turns out to be damaged is put again, whole.
@@ -17,9 +17,9 @@ use replicate::rpc::wire::Purpose;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::negative_cache::Absent;
-use super::reconnect::{Link, is_passing};
-use super::unsealed_cache::Fresh;
+use super::negative_cache::NegativeCache;
+use super::reconnect::{ReconnectingClient, is_passing};
+use super::unsealed_cache::UnsealedCache;
 
 /// Bytes that wait to be kept; what comes then is not kept.
 const WAITING_BYTES_MAX: usize = 32 << 20;
@@ -34,14 +34,14 @@ const PAUSE: Duration = Duration::from_secs(15);
 const PAUSE_SHORT: Duration = Duration::from_secs(1);
 
 /// A record that was fetched and verified.
-pub(super) struct Kept {
+pub(super) struct FetchedRecord {
     /// Without a base.
     pub(super) whole: Arc<Record>,
     /// As it came, if that was a delta.
     pub(super) delta: Option<Record>,
 }
 
-impl Kept {
+impl FetchedRecord {
     fn id(&self) -> RecordId {
         self.whole.header.id
     }
@@ -53,7 +53,7 @@ impl Kept {
 
 /// What is told of keeping.
 #[derive(Default)]
-pub(super) struct Kepts {
+pub(super) struct FillCounters {
     waiting_bytes: AtomicUsize,
     pub(super) records: AtomicU64,
     pub(super) bytes: AtomicU64,
@@ -64,40 +64,40 @@ pub(super) struct Kepts {
 
 /// Where records are offered.
 #[derive(Clone)]
-pub(super) struct Keeper {
-    sender: mpsc::UnboundedSender<Kept>,
-    pub(super) kepts: Arc<Kepts>,
+pub(super) struct FillQueue {
+    sender: mpsc::UnboundedSender<FetchedRecord>,
+    pub(super) fill_counters: Arc<FillCounters>,
 }
 
-impl Keeper {
-    /// A keeper, and where what it is offered comes out.
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Kept>) {
+impl FillQueue {
+    /// A fill queue, and where what it is offered comes out.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<FetchedRecord>) {
         let (sender, offered) = mpsc::unbounded_channel();
-        (Self { sender, kepts: Arc::default() }, offered)
+        (Self { sender, fill_counters: Arc::default() }, offered)
     }
 
     /// Whether more waits than should.
     pub(super) fn is_behind(&self) -> bool {
-        self.kepts.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+        self.fill_counters.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
     }
 
-    pub(super) fn offer(&self, kept: Kept) {
+    pub(super) fn offer(&self, kept: FetchedRecord) {
         let bytes = kept.bytes();
-        if self.kepts.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX
+        if self.fill_counters.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX
             || self.sender.send(kept).is_err()
         {
-            self.kepts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.kepts.not_kept.fetch_add(1, Ordering::Relaxed);
+            self.fill_counters.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.fill_counters.not_kept.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 /// The task that keeps.
-pub(super) struct Keeping {
-    near: Arc<Link>,
-    fresh: Arc<Fresh>,
-    absent: Arc<Absent>,
-    kepts: Arc<Kepts>,
+pub(super) struct CacheFiller {
+    near: Arc<ReconnectingClient>,
+    unsealed_cache: Arc<UnsealedCache>,
+    negative_cache: Arc<NegativeCache>,
+    fill_counters: Arc<FillCounters>,
     session: Option<ClientSession>,
     unsealed: Vec<(RecordId, Kind)>,
     unsealed_bytes: usize,
@@ -105,14 +105,19 @@ pub(super) struct Keeping {
     not_before: Instant,
 }
 
-impl Keeping {
-    pub(super) fn new(near: Arc<Link>, fresh: Arc<Fresh>, absent: Arc<Absent>, keeper: &Keeper) -> Self {
+impl CacheFiller {
+    pub(super) fn new(
+        near: Arc<ReconnectingClient>,
+        unsealed_cache: Arc<UnsealedCache>,
+        negative_cache: Arc<NegativeCache>,
+        fill_queue: &FillQueue,
+    ) -> Self {
         let now = Instant::now();
         Self {
             near,
-            fresh,
-            absent,
-            kepts: Arc::clone(&keeper.kepts),
+            unsealed_cache,
+            negative_cache,
+            fill_counters: Arc::clone(&fill_queue.fill_counters),
             session: None,
             unsealed: Vec::new(),
             unsealed_bytes: 0,
@@ -122,7 +127,11 @@ impl Keeping {
     }
 
     /// Keeps what is offered until it shall stop; then all that was put is sealed.
-    pub(super) async fn run(mut self, mut offered: mpsc::UnboundedReceiver<Kept>, mut stop: watch::Receiver<bool>) {
+    pub(super) async fn run(
+        mut self,
+        mut offered: mpsc::UnboundedReceiver<FetchedRecord>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         loop {
             tokio::select! {
                 biased;
@@ -137,7 +146,7 @@ impl Keeping {
         self.seal().await;
     }
 
-    fn gather(first: Kept, offered: &mut mpsc::UnboundedReceiver<Kept>) -> Vec<Kept> {
+    fn gather(first: FetchedRecord, offered: &mut mpsc::UnboundedReceiver<FetchedRecord>) -> Vec<FetchedRecord> {
         let mut batch = vec![first];
         while batch.len() < BATCH
             && let Ok(next) = offered.try_recv()
@@ -147,30 +156,30 @@ impl Keeping {
         batch
     }
 
-    async fn keep(&mut self, batch: Vec<Kept>) {
-        let bytes = batch.iter().map(Kept::bytes).sum();
+    async fn keep(&mut self, batch: Vec<FetchedRecord>) {
+        let bytes = batch.iter().map(FetchedRecord::bytes).sum();
         let kept =
             if Instant::now() < self.not_before { Ok(false) } else { self.try_keep(&batch).await.map(|()| true) };
-        self.kepts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.fill_counters.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
         match kept {
             Ok(true) => {
-                if self.kepts.is_failing.swap(false, Ordering::Relaxed) {
+                if self.fill_counters.is_failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("what comes from upstream is kept again");
                 }
                 if self.unsealed_bytes >= UNSEALED_BYTES_MAX {
                     self.seal().await;
                 }
             }
-            Ok(false) => drop(self.kepts.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed)),
+            Ok(false) => drop(self.fill_counters.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed)),
             Err(error) => {
-                self.kepts.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.fill_counters.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 self.fail(&error);
             }
         }
     }
 
     fn fail(&mut self, error: &Error) {
-        if !self.kepts.is_failing.swap(true, Ordering::Relaxed) {
+        if !self.fill_counters.is_failing.swap(true, Ordering::Relaxed) {
             tracing::warn!("what comes from upstream is not kept for now: {error}");
         }
         self.session = None;
@@ -179,14 +188,14 @@ impl Keeping {
         self.not_before = Instant::now() + if is_passing(error) { PAUSE_SHORT } else { PAUSE };
     }
 
-    async fn try_keep(&mut self, batch: &[Kept]) -> Result<()> {
+    async fn try_keep(&mut self, batch: &[FetchedRecord]) -> Result<()> {
         if self.session.is_none() {
             let client = self.near.client().await?;
             self.session = Some(ClientSession::begin(&client, Purpose::Receive, None).await?);
         }
         let session = self.session.as_ref().expect("one was begun");
-        let ids: Vec<RecordId> = batch.iter().map(Kept::id).collect();
-        let claims = claims(session, &ids, &self.kepts).await?;
+        let ids: Vec<RecordId> = batch.iter().map(FetchedRecord::id).collect();
+        let claims = claims(session, &ids, &self.fill_counters).await?;
         let records = chosen(session, batch, &claims).await?;
         session.put_all(&records).await?;
         if self.unsealed.is_empty() {
@@ -195,8 +204,8 @@ impl Keeping {
         let bytes: usize = records.iter().map(Record::bytes).sum();
         self.unsealed.extend(records.iter().map(|record| (record.header.id, record.header.kind)));
         self.unsealed_bytes += bytes;
-        self.kepts.records.fetch_add(records.len() as u64, Ordering::Relaxed);
-        self.kepts.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.fill_counters.records.fetch_add(records.len() as u64, Ordering::Relaxed);
+        self.fill_counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -207,9 +216,9 @@ impl Keeping {
             return self.fail(&error);
         }
         for (id, _) in self.unsealed.iter().filter(|(_, kind)| *kind == Kind::Chunk) {
-            self.absent.remove(ChunkId::from_bytes(*id.as_bytes()));
+            self.negative_cache.remove(ChunkId::from_bytes(*id.as_bytes()));
         }
-        self.fresh.remove(self.unsealed.drain(..).map(|(id, _)| id));
+        self.unsealed_cache.remove(self.unsealed.drain(..).map(|(id, _)| id));
         self.unsealed_bytes = 0;
     }
 }
@@ -220,7 +229,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// What the local store lacks. It was asked for these and could not give them: those that it believes to have are looked at.
-async fn claims(session: &ClientSession, ids: &[RecordId], kepts: &Kepts) -> Result<Vec<Claim>> {
+async fn claims(session: &ClientSession, ids: &[RecordId], fill_counters: &FillCounters) -> Result<Vec<Claim>> {
     let (_, mut claims) = session.claim(ids).await?;
     let is_present = |at: &usize| claims[*at] == Claim::Present;
     let present: Vec<usize> = (0..ids.len()).filter(is_present).collect();
@@ -237,19 +246,19 @@ async fn claims(session: &ClientSession, ids: &[RecordId], kepts: &Kepts) -> Res
     let (_, anew) = session.claim(&again).await?;
     for (at, claim) in bad.into_iter().zip(anew) {
         claims[at] = claim;
-        kepts.healed.fetch_add(u64::from(claim == Claim::YoursWhole), Ordering::Relaxed);
+        fill_counters.healed.fetch_add(u64::from(claim == Claim::YoursWhole), Ordering::Relaxed);
     }
     Ok(claims)
 }
 
 /// The records that are to be put: as deltas where the store has the base.
-async fn chosen(session: &ClientSession, batch: &[Kept], claims: &[Claim]) -> Result<Vec<Record>> {
+async fn chosen(session: &ClientSession, batch: &[FetchedRecord], claims: &[Claim]) -> Result<Vec<Record>> {
     let yours = || batch.iter().zip(claims).filter(|(_, claim)| matches!(claim, Claim::Yours | Claim::YoursWhole));
     let deltas = || yours().filter(|(_, claim)| **claim == Claim::Yours).filter_map(|(kept, _)| kept.delta.as_ref());
     let bases: Vec<RecordId> = deltas().filter_map(|delta| delta.header.base).collect();
     let is_full = if bases.is_empty() { Vec::new() } else { session.client().full(&bases).await? };
     let full: HashSet<RecordId> = bases.into_iter().zip(is_full).filter(|(_, full)| *full).map(|(id, _)| id).collect();
-    let record = |(kept, claim): (&Kept, &Claim)| {
+    let record = |(kept, claim): (&FetchedRecord, &Claim)| {
         let delta = kept.delta.as_ref().filter(|_| *claim == Claim::Yours);
         let fits = |delta: &&Record| delta.header.base.is_some_and(|base| full.contains(&base));
         delta.filter(fits).unwrap_or(&kept.whole).clone()

@@ -13,9 +13,9 @@ use chunkstore::pack::record_reader::check_plain;
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::{Fetch, WireError};
 
-use super::cache_fill::Kept;
+use super::cache_fill::FetchedRecord;
 use super::fetch::Fetcher;
-use super::queue::Got;
+use super::queue::Fetched;
 
 /// Zstd level of what came as a delta and is kept whole.
 const LEVEL: i32 = 1;
@@ -74,9 +74,9 @@ impl<'a> Decoding<'a> {
             Ok((got, whole)) => {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
                 let whole = Arc::new(whole);
-                self.fetcher.fresh.add(Arc::clone(&whole));
+                self.fetcher.unsealed_cache.add(Arc::clone(&whole));
                 // First: who is answered may stop the site at once.
-                self.fetcher.keeper.offer(Kept { whole, delta });
+                self.fetcher.fill_queue.offer(FetchedRecord { whole, delta });
                 self.fetcher.queue.answer(id, &Ok(got));
             }
             Err(error) => {
@@ -107,7 +107,7 @@ impl<'a> Decoding<'a> {
     }
 
     fn local_base(&self, base: RecordId, kind: Kind) -> Option<Vec<u8>> {
-        if let Some(plain) = self.fetcher.fresh(base) {
+        if let Some(plain) = self.fetcher.unsealed_cache(base) {
             return Some(plain);
         }
         let local = self.fetcher.local();
@@ -118,7 +118,7 @@ impl<'a> Decoding<'a> {
     }
 
     /// The content, and the record that holds it without a base.
-    fn verified(&mut self, id: RecordId, kind: Kind, record: &Record) -> Result<(Got, Record)> {
+    fn verified(&mut self, id: RecordId, kind: Kind, record: &Record) -> Result<(Fetched, Record)> {
         let header = record.header;
         if header.kind != kind {
             return Err(Error::damaged(format!("record {id}"), "it is of another kind"));
@@ -130,8 +130,8 @@ impl<'a> Decoding<'a> {
         let plain = check_plain(kind, id, plain?)?;
         let whole = if header.base.is_some() { whole(record, &plain) } else { record.clone() };
         let got = match kind {
-            Kind::Node => Got::Node(Node::verify(NodeId::from_bytes(*id.as_bytes()), &plain)?),
-            _ => Got::Chunk(Chunk::verify(ChunkId::from_bytes(*id.as_bytes()), plain)?),
+            Kind::Node => Fetched::Node(Node::verify(NodeId::from_bytes(*id.as_bytes()), &plain)?),
+            _ => Fetched::Chunk(Chunk::verify(ChunkId::from_bytes(*id.as_bytes()), plain)?),
         };
         Ok((got, whole))
     }

@@ -1,5 +1,5 @@
 //! Fetching: batches leave the queue, several requests are under way at a time, and what comes is decoded, verified, given
-//! to whoever waits, and offered to the keeper.
+//! to whoever waits, and offered to the fill queue.
 //!
 //! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that fails
 //! because the far store is away is repeated when it is back.
@@ -22,14 +22,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::cache_fill::Keeper;
+use super::cache_fill::FillQueue;
 use super::decode::{Decoding, told};
-use super::negative_cache::Absent;
-use super::neighbourhood::Around;
-use super::queue::{Batch, DEMANDS, Got, OTHERS, Queue};
-use super::reconnect::{Link, is_passing};
-use super::unsealed_cache::Fresh;
-use super::{Far, Fetching, Urgency};
+use super::negative_cache::NegativeCache;
+use super::neighbourhood::Neighbourhood;
+use super::queue::{Batch, DEMANDS, Fetched, OTHERS, Queue};
+use super::reconnect::{ReconnectingClient, is_passing};
+use super::unsealed_cache::UnsealedCache;
+use super::{FarSource, Fetching, Urgency};
 
 /// Requests under way at a time, of each lane.
 const REQUESTS: [usize; 2] = [12, 6];
@@ -52,49 +52,50 @@ pub(super) struct Counters {
 /// Fetches from one far store.
 pub(super) struct Fetcher {
     pub(super) queue: Queue,
-    pub(super) fresh: Arc<Fresh>,
-    pub(super) absent: Arc<Absent>,
+    pub(super) unsealed_cache: Arc<UnsealedCache>,
+    pub(super) negative_cache: Arc<NegativeCache>,
     pub(super) counters: Counters,
-    around: Around,
-    lanes: [Arc<Link>; 2],
-    near: Arc<Link>,
+    neighbourhood: Neighbourhood,
+    lanes: [Arc<ReconnectingClient>; 2],
+    near: Arc<ReconnectingClient>,
     local: Arc<dyn ChunkSource>,
-    pub(super) keeper: Keeper,
+    pub(super) fill_queue: FillQueue,
     /// Above 0 if most deltas have their bases here.
     pub(super) bases_here: AtomicI32,
     last_demand: Mutex<Option<Instant>>,
-    patience: Duration,
+    read_timeout: Duration,
     runtime: Handle,
 }
 
 /// Where a fetcher finds things, and where it puts them.
-pub(super) struct Surroundings {
-    pub(super) lanes: [Arc<Link>; 2],
-    pub(super) near: Arc<Link>,
+pub(super) struct FetcherParts {
+    pub(super) lanes: [Arc<ReconnectingClient>; 2],
+    pub(super) near: Arc<ReconnectingClient>,
     pub(super) local: Arc<dyn ChunkSource>,
-    pub(super) keeper: Keeper,
-    pub(super) fresh: Arc<Fresh>,
-    pub(super) absent: Arc<Absent>,
-    pub(super) patience: Duration,
+    pub(super) fill_queue: FillQueue,
+    pub(super) unsealed_cache: Arc<UnsealedCache>,
+    pub(super) negative_cache: Arc<NegativeCache>,
+    pub(super) read_timeout: Duration,
     pub(super) runtime: Handle,
 }
 
 impl Fetcher {
-    pub(super) fn new(surroundings: Surroundings) -> Arc<Self> {
-        let Surroundings { lanes, near, local, keeper, fresh, absent, patience, runtime } = surroundings;
+    pub(super) fn new(surroundings: FetcherParts) -> Arc<Self> {
+        let FetcherParts { lanes, near, local, fill_queue, unsealed_cache, negative_cache, read_timeout, runtime } =
+            surroundings;
         Arc::new(Self {
             queue: Queue::default(),
-            fresh,
-            absent,
+            unsealed_cache,
+            negative_cache,
             counters: Counters::default(),
-            around: Around::default(),
+            neighbourhood: Neighbourhood::default(),
             lanes,
             near,
             local,
-            keeper,
+            fill_queue,
             bases_here: AtomicI32::new(0),
             last_demand: Mutex::default(),
-            patience,
+            read_timeout,
             runtime,
         })
     }
@@ -104,7 +105,7 @@ impl Fetcher {
         let turns = Arc::new(Semaphore::new(REQUESTS[lane]));
         loop {
             let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
-            while lane == OTHERS && self.keeper.is_behind() {
+            while lane == OTHERS && self.fill_queue.is_behind() {
                 // What is fetched ahead and not kept may be gone when it is wanted.
                 sleep(BEHIND).await;
             }
@@ -132,12 +133,12 @@ impl Fetcher {
     }
 
     /// The connection for what nobody waits for.
-    pub(super) fn link(&self) -> &Arc<Link> {
+    pub(super) fn link(&self) -> &Arc<ReconnectingClient> {
         &self.lanes[OTHERS]
     }
 
     /// The owner of the local store.
-    pub(super) fn near(&self) -> &Arc<Link> {
+    pub(super) fn near(&self) -> &Arc<ReconnectingClient> {
         &self.near
     }
 
@@ -207,8 +208,8 @@ impl Fetcher {
 
     /// Wants what lies beside a chunk that was missed, but for what is here.
     fn bring_neighbours(self: &Arc<Self>, id: ChunkId) {
-        let mut ids = self.around.missed(id);
-        ids.retain(|id| !self.fresh.has((*id).into()) && !self.queue.has((*id).into()));
+        let mut ids = self.neighbourhood.missed(id);
+        ids.retain(|id| !self.unsealed_cache.has((*id).into()) && !self.queue.has((*id).into()));
         if ids.is_empty() {
             return;
         }
@@ -225,80 +226,80 @@ impl Fetcher {
     pub(super) async fn lacking(&self, ids: Vec<ChunkId>) -> Result<Vec<ChunkId>> {
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         let is_here = self.near.client().await?.has(&records).await?;
-        let lacks = |(id, is_here): (ChunkId, bool)| (!is_here && !self.fresh.has(id.into())).then_some(id);
+        let lacks = |(id, is_here): (ChunkId, bool)| (!is_here && !self.unsealed_cache.has(id.into())).then_some(id);
         Ok(ids.into_iter().zip(is_here).filter_map(lacks).collect())
     }
 
     pub(super) fn prefetch(&self, ids: &[ChunkId], urgency: Urgency) {
         for id in ids {
-            self.absent.add(*id);
+            self.negative_cache.add(*id);
         }
         self.queue.prefetch(ids.iter().map(|id| (*id).into()), Kind::Chunk, urgency);
     }
 
     /// What was fetched before and can't be read from the local store yet.
-    pub(super) fn fresh(&self, id: RecordId) -> Option<Vec<u8>> {
-        let record = self.fresh.get(id)?;
+    pub(super) fn unsealed_cache(&self, id: RecordId) -> Option<Vec<u8>> {
+        let record = self.unsealed_cache.get(id)?;
         let (header, payload) = (&record.header, &record.payload);
         Decoder::new().decode(header.codec, payload, header.plain_bytes as usize, None).ok()
     }
 
     /// Waits for what was asked for, as long as there is hope.
-    async fn patiently(patience: Duration, answer: oneshot::Receiver<Result<Got>>) -> Result<Got> {
-        match timeout(patience, answer).await {
+    async fn patiently(read_timeout: Duration, answer: oneshot::Receiver<Result<Fetched>>) -> Result<Fetched> {
+        match timeout(read_timeout, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::unreachable("the mount ends")),
-            Err(_) => Err(Error::unreachable(format!("upstream did not answer within {} s", patience.as_secs()))),
+            Err(_) => Err(Error::unreachable(format!("upstream did not answer within {} s", read_timeout.as_secs()))),
         }
     }
 }
 
 /// A [`Fetcher`] as whoever reads knows it.
-pub(super) struct Reading(pub(super) Arc<Fetcher>);
+pub(super) struct FetcherSource(pub(super) Arc<Fetcher>);
 
-impl Far for Reading {
+impl FarSource for FetcherSource {
     fn is_absent(&self, id: ChunkId) -> bool {
         // While upstream is away, what came by other ways must be found.
-        self.0.is_up() && self.0.absent.has(id)
+        self.0.is_up() && self.0.negative_cache.has(id)
     }
 
     fn fetch(&self, id: ChunkId, urgency: Urgency) -> Fetching<Chunk> {
         let fetcher = &self.0;
-        fetcher.absent.add(id);
-        if let Some(plain) = fetcher.fresh(id.into()) {
+        fetcher.negative_cache.add(id);
+        if let Some(plain) = fetcher.unsealed_cache(id.into()) {
             return Box::pin(std::future::ready(Chunk::verify(id, plain)));
         }
-        let (answer, patience) = (fetcher.queue.want(id.into(), Kind::Chunk, urgency), fetcher.patience);
+        let (answer, read_timeout) = (fetcher.queue.want(id.into(), Kind::Chunk, urgency), fetcher.read_timeout);
         if urgency == Urgency::Demand {
             fetcher.note_demand();
             fetcher.bring_neighbours(id);
         }
         Box::pin(async move {
-            match Fetcher::patiently(patience, answer).await? {
-                Got::Chunk(chunk) => Ok(chunk),
-                Got::Node(_) => Err(Error::damaged(format!("chunk {id}"), "a manifest node has its id")),
+            match Fetcher::patiently(read_timeout, answer).await? {
+                Fetched::Chunk(chunk) => Ok(chunk),
+                Fetched::Node(_) => Err(Error::damaged(format!("chunk {id}"), "a manifest node has its id")),
             }
         })
     }
 
     fn fetch_node(&self, id: NodeId, urgency: Urgency) -> Fetching<Node> {
         let fetcher = &self.0;
-        if let Some(plain) = fetcher.fresh(id.into()) {
+        if let Some(plain) = fetcher.unsealed_cache(id.into()) {
             return Box::pin(std::future::ready(Node::verify(id, &plain)));
         }
         if urgency == Urgency::Demand {
             fetcher.note_demand();
         }
-        let (answer, patience) = (fetcher.queue.want(id.into(), Kind::Node, urgency), fetcher.patience);
+        let (answer, read_timeout) = (fetcher.queue.want(id.into(), Kind::Node, urgency), fetcher.read_timeout);
         Box::pin(async move {
-            match Fetcher::patiently(patience, answer).await? {
-                Got::Node(node) => Ok(node),
-                Got::Chunk(_) => Err(Error::damaged(format!("manifest node {id}"), "a chunk has its id")),
+            match Fetcher::patiently(read_timeout, answer).await? {
+                Fetched::Node(node) => Ok(node),
+                Fetched::Chunk(_) => Err(Error::damaged(format!("manifest node {id}"), "a chunk has its id")),
             }
         })
     }
 
     fn neighbours(&self, ids: &[ChunkId]) {
-        self.0.around.add(ids);
+        self.0.neighbourhood.add(ids);
     }
 }

@@ -17,8 +17,8 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::fetch::Fetcher;
-use super::names::{Both, selector_of};
-use super::reconnect::{Link, is_passing};
+use super::merged_names::{MergedCatalog, selector_of};
+use super::reconnect::{ReconnectingClient, is_passing};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// While readers wait, hydration gets this part of what it had alone.
@@ -64,10 +64,10 @@ pub struct Hydration {
 /// Hydrates some snapshots, one after another.
 pub(super) struct Hydrator {
     pub(super) fetcher: Arc<Fetcher>,
-    pub(super) both: Both,
+    pub(super) merged: MergedCatalog,
     /// These are for this alone.
-    pub(super) near: Arc<Link>,
-    pub(super) far: Arc<Link>,
+    pub(super) near: Arc<ReconnectingClient>,
+    pub(super) far: Arc<ReconnectingClient>,
     pub(super) limit: Arc<RateLimit>,
     pub(super) hydrations: Mutex<Vec<(Selector, Hydration, Arc<Progress>)>>,
 }
@@ -115,34 +115,34 @@ impl Hydrator {
         let name = self.resolve(&selector).await?;
         // From now on it means this one, also if a newer comes meanwhile.
         self.lock()[at].0 = selector_of(&name);
-        if !self.both.bring(&name).await?.state.partial {
+        if !self.merged.bring(&name).await?.state.partial {
             return Ok(());
         }
         self.pull(&name, &progress).await?;
-        if self.both.catalog.read(&name)?.state.partial {
+        if self.merged.catalog.read(&name)?.state.partial {
             return Err(Error::not_found(format!("snapshot {name} as upstream has it")));
         }
         // What was absent is here now.
-        self.fetcher.absent.clear();
+        self.fetcher.negative_cache.clear();
         tracing::info!("{name} is whole: upstream is not needed for it any more");
         Ok(())
     }
 
     /// The list of upstream's snapshots may not have come yet.
     async fn resolve(&self, selector: &Selector) -> Result<SnapshotName> {
-        if let Ok(name) = self.both.resolve(selector)
-            && self.both.catalog.read(&name).is_ok_and(|snapshot| !snapshot.state.partial)
+        if let Ok(name) = self.merged.resolve(selector)
+            && self.merged.catalog.read(&name).is_ok_and(|snapshot| !snapshot.state.partial)
             && *selector == selector_of(&name)
         {
             return Ok(name);
         }
-        self.both.far.refresh().await?;
-        self.both.resolve(selector)
+        self.merged.far.refresh().await?;
+        self.merged.resolve(selector)
     }
 
     async fn pull(&self, name: &SnapshotName, progress: &Arc<Progress>) -> Result<()> {
         let (near, far) = (self.near.client().await?, self.far.client().await?);
-        let ends = Ends { near, catalog: self.both.catalog.clone(), far: vec![far] };
+        let ends = Ends { near, catalog: self.merged.catalog.clone(), far: vec![far] };
         let wanted = Wanted::Snapshots(vec![selector_of(name)]);
         let options = TransferOptions { direction: Direction::Pull, wanted, dry_run: false };
         let report = transfer(&ends, &options, progress).await?;

@@ -1,17 +1,17 @@
 //! A far store behind the local one: what is missing here is fetched from there, verified, given, and kept here.
-
 //!
 //! A read asks the local store, and what that can't give is queued here (`queue`), fetched in batches over connections that
-//! come back (`fetch`, `link`), and put into the local store in the background (`keep`). A far snapshot appears beside the
-//! local ones (`names`); when it is first opened it becomes a partial one of the local store, and what an earlier boot of it
-//! touched is fetched ahead (`attend`, `record`). A hydration (`hydrate`) is a pull that gives way to readers.
+//! come back (`fetch`, `reconnect`), and put into the local store in the background (`cache_fill`). A far snapshot appears beside the
+//! local ones (`merged_names`); when it is first opened it becomes a partial one of the local store, and what an earlier boot of it
+//! touched is fetched ahead (`on_open`, `boot_recorder`). A hydration (`hydrate`) is a pull that gives way to readers.
 
 mod boot_recorder;
 mod cache_fill;
 mod decode;
 mod fetch;
 mod hydrate;
-mod names;
+mod manifest_walk;
+mod merged_names;
 mod negative_cache;
 mod neighbourhood;
 mod on_open;
@@ -20,7 +20,6 @@ mod reconnect;
 mod service;
 #[cfg(test)]
 mod tests;
-mod tree;
 mod unsealed_cache;
 
 use std::ops::Range;
@@ -35,7 +34,7 @@ use tokio::runtime::Handle;
 
 pub use self::hydrate::{Hydration, HydrationState};
 pub use self::reconnect::Connect;
-pub use self::service::{Site, SiteOptions, UpstreamStatus};
+pub use self::service::{UpstreamService, UpstreamServiceOptions, UpstreamStatus};
 
 /// A future that owns what it needs.
 pub type Fetching<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
@@ -55,7 +54,7 @@ pub enum Urgency {
 ///
 /// Whoever reads asks the local source first, but for what [`Far::is_absent`] knows not to be there, and then here.
 /// Demands that come close together travel as one request.
-pub trait Far: Send + Sync {
+pub trait FarSource: Send + Sync {
     /// Whether the local source need not be asked.
     fn is_absent(&self, id: ChunkId) -> bool;
 
@@ -77,9 +76,9 @@ pub trait Far: Send + Sync {
 }
 
 /// Is told what readers of snapshots ask for, whether it is here or not.
-pub trait Watcher: Send + Sync {
+pub trait ReadObserver: Send + Sync {
     /// A range of the snapshot with this entry is about to be read. Returns at once.
-    fn touched(&self, entry: EntryId, range: Range<u64>);
+    fn observe(&self, entry: EntryId, range: Range<u64>);
 }
 
 /// Waits on a thread that may wait for what runs on the runtime.

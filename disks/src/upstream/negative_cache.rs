@@ -12,7 +12,7 @@ const REMEMBERED_MAX: usize = 256 << 10;
 const BELIEVED: Duration = Duration::from_secs(30);
 
 /// A bounded set that forgets all from time to time.
-pub(super) struct Absent {
+pub(super) struct NegativeCache {
     state: Mutex<State>,
 }
 
@@ -21,7 +21,7 @@ struct State {
     since: Instant,
 }
 
-impl Absent {
+impl NegativeCache {
     pub(super) fn new() -> Self {
         Self { state: Mutex::new(State { ids: HashSet::new(), since: Instant::now() }) }
     }
@@ -63,17 +63,17 @@ mod tests {
 
     #[test]
     fn what_was_added_is_there_until_it_is_removed_and_there_is_a_bound() {
-        let absent = Absent::new();
+        let negative_cache = NegativeCache::new();
         let id = |n: u32| ChunkId::of(&n.to_le_bytes());
-        absent.add(id(1));
-        absent.add(id(2));
-        absent.remove(id(2));
-        assert!(absent.has(id(1)) && !absent.has(id(2)));
-        absent.clear();
-        assert!(!absent.has(id(1)));
+        negative_cache.add(id(1));
+        negative_cache.add(id(2));
+        negative_cache.remove(id(2));
+        assert!(negative_cache.has(id(1)) && !negative_cache.has(id(2)));
+        negative_cache.clear();
+        assert!(!negative_cache.has(id(1)));
         for n in 0..REMEMBERED_MAX as u32 + 10 {
-            absent.add(id(n));
+            negative_cache.add(id(n));
         }
-        assert!(absent.has(id(REMEMBERED_MAX as u32 + 9)) && absent.lock().ids.len() <= REMEMBERED_MAX);
+        assert!(negative_cache.has(id(REMEMBERED_MAX as u32 + 9)) && negative_cache.lock().ids.len() <= REMEMBERED_MAX);
     }
 }

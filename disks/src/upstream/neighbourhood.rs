@@ -17,7 +17,7 @@ const AFTER: usize = 14;
 
 /// The segments that readers look at.
 #[derive(Default)]
-pub(super) struct Around {
+pub(super) struct Neighbourhood {
     state: Mutex<State>,
 }
 
@@ -30,7 +30,7 @@ struct State {
     order: VecDeque<ChunkId>,
 }
 
-impl Around {
+impl Neighbourhood {
     /// Remembers a segment's chunks.
     pub(super) fn add(&self, ids: &[ChunkId]) {
         let Some(first) = ids.first().copied() else { return };
@@ -89,33 +89,33 @@ mod tests {
 
     #[test]
     fn a_first_miss_brings_neighbours_a_second_the_rest_and_a_third_nothing() {
-        let around = Around::default();
+        let neighbourhood = Neighbourhood::default();
         let segment = ids(0, 64);
-        around.add(&segment);
-        let first = around.missed(segment[10]);
+        neighbourhood.add(&segment);
+        let first = neighbourhood.missed(segment[10]);
         assert_eq!(first, [&segment[11..25], &[segment[9], segment[8]]].concat());
-        let second = around.missed(segment[40]);
+        let second = neighbourhood.missed(segment[40]);
         assert_eq!(second.len(), 63);
         assert_eq!(second[..23], segment[41..]);
-        assert!(around.missed(segment[0]).is_empty());
-        assert!(around.missed(ids(100, 1)[0]).is_empty(), "nobody told of it");
+        assert!(neighbourhood.missed(segment[0]).is_empty());
+        assert!(neighbourhood.missed(ids(100, 1)[0]).is_empty(), "nobody told of it");
         // Told again, it is the same.
-        around.add(&segment);
-        assert!(around.missed(segment[1]).is_empty());
-        assert_eq!(around.missed(ids(0, 1)[0]).len(), 0);
+        neighbourhood.add(&segment);
+        assert!(neighbourhood.missed(segment[1]).is_empty());
+        assert_eq!(neighbourhood.missed(ids(0, 1)[0]).len(), 0);
     }
 
     #[test]
     fn at_the_ends_there_are_fewer_and_the_oldest_segments_are_forgotten() {
-        let around = Around::default();
+        let neighbourhood = Neighbourhood::default();
         let small = ids(0, 3);
-        around.add(&small);
-        assert_eq!(around.missed(small[2]), [small[1], small[0]]);
+        neighbourhood.add(&small);
+        assert_eq!(neighbourhood.missed(small[2]), [small[1], small[0]]);
         for n in 1..=SEGMENTS_MAX as u32 {
-            around.add(&ids(n * 10, 3));
+            neighbourhood.add(&ids(n * 10, 3));
         }
-        assert!(around.missed(small[1]).is_empty());
-        let state = around.state.lock().unwrap();
+        assert!(neighbourhood.missed(small[1]).is_empty());
+        let state = neighbourhood.state.lock().unwrap();
         assert_eq!((state.segments.len(), state.places.len()), (SEGMENTS_MAX, SEGMENTS_MAX * 3));
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::Urgency;
 use super::fetch::Fetcher;
-use super::tree;
+use super::manifest_walk;
 
 /// Most segments of an image whose whole manifest is fetched: 32 GiB, and at most 20 MB of nodes.
 const SEGMENTS_MAX: u64 = 8 << 10;
@@ -31,15 +31,15 @@ const HELD_MAX: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Attends to snapshots that are opened.
-pub(super) struct Attendant {
+pub(super) struct OpenHandler {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) catalog: Catalog,
     pub(super) storage: LocalDir,
-    /// Those that were attended to, with what keeps them at the far store.
-    pub(super) attended: Mutex<BTreeMap<SnapshotName, Option<ClientSession>>>,
+    /// Those that were handled, with what keeps them at the far store.
+    pub(super) handled: Mutex<BTreeMap<SnapshotName, Option<ClientSession>>>,
 }
 
-impl Attendant {
+impl OpenHandler {
     /// Attends to what is opened, for ever.
     pub(super) async fn run(self: Arc<Self>, mut opened: mpsc::UnboundedReceiver<Snapshot>) {
         let mut kept_before = 0;
@@ -53,7 +53,7 @@ impl Attendant {
                     }
                     self.lock().insert(snapshot.name(), None);
                     let this = Arc::clone(&self);
-                    tokio::spawn(async move { this.attend(&snapshot).await });
+                    tokio::spawn(async move { this.handle_open(&snapshot).await });
                 }
                 _ = look.tick() => {
                     self.hold_all().await;
@@ -66,7 +66,7 @@ impl Attendant {
         }
     }
 
-    async fn attend(&self, snapshot: &Snapshot) {
+    async fn handle_open(&self, snapshot: &Snapshot) {
         let name = snapshot.name();
         self.hold(&name).await;
         if let Err(error) = self.replay(snapshot).await {
@@ -118,11 +118,11 @@ impl Attendant {
 
     /// Fetches all nodes, so that no reader waits for one, and so that it is known how much is missing.
     async fn fetch_manifest(&self, entry: &Entry) -> Result<()> {
-        if tree::all_segments(entry) > SEGMENTS_MAX {
+        if manifest_walk::all_segments(entry) > SEGMENTS_MAX {
             return Ok(());
         }
-        let segments = (0..tree::all_segments(entry)).collect();
-        tree::leaves(&self.fetcher, entry, &segments).await.map(drop)
+        let segments = (0..manifest_walk::all_segments(entry)).collect();
+        manifest_walk::leaves(&self.fetcher, entry, &segments).await.map(drop)
     }
 
     /// Fetches what a boot touches, in its order.
@@ -130,7 +130,7 @@ impl Attendant {
         let Some(order) = self.order(snapshot).await? else { return Ok(()) };
         let (entry, ranges) = (snapshot.entry(), order.ranges());
         let segments: BTreeSet<u64> = ranges.iter().flat_map(segments_of).collect();
-        let leaves = tree::leaves(&self.fetcher, entry, &segments).await?;
+        let leaves = manifest_walk::leaves(&self.fetcher, entry, &segments).await?;
         let ids = touched(ranges, &leaves);
         tracing::info!("{}: {} chunks are fetched in the order of an earlier boot", snapshot.name(), ids.len());
         for ids in ids.chunks(BATCH) {
@@ -159,7 +159,7 @@ impl Attendant {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SnapshotName, Option<ClientSession>>> {
-        self.attended.lock().unwrap_or_else(PoisonError::into_inner)
+        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

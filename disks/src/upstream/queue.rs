@@ -18,7 +18,7 @@ const IDLE_MAX: usize = 64 << 10;
 
 /// What was fetched, verified.
 #[derive(Clone, Debug)]
-pub(super) enum Got {
+pub(super) enum Fetched {
     Chunk(Chunk),
     Node(Node),
 }
@@ -45,12 +45,12 @@ struct Wanted {
     kind: Kind,
     urgency: Urgency,
     is_sent: bool,
-    waiters: Vec<oneshot::Sender<Result<Got>>>,
+    waiters: Vec<oneshot::Sender<Result<Fetched>>>,
 }
 
 impl Queue {
     /// Wants a record; the answer comes out of the result.
-    pub(super) fn want(&self, id: RecordId, kind: Kind, urgency: Urgency) -> oneshot::Receiver<Result<Got>> {
+    pub(super) fn want(&self, id: RecordId, kind: Kind, urgency: Urgency) -> oneshot::Receiver<Result<Fetched>> {
         let (answer, receiver) = oneshot::channel();
         self.lock().add(id, kind, urgency, Some(answer));
         self.wake[lane_of(urgency)].notify_one();
@@ -124,7 +124,7 @@ impl Queue {
     }
 
     /// Answers all who wait for a record.
-    pub(super) fn answer(&self, id: RecordId, answer: &Result<Got>) {
+    pub(super) fn answer(&self, id: RecordId, answer: &Result<Fetched>) {
         let Some(entry) = self.lock().wanted.remove(&id) else { return };
         for waiter in entry.waiters {
             // Who has given up waiting does not want it.
@@ -143,7 +143,7 @@ impl Queue {
 }
 
 impl State {
-    fn add(&mut self, id: RecordId, kind: Kind, urgency: Urgency, waiter: Option<oneshot::Sender<Result<Got>>>) {
+    fn add(&mut self, id: RecordId, kind: Kind, urgency: Urgency, waiter: Option<oneshot::Sender<Result<Fetched>>>) {
         let is_new = !self.wanted.contains_key(&id);
         let wanted = || Wanted { kind, urgency, is_sent: false, waiters: Vec::new() };
         let entry = self.wanted.entry(id).or_insert_with(wanted);
@@ -195,8 +195,8 @@ mod tests {
         ChunkId::of(&n.to_le_bytes()).into()
     }
 
-    fn chunk() -> Got {
-        Got::Chunk(Chunk::hash(b"x".to_vec()))
+    fn chunk() -> Fetched {
+        Fetched::Chunk(Chunk::hash(b"x".to_vec()))
     }
 
     fn taken(queue: &Queue, lane: usize, most: usize) -> Vec<RecordId> {
@@ -226,7 +226,7 @@ mod tests {
         assert!(taken(&queue, DEMANDS, 1).is_empty(), "it is on its way");
         queue.answer(id(1), &Ok(chunk()));
         for mut answer in waiting {
-            assert!(matches!(answer.try_recv(), Ok(Ok(Got::Chunk(_)))));
+            assert!(matches!(answer.try_recv(), Ok(Ok(Fetched::Chunk(_)))));
         }
         let mut failed = queue.want(id(1), Kind::Chunk, Urgency::Demand);
         queue.answer(id(1), &Err(Error::damaged("x", "y")));

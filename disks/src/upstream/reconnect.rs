@@ -21,7 +21,7 @@ pub type Connect = Arc<dyn Fn(Option<Arc<RateLimit>>) -> Fetching<Client> + Send
 const DELAYS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// A store elsewhere.
-pub(super) struct Link {
+pub(super) struct ReconnectingClient {
     connect: Connect,
     limit: Option<Arc<RateLimit>>,
     /// What the store must have in common with this one.
@@ -36,7 +36,7 @@ struct State {
     not_before: Instant,
 }
 
-impl Link {
+impl ReconnectingClient {
     pub(super) fn new(connect: &Connect, like: Option<&Welcome>, limit: Option<Arc<RateLimit>>) -> Arc<Self> {
         let state = State { client: None, delays: DELAYS, not_before: Instant::now() };
         let like = like.cloned();

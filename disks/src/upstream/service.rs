@@ -17,21 +17,21 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::boot_recorder::Recorder;
-use super::cache_fill::{Keeper, Keeping, Kepts};
-use super::fetch::{Fetcher, Reading, Surroundings};
+use super::boot_recorder::BootRecorder;
+use super::cache_fill::{CacheFiller, FillCounters, FillQueue};
+use super::fetch::{Fetcher, FetcherParts, FetcherSource};
 use super::hydrate::{Hydration, Hydrator};
-use super::names::{Both, FarList, MergedNames};
-use super::negative_cache::Absent;
-use super::on_open::Attendant;
+use super::merged_names::{FarList, MergedCatalog, MergedNames};
+use super::negative_cache::NegativeCache;
+use super::on_open::OpenHandler;
 use super::queue::{DEMANDS, OTHERS};
-use super::reconnect::{Connect, Link, is_passing};
-use super::unsealed_cache::Fresh;
-use super::{Far, Watcher};
+use super::reconnect::{Connect, ReconnectingClient, is_passing};
+use super::unsealed_cache::UnsealedCache;
+use super::{FarSource, ReadObserver};
 use crate::names::{LocalNames, Names};
 
 /// What a mount with an upstream, or one that records, has.
-pub struct SiteOptions {
+pub struct UpstreamServiceOptions {
     /// What drives connections.
     pub runtime: Handle,
     /// The local store.
@@ -47,7 +47,7 @@ pub struct SiteOptions {
     /// The far store as the operator named it.
     pub address: String,
     /// How long a read waits for the far store before it is told so.
-    pub patience: Duration,
+    pub read_timeout: Duration,
     /// Which snapshots are to be completed.
     pub hydrate: Vec<Selector>,
     /// Whether what is read first is recorded.
@@ -55,11 +55,11 @@ pub struct SiteOptions {
 }
 
 /// The local store and what lies behind it.
-pub struct Site {
+pub struct UpstreamService {
     runtime: Handle,
     address: String,
     upstream: Option<Upstream>,
-    recorder: Option<Arc<Recorder>>,
+    recorder: Option<Arc<BootRecorder>>,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     keeping: Mutex<Option<JoinHandle<()>>>,
@@ -68,8 +68,8 @@ pub struct Site {
 struct Upstream {
     fetcher: Arc<Fetcher>,
     names: Arc<MergedNames>,
-    kepts: Arc<Kepts>,
-    attendant: Arc<Attendant>,
+    fill_counters: Arc<FillCounters>,
+    open_handler: Arc<OpenHandler>,
     hydrator: Arc<Hydrator>,
 }
 
@@ -104,15 +104,15 @@ pub struct UpstreamStatus {
     pub hydrations: Vec<Hydration>,
 }
 
-impl Site {
+impl UpstreamService {
     /// Starts all that runs in the background. That the far store is away is no error: its snapshots appear when it is
     /// there.
     ///
     /// # Errors
     /// [`chunkstore::Error::Refused`] if the stores cut chunks differently; [`chunkstore::Error::Denied`] if the far store
     /// does not admit us; if the local owner can't be reached.
-    pub async fn start(options: SiteOptions) -> Result<Arc<Self>> {
-        let near = Link::new(&options.near, None, None);
+    pub async fn start(options: UpstreamServiceOptions) -> Result<Arc<Self>> {
+        let near = ReconnectingClient::new(&options.near, None, None);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         let mut keeping = None;
@@ -122,7 +122,7 @@ impl Site {
             Some(far) => {
                 let limit = Arc::new(RateLimit::unlimited());
                 let like = near.client().await?.welcome().clone();
-                let link = |limit| Link::new(far, Some(&like), limit);
+                let link = |limit| ReconnectingClient::new(far, Some(&like), limit);
                 let lanes = [link(None), link(None)];
                 greet(&lanes[OTHERS]).await?;
                 far_link = Some(Arc::clone(&lanes[OTHERS]));
@@ -132,7 +132,7 @@ impl Site {
                 Some(upstream)
             }
         };
-        let recorder = options.record.then(|| Recorder::new(options.catalog.clone(), near, far_link));
+        let recorder = options.record.then(|| BootRecorder::new(options.catalog.clone(), near, far_link));
         tasks.extend(recorder.iter().map(|recorder| options.runtime.spawn(Arc::clone(recorder).run())));
         Ok(Arc::new(Self {
             runtime: options.runtime,
@@ -146,8 +146,8 @@ impl Site {
     }
 
     /// Gives what the local store lacks; none without an upstream.
-    pub fn far(&self) -> Option<Arc<dyn Far>> {
-        let far = |upstream: &Upstream| Arc::new(Reading(Arc::clone(&upstream.fetcher))) as Arc<dyn Far>;
+    pub fn far(&self) -> Option<Arc<dyn FarSource>> {
+        let far = |upstream: &Upstream| Arc::new(FetcherSource(Arc::clone(&upstream.fetcher))) as Arc<dyn FarSource>;
         self.upstream.as_ref().map(far)
     }
 
@@ -157,14 +157,14 @@ impl Site {
     }
 
     /// Records what is read; none if that was not asked for.
-    pub fn watcher(&self) -> Option<Arc<dyn Watcher>> {
-        self.recorder.as_ref().map(|recorder| Arc::clone(recorder) as Arc<dyn Watcher>)
+    pub fn observer(&self) -> Option<Arc<dyn ReadObserver>> {
+        self.recorder.as_ref().map(|recorder| Arc::clone(recorder) as Arc<dyn ReadObserver>)
     }
 
     /// What is told of the upstream.
     pub fn status(&self) -> Option<UpstreamStatus> {
         let upstream = self.upstream.as_ref()?;
-        let (fetcher, kepts) = (&upstream.fetcher, &upstream.kepts);
+        let (fetcher, fill_counters) = (&upstream.fetcher, &upstream.fill_counters);
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Some(UpstreamStatus {
             address: self.address.clone(),
@@ -174,11 +174,11 @@ impl Site {
             requests: get(&fetcher.counters.requests),
             refused_records: get(&fetcher.counters.refused),
             waiting_records: fetcher.queue.len() as u64,
-            kept_records: get(&kepts.records),
-            kept_bytes: get(&kepts.bytes),
-            healed_records: get(&kepts.healed),
-            not_kept_records: get(&kepts.not_kept),
-            is_keeping_failing: kepts.is_failing.load(Ordering::Relaxed),
+            kept_records: get(&fill_counters.records),
+            kept_bytes: get(&fill_counters.bytes),
+            healed_records: get(&fill_counters.healed),
+            not_kept_records: get(&fill_counters.not_kept),
+            is_keeping_failing: fill_counters.is_failing.load(Ordering::Relaxed),
             hydrations: upstream.hydrator.hydrations(),
         })
     }
@@ -193,14 +193,14 @@ impl Site {
             let _ = keeping.await;
         }
         if let Some(upstream) = &self.upstream {
-            upstream.attendant.note_presence().await;
+            upstream.open_handler.note_presence().await;
         }
         if let Some(recorder) = &self.recorder {
             recorder.finish().await;
         }
     }
 
-    /// [`Site::stop`] for threads.
+    /// [`UpstreamService::stop`] for threads.
     pub fn stop_blocking(self: &Arc<Self>) {
         let this = Arc::clone(self);
         let _ = super::wait_for(&self.runtime, async move {
@@ -214,7 +214,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for UpstreamService {
     fn drop(&mut self) {
         self.abort();
         self.stop.send_replace(true);
@@ -222,7 +222,7 @@ impl Drop for Site {
 }
 
 /// Finds out whether the far store may be used, if it is there.
-async fn greet(link: &Link) -> Result<()> {
+async fn greet(link: &ReconnectingClient) -> Result<()> {
     match link.client().await {
         Err(error) if is_passing(&error) => {
             tracing::warn!("upstream is away: its snapshots appear when it is there: {error}");
@@ -234,67 +234,68 @@ async fn greet(link: &Link) -> Result<()> {
 
 /// The connections of an upstream.
 struct Background {
-    lanes: [Arc<Link>; 2],
-    hydration: Arc<Link>,
+    lanes: [Arc<ReconnectingClient>; 2],
+    hydration: Arc<ReconnectingClient>,
     limit: Arc<RateLimit>,
 }
 
 impl Background {
     async fn start(
         self,
-        options: &SiteOptions,
-        near: &Arc<Link>,
+        options: &UpstreamServiceOptions,
+        near: &Arc<ReconnectingClient>,
         stopped: watch::Receiver<bool>,
         tasks: &mut Vec<JoinHandle<()>>,
     ) -> (Upstream, JoinHandle<()>) {
         let runtime = &options.runtime;
-        let (keeper, offered) = Keeper::new();
-        let (fresh, absent) = (Arc::new(Fresh::default()), Arc::new(Absent::new()));
-        let near_link = || Link::new(&options.near, None, None);
-        let keeping = Keeping::new(near_link(), Arc::clone(&fresh), Arc::clone(&absent), &keeper);
-        let kepts = Arc::clone(&keeper.kepts);
+        let (fill_queue, offered) = FillQueue::new();
+        let (unsealed_cache, negative_cache) = (Arc::new(UnsealedCache::default()), Arc::new(NegativeCache::new()));
+        let near_link = || ReconnectingClient::new(&options.near, None, None);
+        let keeping =
+            CacheFiller::new(near_link(), Arc::clone(&unsealed_cache), Arc::clone(&negative_cache), &fill_queue);
+        let fill_counters = Arc::clone(&fill_queue.fill_counters);
         let list = FarList::new(Arc::clone(&self.lanes[OTHERS]));
-        let fetcher = Fetcher::new(Surroundings {
+        let fetcher = Fetcher::new(FetcherParts {
             lanes: self.lanes,
             near: Arc::clone(near),
             local: Arc::clone(&options.local),
-            keeper,
-            fresh,
-            absent,
-            patience: options.patience,
+            fill_queue,
+            unsealed_cache,
+            negative_cache,
+            read_timeout: options.read_timeout,
             runtime: runtime.clone(),
         });
         // So that the first look at the mount shows them.
         if let Err(error) = list.refresh().await {
             tracing::debug!("{error}");
         }
-        let both = Both { catalog: options.catalog.clone(), near: Arc::clone(near), far: Arc::clone(&list) };
+        let merged = MergedCatalog { catalog: options.catalog.clone(), near: Arc::clone(near), far: Arc::clone(&list) };
         let hydrator = Arc::new(Hydrator {
             fetcher: Arc::clone(&fetcher),
-            both: both.clone(),
+            merged: merged.clone(),
             near: near_link(),
             far: self.hydration,
             limit: self.limit,
             hydrations: Mutex::new(options.hydrate.iter().map(hydration).collect()),
         });
-        let attendant = Arc::new(Attendant {
+        let open_handler = Arc::new(OpenHandler {
             fetcher: Arc::clone(&fetcher),
             catalog: options.catalog.clone(),
             storage: LocalDir::new(&options.dir),
-            attended: Mutex::new(BTreeMap::new()),
+            handled: Mutex::new(BTreeMap::new()),
         });
         let (opened, openings) = mpsc::unbounded_channel();
         let local = LocalNames::new(&options.dir, options.catalog.clone());
-        let names = Arc::new(MergedNames { runtime: runtime.clone(), local, both, opened });
+        let names = Arc::new(MergedNames { runtime: runtime.clone(), local, merged, opened });
         tasks.extend([
             runtime.spawn(Arc::clone(&fetcher).run(DEMANDS)),
             runtime.spawn(Arc::clone(&fetcher).run(OTHERS)),
             runtime.spawn(list.run()),
             runtime.spawn(Arc::clone(&hydrator).run()),
-            runtime.spawn(Arc::clone(&attendant).run(openings)),
+            runtime.spawn(Arc::clone(&open_handler).run(openings)),
         ]);
         let keeping = runtime.spawn(keeping.run(offered, stopped));
-        (Upstream { fetcher, names, kepts, attendant, hydrator }, keeping)
+        (Upstream { fetcher, names, fill_counters, open_handler, hydrator }, keeping)
     }
 }
 

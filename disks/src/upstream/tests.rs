@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::chunk_cache::{Pool, PoolOptions};
+use crate::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use crate::snapshot::SnapshotDisk;
 
 /// Bytes that do not compress, the same for the same seed.
@@ -151,8 +151,8 @@ impl World {
         Self { near, far, nights }
     }
 
-    fn options(&self) -> SiteOptions {
-        SiteOptions {
+    fn options(&self) -> UpstreamServiceOptions {
+        UpstreamServiceOptions {
             runtime: Handle::current(),
             dir: self.near.dir.path().to_path_buf(),
             catalog: self.near.store.catalog().clone(),
@@ -160,14 +160,14 @@ impl World {
             near: self.near.connect(),
             far: Some(self.far.connect()),
             address: "far".into(),
-            patience: Duration::from_secs(20),
+            read_timeout: Duration::from_secs(20),
             hydrate: Vec::new(),
             record: false,
         }
     }
 
-    async fn site(&self) -> Arc<Site> {
-        Site::start(self.options()).await.unwrap()
+    async fn site(&self) -> Arc<UpstreamService> {
+        UpstreamService::start(self.options()).await.unwrap()
     }
 
     async fn pull(&self, wanted: Wanted) {
@@ -180,17 +180,17 @@ impl World {
     }
 
     /// All bytes of a snapshot, as a mount reads them.
-    async fn read_all(&self, site: &Site, snapshot: &Snapshot) -> Result<Vec<u8>> {
+    async fn read_all(&self, site: &UpstreamService, snapshot: &Snapshot) -> Result<Vec<u8>> {
         let local = Arc::clone(&self.near.store) as Arc<dyn ChunkSource>;
-        let options = PoolOptions { far: site.far(), ..PoolOptions::default() };
-        let pool = Pool::with_options(local, Handle::current(), options);
-        let disk = SnapshotDisk::new(&pool, snapshot);
+        let options = ChunkCacheOptions { far: site.far(), ..ChunkCacheOptions::default() };
+        let cache = ChunkCache::with_options(local, Handle::current(), options);
+        let disk = SnapshotDisk::new(&cache, snapshot);
         let mut image = vec![0; disk.size_bytes() as usize];
         disk.read(&mut image, 0).await.map(|()| image)
     }
 
     /// Opens a snapshot as a mount does.
-    async fn open(&self, site: &Site, name: &SnapshotName) -> crate::names::Opened {
+    async fn open(&self, site: &UpstreamService, name: &SnapshotName) -> crate::names::Opened {
         let (names, name) = (site.names().unwrap(), name.clone());
         in_background(move || names.open(&name)).await.unwrap()
     }
@@ -287,12 +287,12 @@ impl ChunkSource for Asking {
 async fn disks_of_a_mount_read_through() {
     let world = World::new();
     let local = Arc::new(Asking(Arc::clone(&world.near.store), Handle::current())) as Arc<dyn ChunkSource>;
-    let options = SiteOptions { local: Arc::clone(&local), record: true, ..world.options() };
-    let site = Site::start(options).await.unwrap();
-    let options = PoolOptions { far: site.far(), watcher: site.watcher(), ..PoolOptions::default() };
-    let pool = Pool::with_options(local, Handle::current(), options);
+    let options = UpstreamServiceOptions { local: Arc::clone(&local), record: true, ..world.options() };
+    let site = UpstreamService::start(options).await.unwrap();
+    let options = ChunkCacheOptions { far: site.far(), observer: site.observer(), ..ChunkCacheOptions::default() };
+    let cache = ChunkCache::with_options(local, Handle::current(), options);
     let opened = world.open(&site, &world.nights[0].name()).await;
-    let disk = SnapshotDisk::new(&pool, &opened.snapshot);
+    let disk = SnapshotDisk::new(&cache, &opened.snapshot);
     let mut image = vec![0; disk.size_bytes() as usize];
     for (at, part) in image.chunks_mut(100_000).enumerate() {
         disk.read(part, at as u64 * 100_000).await.unwrap();
@@ -306,7 +306,7 @@ async fn disks_of_a_mount_read_through() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_store_has_does_not_travel_and_changes_travel_as_deltas() {
     let world = World::new();
-    world.pull(Wanted::Snapshots(vec![names::selector_of(&world.nights[0].name())])).await;
+    world.pull(Wanted::Snapshots(vec![merged_names::selector_of(&world.nights[0].name())])).await;
     let site = world.site().await;
     world.open(&site, &world.nights[1].name()).await;
     assert!(world.read_all(&site, &world.nights[1]).await.unwrap() == nights()[1]);
@@ -346,8 +346,8 @@ async fn patience_ends_and_a_mount_starts_without_its_upstream() {
     let world = World::new();
     world.near.ingest(night("db01", 0), &noise(100_000, 5));
     world.far.leave();
-    let options = SiteOptions { patience: Duration::from_millis(300), ..world.options() };
-    let site = Site::start(options).await.unwrap();
+    let options = UpstreamServiceOptions { read_timeout: Duration::from_millis(300), ..world.options() };
+    let site = UpstreamService::start(options).await.unwrap();
     assert_eq!(site.names().unwrap().images().unwrap().len(), 1);
     let chunk = chunks_of(&world.far.store, &world.nights[0])[0].1;
     let far = site.far().unwrap();
@@ -369,7 +369,7 @@ async fn patience_ends_and_a_mount_starts_without_its_upstream() {
 async fn a_hydrated_snapshot_is_an_ordinary_one_and_upstream_may_go() {
     let world = World::new();
     let hydrate = vec!["web01@latest".parse().unwrap()];
-    let site = Site::start(SiteOptions { hydrate, ..world.options() }).await.unwrap();
+    let site = UpstreamService::start(UpstreamServiceOptions { hydrate, ..world.options() }).await.unwrap();
     let name = world.nights[1].name();
     // A reader meanwhile does no harm.
     world.open(&site, &name).await;
@@ -382,8 +382,8 @@ async fn a_hydrated_snapshot_is_an_ordinary_one_and_upstream_may_go() {
     let report = world.near.verify();
     assert!(report.is_sound() && report.partial_snapshots == 0, "{report:?}");
     // After a restart, nothing is left to do, also without upstream.
-    let hydrate = vec![names::selector_of(&name)];
-    let site = Site::start(SiteOptions { hydrate, ..world.options() }).await.unwrap();
+    let hydrate = vec![merged_names::selector_of(&name)];
+    let site = UpstreamService::start(UpstreamServiceOptions { hydrate, ..world.options() }).await.unwrap();
     eventually("the same again", || site.status().unwrap().hydrations[0].state == HydrationState::Done).await;
 }
 
@@ -391,14 +391,14 @@ async fn a_hydrated_snapshot_is_an_ordinary_one_and_upstream_may_go() {
 async fn a_hydration_that_is_cut_goes_on() {
     let world = World::new();
     let name = world.nights[0].name();
-    let options = || SiteOptions { hydrate: vec![names::selector_of(&name)], ..world.options() };
-    let site = Site::start(options()).await.unwrap();
+    let options = || UpstreamServiceOptions { hydrate: vec![merged_names::selector_of(&name)], ..world.options() };
+    let site = UpstreamService::start(options()).await.unwrap();
     eventually("some of it", || site.status().unwrap().hydrations[0].fetched_bytes > 0).await;
     world.far.leave();
     site.stop().await;
     assert!(world.near.verify().is_sound());
     world.far.come_back();
-    let site = Site::start(options()).await.unwrap();
+    let site = UpstreamService::start(options()).await.unwrap();
     eventually("hydration", || site.status().unwrap().hydrations[0].state == HydrationState::Done).await;
     assert!(!world.near.read(&name).state.partial && world.near.verify().is_sound());
 }
@@ -465,11 +465,11 @@ async fn what_is_not_what_it_says_is_an_error_and_not_kept() {
 async fn what_a_boot_touched_is_recorded_on_both_sides_and_fetched_before_anybody_asks() {
     let world = World::new();
     let name = world.nights[0].name();
-    let site = Site::start(SiteOptions { record: true, ..world.options() }).await.unwrap();
+    let site = UpstreamService::start(UpstreamServiceOptions { record: true, ..world.options() }).await.unwrap();
     let opened = world.open(&site, &name).await;
     let touched = [7 << 20..(7 << 20) + 4096, 1 << 20..(1 << 20) + 100_000];
     for range in &touched {
-        site.watcher().unwrap().touched(opened.snapshot.entry_id(), range.clone());
+        site.observer().unwrap().observe(opened.snapshot.entry_id(), range.clone());
     }
     site.stop().await;
     let orders = [&world.near, &world.far].map(|place| place.dir.path().join("boot").read_dir().unwrap().count());
@@ -535,7 +535,7 @@ async fn that_nothing_can_be_kept_fails_no_read() {
         }
         near(limit)
     });
-    let site = Site::start(SiteOptions { near, ..world.options() }).await.unwrap();
+    let site = UpstreamService::start(UpstreamServiceOptions { near, ..world.options() }).await.unwrap();
     world.open(&site, &world.nights[0].name()).await;
     is_full.store(true, Ordering::SeqCst);
     world.near.serving.lock().unwrap().drain(..).for_each(|serving| serving.abort());
@@ -547,6 +547,6 @@ async fn that_nothing_can_be_kept_fails_no_read() {
 async fn stores_that_cut_chunks_differently_are_refused() {
     let world = World::new();
     let world = World { near: RecordLocation::new(3, 16 << 10), ..world };
-    let Err(refused) = Site::start(world.options()).await else { panic!("they do not fit") };
+    let Err(refused) = UpstreamService::start(world.options()).await else { panic!("they do not fit") };
     assert!(matches!(&refused, Error::Refused { what } if what.contains("init --like")), "{refused}");
 }

@@ -14,7 +14,7 @@ const BYTES_MAX: usize = 40 << 20;
 
 /// The records, by their ids.
 #[derive(Default)]
-pub(super) struct Fresh {
+pub(super) struct UnsealedCache {
     state: Mutex<State>,
 }
 
@@ -26,7 +26,7 @@ struct State {
     bytes: usize,
 }
 
-impl Fresh {
+impl UnsealedCache {
     pub(super) fn get(&self, id: RecordId) -> Option<Arc<Record>> {
         self.lock().records.get(&id).cloned()
     }
@@ -89,21 +89,21 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_there_are_too_many() {
-        let fresh = Fresh::default();
+        let unsealed_cache = UnsealedCache::default();
         let records: Vec<_> = (0..100).map(|n| record(n, 1 << 20)).collect();
-        records.iter().for_each(|record| fresh.add(Arc::clone(record)));
+        records.iter().for_each(|record| unsealed_cache.add(Arc::clone(record)));
         // Once more is no more.
-        fresh.add(Arc::clone(&records[99]));
-        let held = records.iter().filter(|record| fresh.has(record.header.id)).count();
+        unsealed_cache.add(Arc::clone(&records[99]));
+        let held = records.iter().filter(|record| unsealed_cache.has(record.header.id)).count();
         assert_eq!(held, BYTES_MAX / records[0].bytes());
-        assert!(fresh.has(records[99].header.id) && !fresh.has(records[0].header.id));
-        fresh.remove(records.iter().map(|record| record.header.id));
+        assert!(unsealed_cache.has(records[99].header.id) && !unsealed_cache.has(records[0].header.id));
+        unsealed_cache.remove(records.iter().map(|record| record.header.id));
         let (bytes, records) = {
-            let state = fresh.lock();
+            let state = unsealed_cache.lock();
             (state.bytes, state.records.len())
         };
         assert_eq!((bytes, records), (0, 0));
-        fresh.add(record(7, 5));
-        assert_eq!(fresh.get(record(7, 5).header.id).expect("it is there").payload.len(), 5);
+        unsealed_cache.add(record(7, 5));
+        assert_eq!(unsealed_cache.get(record(7, 5).header.id).expect("it is there").payload.len(), 5);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Clones;
-use super::super::testing::{Point, Site, commit_options, noise, put};
+use super::super::test_store::{Point, TestStore, commit_options, noise, put};
 use super::*;
 
 const SIZE: usize = 40 * 4096 + 17;
@@ -16,7 +16,7 @@ fn image() -> Vec<u8> {
 }
 
 /// Writes at some places, in the clone and in the model.
-fn scribble(site: &Site, disk: &CloneDisk, model: &mut [u8], value: u8) {
+fn scribble(site: &TestStore, disk: &CloneDisk, model: &mut [u8], value: u8) {
     for at in (usize::from(value) * 997 % 4096..SIZE - 6000).step_by(4096 * 7 + 1) {
         let bytes = 1 + at % 5000;
         site.runtime.block_on(disk.write(&vec![value; bytes], at as u64)).unwrap();
@@ -24,14 +24,14 @@ fn scribble(site: &Site, disk: &CloneDisk, model: &mut [u8], value: u8) {
     }
 }
 
-fn content(site: &Site, disk: &CloneDisk) -> Vec<u8> {
+fn content(site: &TestStore, disk: &CloneDisk) -> Vec<u8> {
     let mut bytes = vec![0; disk.size_bytes() as usize];
     site.runtime.block_on(disk.read(&mut bytes, 0)).unwrap();
     bytes
 }
 
 /// Fails unless soon there are these files of layers, and no others.
-fn assert_layers(site: &Site, numbers: &[u32]) {
+fn assert_layers(site: &TestStore, numbers: &[u32]) {
     let expected: Vec<_> =
         numbers.iter().flat_map(|number| [format!("{number}.data"), format!("{number}.map")]).collect();
     for _ in 0..1000 {
@@ -43,7 +43,7 @@ fn assert_layers(site: &Site, numbers: &[u32]) {
     panic!("{:?} instead of {expected:?}", files(site));
 }
 
-fn files(site: &Site) -> Vec<String> {
+fn files(site: &TestStore) -> Vec<String> {
     let entries = fs::read_dir(site.clone_dir()).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| name.contains('.') && name != "clone.json");
@@ -53,7 +53,7 @@ fn files(site: &Site) -> Vec<String> {
 
 #[test]
 fn a_commit_takes_the_place_of_what_was_written() {
-    let (site, mut model) = (Site::with_clone(&image()), image());
+    let (site, mut model) = (TestStore::with_clone(&image()), image());
     let disk = site.open();
     scribble(&site, &disk, &mut model, 1);
     let first = site.commit(&disk, 1).unwrap();
@@ -73,7 +73,7 @@ fn a_commit_takes_the_place_of_what_was_written() {
 
 #[test]
 fn with_nothing_written_the_snapshot_is_equal() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     for second in 1..4 {
         let committed = site.commit(&disk, second).unwrap();
@@ -85,7 +85,7 @@ fn with_nothing_written_the_snapshot_is_equal() {
 
 #[test]
 fn a_time_that_is_taken_is_refused_and_harms_nothing() {
-    let (site, mut model) = (Site::with_clone(&image()), image());
+    let (site, mut model) = (TestStore::with_clone(&image()), image());
     let disk = site.open();
     let first = site.commit(&disk, 1).unwrap().snapshot.name().to_string();
     site.commit(&disk, 2).unwrap();
@@ -115,7 +115,7 @@ fn cut_short_at_every_step_it_loses_nothing_and_can_be_repeated() {
         Point::AfterRelease,
     ];
     for (point, reopens) in points.into_iter().flat_map(|point| [(point, false), (point, true)]) {
-        let (site, mut model) = (Site::with_clone(&image()), image());
+        let (site, mut model) = (TestStore::with_clone(&image()), image());
         let mut disk = site.open();
         scribble(&site, &disk, &mut model, 1);
         site.runtime.block_on(disk.sync()).unwrap();
@@ -150,7 +150,7 @@ fn cut_short_at_every_step_it_loses_nothing_and_can_be_repeated() {
 
 #[test]
 fn a_record_that_can_not_be_stored_leaves_all_as_it_was() {
-    let (site, mut model) = (Site::with_clone(&image()), image());
+    let (site, mut model) = (TestStore::with_clone(&image()), image());
     let disk = site.open();
     scribble(&site, &disk, &mut model, 1);
     // Root may write anywhere; nobody writes a directory.
@@ -170,7 +170,7 @@ fn a_record_that_can_not_be_stored_leaves_all_as_it_was() {
 /// were written before it began.
 #[test]
 fn committed_while_it_is_written_it_is_as_at_one_moment() {
-    let site = Site::with_clone(&image());
+    let site = TestStore::with_clone(&image());
     let disk = site.open();
     let ends = AtomicBool::new(false);
     site.runtime.block_on(disk.write(&vec![255; 40 * 4096], 0)).unwrap();
@@ -207,7 +207,7 @@ fn committed_while_it_is_written_it_is_as_at_one_moment() {
 
 #[test]
 fn the_disk_is_shortened_and_grown_while_a_commit_reads_it() {
-    let (site, mut model) = (Arc::new(Site::with_clone(&image())), image());
+    let (site, mut model) = (Arc::new(TestStore::with_clone(&image())), image());
     let disk = Arc::new(site.open());
     scribble(&site, &disk, &mut model, 1);
     let (resized, runtime) = (Arc::clone(&disk), site.runtime.handle().clone());
@@ -227,10 +227,10 @@ fn the_disk_is_shortened_and_grown_while_a_commit_reads_it() {
 
 #[test]
 fn the_process_that_has_it_open_commits_it() {
-    let (site, mut model) = (Site::with_clone(&image()), image());
+    let (site, mut model) = (TestStore::with_clone(&image()), image());
     let ask = |second| {
         let (options, progress) = (commit_options(second), Progress::default());
-        site.clones.commit("c", &site.pool(), &site.names(), &options, &progress)
+        site.clones.commit("c", &site.cache(), &site.names(), &options, &progress)
     };
     let disk = site.open();
     scribble(&site, &disk, &mut model, 1);
@@ -250,14 +250,14 @@ fn the_process_that_has_it_open_commits_it() {
     drop(site.open());
     assert_layers(&site, &site.clones.numbers("c"));
     let deaf = Clones::new(site.dir());
-    let _open = deaf.open("c", &site.pool(), &site.names()).unwrap();
+    let _open = deaf.open("c", &site.cache(), &site.names()).unwrap();
     assert!(matches!(ask(3), Err(Error::Busy { .. })), "who can't commit does not listen");
 }
 
 /// Somebody has released, removed and replaced the clone's snapshot all the same.
 #[test]
 fn it_is_not_committed_onto_another_snapshot_of_the_same_name() {
-    let (site, mut model) = (Site::with_clone(&image()), image());
+    let (site, mut model) = (TestStore::with_clone(&image()), image());
     let disk = site.open();
     scribble(&site, &disk, &mut model, 1);
     site.publisher.release(&site.base, "clone:c").unwrap();
@@ -276,7 +276,7 @@ fn it_is_not_committed_onto_another_snapshot_of_the_same_name() {
 
 #[test]
 fn one_commit_at_a_time() {
-    let site = Arc::new(Site::with_clone(&image()));
+    let site = Arc::new(TestStore::with_clone(&image()));
     let disk = Arc::new(site.open());
     let (other, publisher) = (Arc::clone(&disk), Arc::clone(&site.publisher));
     *site.publisher.during.lock().unwrap() = Some(Box::new(move || {

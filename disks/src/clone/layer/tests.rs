@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::clone::testing::{Failing, TornFile};
+use crate::clone::test_store::{Failing, TornFile};
 
 const BLOCKS: u64 = 24;
 const SIZE: usize = (BLOCKS * BLOCK_BYTES) as usize;

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::clone::testing::TornFile;
+use crate::clone::test_store::TornFile;
 
 fn open(file: &TornFile) -> io::Result<Map> {
     Map::open(Box::new(file.clone()))

@@ -16,7 +16,7 @@ use replicate::rpc::wire::{ENTRY_PREFIX_BYTES, Names as Which, Prefixes};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::reconnect::{Link, is_passing};
+use super::reconnect::{ReconnectingClient, is_passing};
 use super::wait_for;
 use crate::names::{LocalNames, Names, Opened};
 
@@ -41,12 +41,12 @@ struct FarSnapshot {
 
 /// The far store's snapshots as they were last listed.
 pub(super) struct FarList {
-    link: Arc<Link>,
+    link: Arc<ReconnectingClient>,
     snapshots: RwLock<Snapshots>,
 }
 
 impl FarList {
-    pub(super) fn new(link: Arc<Link>) -> Arc<Self> {
+    pub(super) fn new(link: Arc<ReconnectingClient>) -> Arc<Self> {
         Arc::new(Self { link, snapshots: RwLock::default() })
     }
 
@@ -127,13 +127,13 @@ fn snapshot_of(encoding: &[u8]) -> Option<Snapshot> {
 
 /// What both stores have.
 #[derive(Clone)]
-pub(super) struct Both {
+pub(super) struct MergedCatalog {
     pub(super) catalog: Catalog,
-    pub(super) near: Arc<Link>,
+    pub(super) near: Arc<ReconnectingClient>,
     pub(super) far: Arc<FarList>,
 }
 
-impl Both {
+impl MergedCatalog {
     /// The snapshot that a selector means, here or there.
     pub(super) fn resolve(&self, selector: &Selector) -> Result<SnapshotName> {
         let image = &selector.image;
@@ -175,7 +175,7 @@ pub(super) fn selector_of(name: &SnapshotName) -> Selector {
 pub(super) struct MergedNames {
     pub(super) runtime: Handle,
     pub(super) local: LocalNames,
-    pub(super) both: Both,
+    pub(super) merged: MergedCatalog,
     /// Is told of snapshots that are opened and only in part here.
     pub(super) opened: mpsc::UnboundedSender<Snapshot>,
 }
@@ -183,19 +183,19 @@ pub(super) struct MergedNames {
 impl Names for MergedNames {
     fn images(&self) -> Result<Vec<ImageName>> {
         let mut images: BTreeSet<ImageName> = self.local.images()?.into_iter().collect();
-        images.extend(self.both.far.images());
+        images.extend(self.merged.far.images());
         Ok(images.into_iter().collect())
     }
 
     fn snapshots(&self, image: &ImageName) -> Result<Vec<SnapshotName>> {
         let mut names: BTreeSet<SnapshotName> = self.local.snapshots(image)?.into_iter().collect();
-        names.extend(self.both.far.times(image).into_iter().map(|time| SnapshotName::new(image.clone(), time)));
+        names.extend(self.merged.far.times(image).into_iter().map(|time| SnapshotName::new(image.clone(), time)));
         Ok(names.into_iter().collect())
     }
 
     fn read(&self, name: &SnapshotName) -> Result<Snapshot> {
         match self.local.read(name) {
-            Err(error @ Error::NotFound { .. }) => self.both.far.get(name).ok_or(error),
+            Err(error @ Error::NotFound { .. }) => self.merged.far.get(name).ok_or(error),
             read => read,
         }
     }
@@ -203,8 +203,8 @@ impl Names for MergedNames {
     fn open(&self, name: &SnapshotName) -> Result<Opened> {
         let opened = match self.local.open(name) {
             Err(Error::NotFound { .. }) => {
-                let (both, wanted) = (self.both.clone(), name.clone());
-                wait_for(&self.runtime, async move { both.bring(&wanted).await })?;
+                let (merged, wanted) = (self.merged.clone(), name.clone());
+                wait_for(&self.runtime, async move { merged.bring(&wanted).await })?;
                 self.local.open(name)?
             }
             opened => opened?,

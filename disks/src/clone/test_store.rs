@@ -19,12 +19,12 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::commit::{CommitOptions, Committed};
-use super::disk::CloneDisk;
 use super::files::{Files, HostFiles, LayerFile};
 use super::frozen_disk::FrozenDisk;
+use super::open_clone::CloneDisk;
 use super::publisher::Publisher;
 use super::{CloneInfo, Clones};
-use crate::chunk_cache::Pool;
+use crate::chunk_cache::ChunkCache;
 use crate::names::LocalNames;
 
 /// What a disk writes whole or not at all.
@@ -243,7 +243,7 @@ pub(super) fn put(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) {
 impl Clones {
     /// The layers of a clone.
     pub(super) fn numbers(&self, name: &str) -> Vec<u32> {
-        super::metadata::Record::read(&self.dir.join(name)).unwrap().numbers()
+        super::metadata::CloneMetadata::read(&self.dir.join(name)).unwrap().numbers()
     }
 }
 
@@ -266,7 +266,7 @@ pub(super) fn runtime() -> Arc<Runtime> {
 }
 
 /// A store with one snapshot, and its clones.
-pub(super) struct Site {
+pub(super) struct TestStore {
     pub(super) clones: Clones,
     pub(super) publisher: Arc<StorePublisher>,
     pub(super) base: SnapshotName,
@@ -275,7 +275,7 @@ pub(super) struct Site {
     dir: TempDir,
 }
 
-impl Site {
+impl TestStore {
     /// In which `image` is the one snapshot.
     pub(super) fn new(image: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -309,8 +309,8 @@ impl Site {
         self.clones.create(name, &self.base, self.base.time.timestamp())
     }
 
-    pub(super) fn pool(&self) -> Arc<Pool> {
-        Pool::new(Arc::clone(&self.store) as _, self.runtime.handle().clone())
+    pub(super) fn cache(&self) -> Arc<ChunkCache> {
+        ChunkCache::new(Arc::clone(&self.store) as _, self.runtime.handle().clone())
     }
 
     pub(super) fn names(&self) -> LocalNames {
@@ -322,7 +322,7 @@ impl Site {
     }
 
     pub(super) fn try_open(&self, name: &str) -> Result<CloneDisk> {
-        self.clones.open(name, &self.pool(), &self.names())
+        self.clones.open(name, &self.cache(), &self.names())
     }
 
     pub(super) fn clone_dir(&self) -> PathBuf {
@@ -346,7 +346,7 @@ impl Site {
 
     /// All that a snapshot holds.
     pub(super) fn content(&self, snapshot: &Snapshot) -> Vec<u8> {
-        let disk = crate::snapshot::SnapshotDisk::new(&self.pool(), snapshot);
+        let disk = crate::snapshot::SnapshotDisk::new(&self.cache(), snapshot);
         let mut bytes = vec![0; disk.size_bytes() as usize];
         self.runtime.block_on(disk.read(&mut bytes, 0)).unwrap();
         bytes

@@ -98,12 +98,12 @@ impl Weighter<Key, Arc<Cached>> for ByMemory {
 }
 
 /// What was decoded last or is used often.
-pub(crate) struct Cache {
+pub(crate) struct DecodedCache {
     entries: QuickCache<Key, Arc<Cached>, ByMemory>,
     bytes_max: u64,
 }
 
-impl Cache {
+impl DecodedCache {
     /// Holds at most so many bytes.
     pub(crate) fn new(bytes_max: u64) -> Self {
         let options = OptionsBuilder::new()
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn the_bound_in_bytes_holds() {
         for bytes_max in [0, 1 << 20, 4 << 20, 100 << 20] {
-            let cache = Cache::new(bytes_max);
+            let cache = DecodedCache::new(bytes_max);
             for number in 0..400u32 {
                 let mut bytes = Vec::with_capacity(600_000);
                 bytes.resize(if number % 3 == 0 { 1_000 } else { 500_000 }, 0);

@@ -14,7 +14,7 @@ use chunkstore::format::manifest::{Assembler, Entry, Leaf, Node};
 use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
 
-use super::{Pool, PoolOptions};
+use super::{ChunkCache, ChunkCacheOptions};
 
 /// A part of a segment.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +152,7 @@ impl Fake {
     }
 
     /// Gives chunks also to those who must not wait.
-    pub(crate) fn at_hand(&self, is_at_hand: bool) {
+    pub(crate) fn if_ready(&self, is_at_hand: bool) {
         self.is_at_hand.store(is_at_hand, Ordering::Relaxed);
     }
 
@@ -223,7 +223,7 @@ pub(crate) fn snapshot(root: Option<NodeId>, virtual_bytes: u64) -> Snapshot {
     Snapshot::create(entry, State::default()).unwrap()
 }
 
-/// A pool over a fake source, on the runtime of this test.
-pub(crate) fn pool(source: &Arc<Fake>, options: PoolOptions) -> Arc<Pool> {
-    Pool::with_options(source.clone(), Handle::current(), options)
+/// A cache over a fake source, on the runtime of this test.
+pub(crate) fn cache(source: &Arc<Fake>, options: ChunkCacheOptions) -> Arc<ChunkCache> {
+    ChunkCache::with_options(source.clone(), Handle::current(), options)
 }

@@ -1,4 +1,4 @@
-//! Reading a far manifest in few round trips: all nodes of a level that are wanted, at once.
+//! Reads a far manifest in few round trips: all nodes of a level that are wanted, at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::{Leaf, Node, height_for, slot_segments};
 use chunkstore::{Error, Result};
 
-use super::fetch::{Fetcher, Reading};
-use super::{Far, Urgency};
+use super::fetch::{Fetcher, FetcherSource};
+use super::{FarSource, Urgency};
 
 /// Nodes that are in memory together.
 const BATCH: usize = 512;
@@ -59,7 +59,7 @@ pub(super) fn all_segments(entry: &Entry) -> u64 {
 async fn nodes(fetcher: &Arc<Fetcher>, ids: &[NodeId]) -> Result<Vec<Node>> {
     let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
     let is_here = fetcher.near().client().await?.has(&records).await?;
-    let handle = Reading(Arc::clone(fetcher));
+    let handle = FetcherSource(Arc::clone(fetcher));
     let fetching: Vec<_> = ids
         .iter()
         .zip(&is_here)

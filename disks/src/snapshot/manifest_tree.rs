@@ -1,4 +1,4 @@
-//! A snapshot's manifest, read through the pool: only the part that is asked for.
+//! A snapshot's manifest, read through the cache: only the part that is asked for.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use chunkstore::format::limits::{FANOUT, SEGMENT_BYTES};
 use chunkstore::format::manifest::{Inner, Leaf, Node, height_for, slot_segments};
 use chunkstore::{Error, Result};
 
-use crate::chunk_cache::{Cached, Key, Patience, Pool};
+use crate::chunk_cache::{Cached, ChunkCache, Key, Retry};
 
 /// The tree of one snapshot.
-pub(super) struct Tree {
+pub(super) struct ManifestTree {
     root: Option<NodeId>,
     height: u8,
     /// Segments of the image; nothing lies beyond.
@@ -36,7 +36,7 @@ enum Step {
     Skip(u64),
 }
 
-impl Tree {
+impl ManifestTree {
     pub(super) fn new(root: Option<NodeId>, size_bytes: u64) -> Self {
         Self { root, height: height_for(size_bytes), segments: size_bytes.div_ceil(SEGMENT_BYTES as u64) }
     }
@@ -47,9 +47,9 @@ impl Tree {
     }
 
     /// The leaf of a segment; none if all of it is zero.
-    pub(super) async fn leaf(&self, pool: &Pool, segment: u64, patience: &mut Patience) -> Result<Option<CachedLeaf>> {
-        match self.leaf_id(pool, segment, patience).await? {
-            Step::Down(id) => read_leaf(pool, id, patience).await.map(Some),
+    pub(super) async fn leaf(&self, cache: &ChunkCache, segment: u64, retry: &mut Retry) -> Result<Option<CachedLeaf>> {
+        match self.leaf_id(cache, segment, retry).await? {
+            Step::Down(id) => read_leaf(cache, id, retry).await.map(Some),
             Step::Skip(_) => Ok(None),
         }
     }
@@ -57,12 +57,12 @@ impl Tree {
     /// The first segment from this one on that holds data, with the name of its leaf.
     pub(super) async fn next_leaf_id(
         &self,
-        pool: &Pool,
+        cache: &ChunkCache,
         mut segment: u64,
-        patience: &mut Patience,
+        retry: &mut Retry,
     ) -> Result<Option<(u64, NodeId)>> {
         while segment < self.segments {
-            match self.leaf_id(pool, segment, patience).await? {
+            match self.leaf_id(cache, segment, retry).await? {
                 Step::Down(id) => return Ok(Some((segment, id))),
                 Step::Skip(next) => segment = next,
             }
@@ -70,10 +70,10 @@ impl Tree {
         Ok(None)
     }
 
-    async fn leaf_id(&self, pool: &Pool, segment: u64, patience: &mut Patience) -> Result<Step> {
+    async fn leaf_id(&self, cache: &ChunkCache, segment: u64, retry: &mut Retry) -> Result<Step> {
         let Some(mut id) = self.root.filter(|_| segment < self.segments) else { return Ok(Step::Skip(u64::MAX)) };
         for height in (1..=self.height).rev() {
-            let cached = pool.get(Key::Node(id), patience).await?;
+            let cached = cache.get(Key::Node(id), retry).await?;
             match step(inner(&cached, id, height)?, segment) {
                 Step::Down(child) => id = child,
                 skip @ Step::Skip(_) => return Ok(skip),
@@ -84,8 +84,8 @@ impl Tree {
 }
 
 /// Reads the leaf `id`.
-pub(super) async fn read_leaf(pool: &Pool, id: NodeId, patience: &mut Patience) -> Result<CachedLeaf> {
-    let cached = pool.get(Key::Node(id), patience).await?;
+pub(super) async fn read_leaf(cache: &ChunkCache, id: NodeId, retry: &mut Retry) -> Result<CachedLeaf> {
+    let cached = cache.get(Key::Node(id), retry).await?;
     match cached.node() {
         Some(Node::Leaf(_)) => Ok(CachedLeaf(cached)),
         found => Err(wrong_height(id, found, 0)),

@@ -11,33 +11,33 @@ use chunkstore::{Error, Result};
 use super::BLOCK_BYTES;
 use super::files::Files;
 use super::layer::blocks_of;
-use super::layer_stack::View;
+use super::layer_stack::LayerStack;
 use super::lock::CloneLock;
-use super::metadata::Record;
-use super::range_lock::{Gate, Passed};
+use super::metadata::CloneMetadata;
+use super::range_lock::{RangeGuard, RangeLock};
 use super::socket::Listening;
-use crate::chunk_cache::Pool;
+use crate::chunk_cache::ChunkCache;
 
 /// The disk of one clone. Used by several threads at once.
 pub struct CloneDisk {
     /// Where other processes ask for commits. First, because fields are dropped in order: once the lock is free, another
     /// process may listen there.
     pub(super) _listening: Option<Listening>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<OpenClone>,
 }
 
 /// An open clone.
-pub(super) struct Shared {
+pub(super) struct OpenClone {
     /// The clone's directory.
     pub(super) dir: PathBuf,
     pub(super) files: Arc<dyn Files>,
-    pub(super) pool: Arc<Pool>,
-    /// What is on the disk as `clone.json`. Whoever changes the view holds it, so that both tell the same.
-    pub(super) record: Mutex<Record>,
-    view: RwLock<Arc<View>>,
-    /// At least what the record says: growing is permanent with the next sync.
+    pub(super) cache: Arc<ChunkCache>,
+    /// What is on the disk as `clone.json`. Whoever changes the stack holds it, so that both tell the same.
+    pub(super) metadata: Mutex<CloneMetadata>,
+    stack: RwLock<Arc<LayerStack>>,
+    /// At least what the metadata says: growing is permanent with the next sync.
     size_bytes: AtomicU64,
-    pub(super) gate: Gate,
+    pub(super) range_lock: RangeLock,
     syncs: Syncs,
     /// Held by the one commit that may run.
     pub(super) committing: Mutex<()>,
@@ -65,7 +65,7 @@ impl CloneDisk {
     /// # Errors
     /// If something can't be had, or is damaged.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.shared.view().read(buf, offset).await
+        self.shared.stack().read(buf, offset).await
     }
 
     /// The first range at or after `offset` that holds data.
@@ -73,7 +73,7 @@ impl CloneDisk {
     /// # Errors
     /// If the manifest or the overlay can't be read.
     pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        self.shared.view().next_data(offset, self.size_bytes()).await
+        self.shared.stack().next_data(offset, self.size_bytes()).await
     }
 
     /// Bytes that are not holes, no fewer than there are: what was overwritten may count twice.
@@ -81,7 +81,7 @@ impl CloneDisk {
     /// # Errors
     /// If the manifest or the overlay can't be read.
     pub async fn data_bytes(&self) -> Result<u64> {
-        Ok(self.shared.view().data_bytes().await?.min(self.size_bytes()))
+        Ok(self.shared.stack().data_bytes().await?.min(self.size_bytes()))
     }
 
     /// Writes; beyond the size, the disk grows. Durable after [`CloneDisk::sync`].
@@ -93,14 +93,14 @@ impl CloneDisk {
             return Ok(());
         }
         let range = offset..end_of(offset, bytes.len() as u64)?;
-        let (_passed, size_bytes) = self.shared.pass_to_write(&range).await;
-        let view = self.shared.view();
-        let written = self.shared.write(&view, bytes, range.start).await;
+        let (_guard, size_bytes) = self.shared.lock_to_write(&range).await;
+        let stack = self.shared.stack();
+        let written = self.shared.write(&stack, bytes, range.start).await;
         if range.end > size_bytes {
             match written {
                 Ok(()) => self.shared.size_bytes.store(range.end, Ordering::SeqCst),
                 // A part of it must not show when the disk grows.
-                Err(_) => view.top().cut(size_bytes)?,
+                Err(_) => stack.top().cut(size_bytes)?,
             }
         }
         written
@@ -111,25 +111,25 @@ impl CloneDisk {
     /// # Errors
     /// As [`CloneDisk::write`].
     pub async fn discard(&self, range: Range<u64>) -> Result<()> {
-        let _passed = self.shared.gate.pass(blocks_of(&range)).await;
+        let _guard = self.shared.range_lock.lock(blocks_of(&range)).await;
         let size_bytes = self.size_bytes();
         let range = range.start..range.end.min(size_bytes);
         if range.is_empty() {
             return Ok(());
         }
-        let view = self.shared.view();
+        let stack = self.shared.stack();
         let whole_end = if range.end == size_bytes { range.end } else { range.end / BLOCK_BYTES * BLOCK_BYTES };
         let whole = range.start.next_multiple_of(BLOCK_BYTES)..whole_end;
         if whole.is_empty() {
-            return self.shared.write(&view, &zeros(&range), range.start).await;
+            return self.shared.write(&stack, &zeros(&range), range.start).await;
         }
         for edge in [range.start..whole.start, whole.end..range.end] {
             if !edge.is_empty() {
-                self.shared.write(&view, &zeros(&edge), edge.start).await?;
+                self.shared.write(&stack, &zeros(&edge), edge.start).await?;
             }
         }
-        let shadowed = view.below().shadowed(&whole).await?;
-        view.top().discard(whole.start..whole.end.next_multiple_of(BLOCK_BYTES), &shadowed)
+        let shadowed = stack.below().shadowed(&whole).await?;
+        stack.top().discard(whole.start..whole.end.next_multiple_of(BLOCK_BYTES), &shadowed)
     }
 
     /// Makes all that was written before durable. Those who ask while one is at work share the next one's.
@@ -145,7 +145,7 @@ impl CloneDisk {
             return Ok(());
         }
         let begun = shared.syncs.requested.load(Ordering::SeqCst);
-        shared.in_background(Shared::sync).await?;
+        shared.in_background(OpenClone::sync).await?;
         *done = begun;
         Ok(())
     }
@@ -156,34 +156,34 @@ impl CloneDisk {
     /// As [`CloneDisk::write`]; [`Error::Invalid`] beyond the largest size of an image.
     pub async fn set_size(&self, bytes: u64) -> Result<()> {
         end_of(0, bytes)?;
-        let passed = self.shared.gate.pass_alone().await;
+        let guard = self.shared.range_lock.lock_all().await;
         if bytes >= self.size_bytes() {
-            self.shared.view().top().check()?;
+            self.shared.stack().top().check()?;
             self.shared.size_bytes.store(bytes, Ordering::SeqCst);
-            drop(passed);
+            drop(guard);
             return self.sync().await;
         }
         self.shared.in_background(move |shared| shared.shorten(bytes)).await
     }
 }
 
-impl Shared {
+impl OpenClone {
     pub(super) fn new(
         dir: &Path,
         files: &Arc<dyn Files>,
         lock: CloneLock,
-        pool: &Arc<Pool>,
-        record: Record,
-        view: View,
+        cache: &Arc<ChunkCache>,
+        metadata: CloneMetadata,
+        stack: LayerStack,
     ) -> Self {
         Self {
             dir: dir.to_path_buf(),
             files: Arc::clone(files),
-            pool: Arc::clone(pool),
-            view: RwLock::new(Arc::new(view)),
-            size_bytes: AtomicU64::new(record.size_bytes),
-            record: Mutex::new(record),
-            gate: Gate::default(),
+            cache: Arc::clone(cache),
+            stack: RwLock::new(Arc::new(stack)),
+            size_bytes: AtomicU64::new(metadata.size_bytes),
+            metadata: Mutex::new(metadata),
+            range_lock: RangeLock::default(),
             syncs: Syncs::default(),
             committing: Mutex::default(),
             frees_room: AtomicBool::new(false),
@@ -195,26 +195,26 @@ impl Shared {
         self.size_bytes.load(Ordering::SeqCst)
     }
 
-    /// What the disk is made of now. Its top stays the same as long as the caller has passed the gate.
-    pub(super) fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    /// What the disk is made of now. Its top stays the same while the caller holds a range lock.
+    pub(super) fn stack(&self) -> Arc<LayerStack> {
+        Arc::clone(&self.stack.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for whoever changes the same blocks; for everyone, if the disk must grow. Returns the size, too.
-    async fn pass_to_write(&self, range: &Range<u64>) -> (Passed<'_>, u64) {
+    async fn lock_to_write(&self, range: &Range<u64>) -> (RangeGuard<'_>, u64) {
         loop {
             let grows = range.end > self.size_bytes();
-            let passed = self.gate.pass(if grows { 0..u64::MAX } else { blocks_of(range) }).await;
+            let guard = self.range_lock.lock(if grows { 0..u64::MAX } else { blocks_of(range) }).await;
             let size_bytes = self.size_bytes();
             if grows || range.end <= size_bytes {
-                return (passed, size_bytes);
+                return (guard, size_bytes);
             }
         }
     }
 
     /// Writes. Blocks that are written in part, and that the top has not yet, are completed by what is seen there.
-    async fn write(&self, view: &View, bytes: &[u8], offset: u64) -> Result<()> {
-        let (top, end) = (view.top(), offset + bytes.len() as u64);
+    async fn write(&self, stack: &LayerStack, bytes: &[u8], offset: u64) -> Result<()> {
+        let (top, end) = (stack.top(), offset + bytes.len() as u64);
         let is_missing = |at: u64| !at.is_multiple_of(BLOCK_BYTES) && !top.has(at / BLOCK_BYTES);
         let start = if is_missing(offset) { offset / BLOCK_BYTES * BLOCK_BYTES } else { offset };
         let filled =
@@ -225,24 +225,24 @@ impl Shared {
         let mut whole = vec![0; (filled - start) as usize];
         let (head, rest) = whole.split_at_mut((offset - start) as usize);
         let (middle, tail) = rest.split_at_mut(bytes.len());
-        view.read(head, start).await?;
+        stack.read(head, start).await?;
         middle.copy_from_slice(bytes);
-        view.read(tail, end).await?;
+        stack.read(tail, end).await?;
         top.write(&whole, start)
     }
 
     fn sync(&self) -> Result<()> {
-        self.view().layers.iter().try_for_each(|bounded| bounded.layer.sync())?;
+        self.stack().layers.iter().try_for_each(|bounded| bounded.layer.sync())?;
         // What a shorter size cut off is permanently so before this, and so can't be seen again.
-        let has_grown = self.size_bytes() > self.record().size_bytes;
+        let has_grown = self.size_bytes() > self.metadata().size_bytes;
         if has_grown { self.change(|_| {}, |_| {}) } else { Ok(()) }
     }
 
     /// Makes the disk shorter. The bounds come first: if this is cut short, opening the clone cuts off the rest.
     fn shorten(&self, size_bytes: u64) -> Result<()> {
-        let top = Arc::clone(self.view().top());
+        let top = Arc::clone(self.stack().top());
         top.check()?;
-        self.change(|record| record.shorten(size_bytes), |_| self.size_bytes.store(size_bytes, Ordering::SeqCst))?;
+        self.change(|metadata| metadata.shorten(size_bytes), |_| self.size_bytes.store(size_bytes, Ordering::SeqCst))?;
         top.cut(size_bytes)?;
         top.sync()
     }
@@ -251,27 +251,31 @@ impl Shared {
     ///
     /// # Errors
     /// Nothing is changed then. If nobody knows whether it is, nothing can be written any more.
-    pub(super) fn change(&self, record: impl FnOnce(&mut Record), view: impl FnOnce(&mut View)) -> Result<()> {
-        let mut current = self.record();
+    pub(super) fn change(
+        &self,
+        metadata: impl FnOnce(&mut CloneMetadata),
+        stack: impl FnOnce(&mut LayerStack),
+    ) -> Result<()> {
+        let mut current = self.metadata();
         let mut changed = current.clone();
         changed.size_bytes = self.size_bytes();
-        record(&mut changed);
+        metadata(&mut changed);
         changed.store(&*self.files, &self.dir).map_err(|failed| {
             if failed.is_unknown {
-                self.view().layers.iter().for_each(|bounded| bounded.layer.give_up());
+                self.stack().layers.iter().for_each(|bounded| bounded.layer.give_up());
             }
             failed.error
         })?;
-        let mut seen = View::clone(&self.view());
-        view(&mut seen);
+        let mut seen = LayerStack::clone(&self.stack());
+        stack(&mut seen);
         seen.bound_by(&changed);
         *current = changed;
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(seen);
+        *self.stack.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(seen);
         Ok(())
     }
 
-    pub(super) fn record(&self) -> std::sync::MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn metadata(&self) -> std::sync::MutexGuard<'_, CloneMetadata> {
+        self.metadata.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does what blocks on a thread of its own.
@@ -280,13 +284,13 @@ impl Shared {
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let shared = Arc::clone(self);
-        let done = self.pool.runtime().spawn_blocking(move || work(&shared)).await;
+        let done = self.cache.runtime().spawn_blocking(move || work(&shared)).await;
         done.unwrap_or_else(|_| Err(Error::Interrupted))
     }
 }
 
 /// What was written is there when the clone is next opened, also if nobody asked for a sync.
-impl Drop for Shared {
+impl Drop for OpenClone {
     fn drop(&mut self) {
         if let Err(error) = self.sync() {
             tracing::error!(
