@@ -10,7 +10,7 @@ use crate::format::limits::{PACK_NUMBER_MAX, PLAIN_BYTES_MAX, STORED_BYTES_MAX};
 use crate::pack::{self, Inventory};
 use crate::pack::{PackRow, RecordLocation};
 use crate::storage::Storage;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 
 /// A lease's file.
 pub fn lease(file: &[u8]) -> bool {

@@ -24,7 +24,7 @@ extern crate self as chunkstore;
 pub mod catalog;
 pub mod error;
 pub mod format;
-#[doc(hidden)]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fuzzing;
 pub mod ingest;
 pub mod maintenance;

@@ -15,7 +15,7 @@ use crate::format::manifest::chunk_source::ChunkSource;
 use crate::ingest::{Base, IngestOptions, ingest};
 use crate::progress::Progress;
 use crate::source::Source;
-pub(crate) use crate::source::memory::MemDisk;
+pub(crate) use crate::source::mem_disk::MemDisk;
 use crate::store::{InitOptions, OpenOptions, Store};
 
 /// Bytes that do not compress, the same for the same seed.

@@ -6,7 +6,7 @@ mod args;
 mod commands;
 mod connector;
 mod failure;
-#[doc(hidden)]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fuzzing;
 mod options;
 mod process_limits;

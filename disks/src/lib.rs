@@ -19,7 +19,7 @@ pub mod chunk_cache;
 pub mod clone;
 pub mod disk;
 pub mod errno;
-#[doc(hidden)]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fuzzing {
     //! Decoders for the fuzz targets in `tests/src/fuzz`.
     pub use crate::clone::fuzzing::{clone_files, clone_map, clone_record, clone_socket, lock_holder};

@@ -22,7 +22,7 @@ mod counters;
 mod file_ops;
 mod filesystem;
 mod fusermount;
-#[doc(hidden)]
+#[cfg(any(test, feature = "test-util"))]
 pub mod fuzzing;
 mod handles;
 mod inodes;

@@ -30,7 +30,7 @@ use chunkstore::pack::direct_writer::Extent;
 use chunkstore::pack::direct_writer::ExtentAllocator;
 use chunkstore::progress::Progress;
 use chunkstore::source::Source;
-use chunkstore::source::memory::MemDisk;
+use chunkstore::source::mem_disk::MemDisk;
 use chunkstore::store::sink::{Like, Sink};
 use common::{Site, local, night, noise, read_back};
 use replicate::rpc::client::{Client, ClientSession, Link, Packs};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use chunkstore::storage::Storage;
-use chunkstore::storage::memory::MemStorage;
+use chunkstore::storage::in_memory::MemStorage;
 use chunkstore::storage::power_cut::{Arrived, Recorder, Recording};
 use tempfile::TempDir;
 use tests::images::Rng;

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use chunkstore::error::Error;
-use chunkstore::storage::memory::{Failure, MemStorage};
+use chunkstore::storage::in_memory::{Failure, MemStorage};
 use chunkstore::storage::power_cut::{Arrived, Recorder};
 use tests::images::Rng;
 use tests::scripted::{Act, Expected, Far, IndexFiles, Worked, index_dir, new_storage, night};

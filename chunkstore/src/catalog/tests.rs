@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 
 use super::*;
 use crate::format::id::NodeId;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 use crate::storage::power_cut::{Arrived, Recorder};
 
 pub(crate) fn name(name: &str) -> SnapshotName {

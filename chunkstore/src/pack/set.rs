@@ -136,7 +136,7 @@ fn own_id(stem: &str) -> Option<PackId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::memory::MemStorage;
+    use crate::storage::in_memory::MemStorage;
 
     #[test]
     fn numbers_never_run_out_whatever_lies_there() {

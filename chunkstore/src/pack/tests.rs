@@ -7,7 +7,7 @@ use crate::format::chunker::ChunkParams;
 use crate::format::id::{ChunkId, RecordId};
 use crate::format::record::{Record, put_u32};
 use crate::storage::Storage;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 
 const ID: PackId = PackId { number: 3, tag: 0x0a0b_0c0d };
 

@@ -4,7 +4,8 @@
 //! could write a qcow2 header that names a host's file as its backing file into its own raw disk.
 
 mod host_file;
-pub mod memory;
+#[cfg(any(test, feature = "test-util"))]
+pub mod mem_disk;
 mod page_cache;
 mod qcow2;
 mod qemu_lock;

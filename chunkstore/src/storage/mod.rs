@@ -11,7 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub mod memory;
+#[cfg(any(test, feature = "test-util"))]
+pub mod in_memory;
+#[cfg(any(test, feature = "test-util"))]
 pub mod power_cut;
 pub(crate) mod quarantine;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::memory::MemStorage;
+use super::in_memory::MemStorage;
 use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
 
 /// The unit that a disk writes wholly or not at all.

@@ -56,7 +56,7 @@ fn free_path(storage: &dyn Storage, path: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::memory::MemStorage;
+    use crate::storage::in_memory::MemStorage;
 
     #[test]
     fn nothing_there_is_ever_replaced() {

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use super::memory::MemStorage;
+use super::in_memory::MemStorage;
 use super::*;
 
 /// Runs the whole contract on empty storage.

@@ -80,7 +80,7 @@ fn parent(path: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::memory::MemStorage;
+    use crate::storage::in_memory::MemStorage;
 
     #[test]
     fn a_leftover_is_replaced_and_a_long_file_refused() {

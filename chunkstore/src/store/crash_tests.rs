@@ -14,7 +14,7 @@ use crate::maintenance::gc;
 use crate::maintenance::verify;
 use crate::progress::Progress;
 use crate::storage::Storage;
-use crate::storage::memory::{Failure, MemStorage};
+use crate::storage::in_memory::{Failure, MemStorage};
 use crate::storage::power_cut::{Arrived, Recorder};
 use crate::store::config::Config;
 use crate::testing::{night, noise, open_options, put, read_back, small_params};

@@ -9,6 +9,7 @@
 mod claims;
 pub mod config;
 pub mod damaged;
+#[cfg(any(test, feature = "test-util"))]
 pub mod direct_session;
 pub mod index;
 pub mod lock;

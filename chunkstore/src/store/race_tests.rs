@@ -24,7 +24,7 @@ use crate::maintenance::verify::verify;
 use crate::pack::{self, Class, part_path};
 use crate::progress::Progress;
 use crate::storage::Storage;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 use crate::store::direct_session::DirectWriteSession;
 use crate::store::sink::{self, Claim, Like, Sink};
 use crate::testing::{disk, night, noise, open_options, options, read_back};

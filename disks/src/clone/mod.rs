@@ -9,6 +9,7 @@ mod commit;
 mod fault_tests;
 mod files;
 mod frozen_disk;
+#[cfg(any(test, feature = "test-util"))]
 pub(crate) mod fuzzing;
 mod layer;
 mod layer_stack;

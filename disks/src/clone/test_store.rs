@@ -11,7 +11,7 @@ use chunkstore::catalog::name::{SnapshotName, SnapshotTime};
 use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::progress::Progress;
 use chunkstore::source::Source;
-use chunkstore::source::memory::MemDisk;
+use chunkstore::source::mem_disk::MemDisk;
 use chunkstore::storage::Storage;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::{Error, Result};

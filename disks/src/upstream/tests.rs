@@ -20,7 +20,7 @@ use chunkstore::ingest::{Base, IngestOptions, ingest};
 use chunkstore::maintenance::verify::{VerifyReport, verify};
 use chunkstore::progress::Progress;
 use chunkstore::source::Source;
-use chunkstore::source::memory::MemDisk;
+use chunkstore::source::mem_disk::MemDisk;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use replicate::rpc::client::{Client, Link};
 use replicate::rpc::server::{ServeOptions, Server, serve_stream};

@@ -21,7 +21,7 @@ use chunkstore::format::manifest::{self, Inner, Leaf, Node};
 use chunkstore::format::record::{Kind, Record};
 use chunkstore::pack::{Class, DIR, PackHeader, PackWriter, path};
 use chunkstore::storage::Storage;
-use chunkstore::storage::memory::MemStorage;
+use chunkstore::storage::in_memory::MemStorage;
 use chunkstore::store::config::Config;
 use chunkstore::store::damaged::{BadRecord, Damaged, FILE};
 use serde::Serialize;

@@ -11,7 +11,7 @@ use chunkstore::format::manifest::Node;
 use chunkstore::format::record::{HEADER_BYTES, Header, Record};
 use chunkstore::pack::{Class, DIR, PackReader, PackWriter, ScanOutcome, TableEntry, path};
 use chunkstore::storage::Storage;
-use chunkstore::storage::memory::MemStorage;
+use chunkstore::storage::in_memory::MemStorage;
 
 use super::{Verdict, as_given_and_resealed, reseal};
 

@@ -12,7 +12,7 @@ use chunkstore::format::id::{ChunkId, EntryId, NodeId, PackId};
 use chunkstore::format::limits::{CATALOG_FILE_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_BYTES_MAX};
 use chunkstore::source::Format;
 use chunkstore::storage::Storage;
-use chunkstore::storage::memory::MemStorage;
+use chunkstore::storage::in_memory::MemStorage;
 use chunkstore::store::config::Config;
 use chunkstore::store::damaged::{Damaged, FILE};
 

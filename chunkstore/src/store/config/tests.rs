@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 
 const GOLDEN: &str = r#"# The configuration of a vmstore store.
 

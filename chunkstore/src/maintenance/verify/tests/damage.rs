@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::pack::Class;
-use crate::storage::memory::Failure;
+use crate::storage::in_memory::Failure;
 use crate::storage::{AppendFile, Listing, LocalDir, ReadFile, Storage};
 use crate::store::OpenOptions;
 use crate::store::crash_tests::{new_storage, open_on};

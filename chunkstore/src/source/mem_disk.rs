@@ -1,4 +1,4 @@
-//! A disk in memory, for tests and tools.
+//! A disk in memory, for tests.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Storage in memory, for tests and tools: it fails on demand, and knows what a power cut would leave.
+//! Storage in memory, for tests: it fails on demand, and knows what a power cut would leave.
 //!
 //! It keeps two views of every directory: what is seen now, and what was made durable by a sync. Content becomes
 //! durable by syncing the file, a name by syncing its directory. It is meant for small stores, not for speed.
