@@ -106,6 +106,9 @@ fn hint_of(error: &Error) -> Option<String> {
         Error::IndexDamaged { .. } => "`vmstore reindex` rebuilds the index",
         Error::Busy { .. } => "--wait waits for it, --wait=SECONDS for at most that long",
         Error::OutOfSpace { .. } => "in a store, `vmstore remove` or `prune` and then `vmstore gc` free space",
+        Error::Io { action: "running", path, .. } if path == Path::new("qemu-img") => {
+            "writing qcow2 needs `qemu-img` (in Debian: apt install qemu-utils); --format raw does without"
+        }
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             "run it as a user who may do this"
         }

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate};
 use rustix::io::Errno;
 
+use super::file_writer::FileWriter;
+use super::pipeline::Target;
 use super::segment::SegmentData;
-use super::sink::Sink;
-use super::work::Target;
 use crate::error::{Error, Result};
 use crate::format::limits::ZERO_BLOCK_BYTES;
 
@@ -21,7 +21,7 @@ static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// An open block device.
 pub(super) struct Device {
-    sink: Sink,
+    writer: FileWriter,
     sync: bool,
     /// Cleared at the first refusal of the driver.
     zeroes_ranges: AtomicBool,
@@ -49,12 +49,12 @@ impl Device {
                 path.display()
             )));
         }
-        Ok(Self { sink: Sink::new(file, path.to_path_buf(), sync), sync, zeroes_ranges: AtomicBool::new(true) })
+        Ok(Self { writer: FileWriter::new(file, path.to_path_buf(), sync), sync, zeroes_ranges: AtomicBool::new(true) })
     }
 
     /// Makes all that was written permanent, if that was asked for.
     pub(super) fn finish(self) -> Result<()> {
-        if self.sync { self.sink.sync() } else { Ok(()) }
+        if self.sync { self.writer.sync() } else { Ok(()) }
     }
 
     /// Asks the driver for zeros. `ZERO_RANGE` promises that zeros are read afterwards, on every kernel, which
@@ -66,7 +66,7 @@ impl Device {
             return Ok(false);
         }
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match fallocate(self.sink.file(), flags, range.start, range.end - range.start) {
+        match fallocate(self.writer.file(), flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 self.zeroes_ranges.store(false, Ordering::Relaxed);
@@ -77,7 +77,7 @@ impl Device {
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::io("zeroing", self.sink.path(), error)
+        Error::io("zeroing", self.writer.path(), error)
     }
 }
 
@@ -89,7 +89,7 @@ impl Target for Device {
             end = run.offset + run.bytes;
         }
         self.zero(end..segment.range().end)?;
-        self.sink.write(segment)
+        self.writer.write(segment)
     }
 
     fn needs_zeros(&self) -> bool {
@@ -103,7 +103,7 @@ impl Target for Device {
         let mut start = range.start;
         while start < range.end {
             let bytes = (range.end - start).min(ZEROS.len() as u64);
-            self.sink.file().write_all_at(&ZEROS[..bytes as usize], start).map_err(|error| self.failed(error))?;
+            self.writer.file().write_all_at(&ZEROS[..bytes as usize], start).map_err(|error| self.failed(error))?;
             start += bytes;
         }
         Ok(())

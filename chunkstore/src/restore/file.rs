@@ -4,19 +4,19 @@ use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use super::file_writer::FileWriter;
+use super::pipeline::Target;
 use super::segment::SegmentData;
-use super::sink::Sink;
-use super::work::Target;
 use crate::error::{Error, Result};
 
 /// `.NAME.vmstore-part` beside DEST; removed when dropped unless it was finished.
 pub(super) struct PartFile {
-    sink: Sink,
+    writer: FileWriter,
     sync: bool,
     dest: PathBuf,
     replace: bool,
@@ -38,47 +38,30 @@ impl PartFile {
             .open(&part)
             .map_err(|error| Error::io("creating", &part, error))?;
         lock(&file, &part, dest)?;
-        let sink = Sink::new(file, part, sync);
-        let created = Self { sink, sync, dest: dest.to_path_buf(), replace, finished: false };
-        let file = created.sink.file();
+        let writer = FileWriter::new(file, part, sync);
+        let created = Self { writer, sync, dest: dest.to_path_buf(), replace, finished: false };
+        let file = created.writer.file();
         // What an interrupted restore left there is none of this image's.
         file.set_len(0).map_err(|error| created.failed("truncating", error))?;
         file.set_len(virtual_bytes).map_err(|error| created.failed("setting the length of", error))?;
         Ok(created)
     }
 
-    /// Gives the file its name, and makes bytes and name permanent, if that was asked for: the file is synced, renamed,
-    /// its directory synced.
+    /// Gives the file its name, and makes bytes and name permanent if `sync` is set.
     pub(super) fn finish(mut self) -> Result<()> {
-        if self.replace {
-            self.take_over_owner();
-        }
-        if self.sync {
-            self.sink.sync()?;
-        }
-        let flags = if self.replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        renameat_with(CWD, self.sink.path(), CWD, &self.dest, flags)
-            .map_err(|error| self.failed("renaming", error.into()))?;
+        publish(self.writer.file(), self.writer.path(), &self.dest, self.replace, self.sync)?;
         self.finished = true;
-        if self.sync { sync_dir(&self.dest) } else { Ok(()) }
-    }
-
-    /// The image keeps the owner and the mode of the file it replaces, as far as this user may set them.
-    fn take_over_owner(&self) {
-        if let Ok(old) = fs::metadata(&self.dest) {
-            let _ = std::os::unix::fs::fchown(self.sink.file(), Some(old.uid()), Some(old.gid()));
-            let _ = self.sink.file().set_permissions(old.permissions());
-        }
+        Ok(())
     }
 
     fn failed(&self, action: &'static str, error: io::Error) -> Error {
-        Error::io(action, self.sink.path(), error)
+        Error::io(action, self.writer.path(), error)
     }
 }
 
 impl Target for PartFile {
     fn write(&self, segment: &SegmentData) -> Result<()> {
-        self.sink.write(segment)
+        self.writer.write(segment)
     }
 
     fn needs_zeros(&self) -> bool {
@@ -93,7 +76,7 @@ impl Target for PartFile {
 impl Drop for PartFile {
     fn drop(&mut self) {
         if !self.finished {
-            let _ = fs::remove_file(self.sink.path());
+            let _ = fs::remove_file(self.writer.path());
         }
     }
 }
@@ -119,6 +102,22 @@ fn lock(file: &File, part: &Path, dest: &Path) -> Result<()> {
     let named = fs::symlink_metadata(part).ok();
     let same = named.is_some_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
     if same && opened.is_file() { Ok(()) } else { Err(busy()) }
+}
+
+/// Renames the finished file `part` to `dest`. With `sync`, first the file is synced, and afterwards the directory.
+///
+/// A file that is replaced leaves its owner and mode to the new one, as far as this user may set them.
+pub(super) fn publish(file: &File, part: &Path, dest: &Path, replace: bool, sync: bool) -> Result<()> {
+    if let Some(old) = fs::metadata(dest).ok().filter(|_| replace) {
+        let _ = fchown(file, Some(old.uid()), Some(old.gid()));
+        let _ = file.set_permissions(old.permissions());
+    }
+    if sync {
+        file.sync_all().map_err(|error| Error::io("syncing", part, error))?;
+    }
+    let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    renameat_with(CWD, part, CWD, dest, flags).map_err(|error| Error::io("renaming", part, error.into()))?;
+    if sync { sync_dir(dest) } else { Ok(()) }
 }
 
 fn sync_dir(dest: &Path) -> Result<()> {

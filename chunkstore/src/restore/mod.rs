@@ -1,16 +1,17 @@
-//! Writing a snapshot out: to a file, a block device or a stream; sparse, in parallel, every byte verified.
+//! Writing a snapshot out: to a raw or qcow2 file, a block device or a stream; sparse, in parallel, every byte verified.
 //!
 //! Threads take segments from a walk over the manifest, fetch their chunks and write them where they belong. Zeros are
 //! never written to a file, which is sparse from the start; on a device they are zeroed; a stream has them as bytes.
 
 mod device;
 mod file;
+mod file_writer;
+mod pipeline;
+mod qcow2_file;
 mod segment;
-mod sink;
 mod stream;
 #[cfg(test)]
 mod tests;
-mod work;
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use std::time::Instant;
 
 use self::device::Device;
 use self::file::PartFile;
+pub use self::qcow2_file::check_qcow2;
 use crate::catalog::Entry;
 use crate::error::{Error, Result};
 use crate::format::manifest::chunk_source::ChunkSource;
@@ -65,18 +67,32 @@ pub fn restore(
     let data_bytes = match kind {
         Destination::Device => {
             let device = Device::open(&dest, entry.virtual_bytes, options.sync)?;
-            let data_bytes = work::write_all(source, entry, &device, options.threads, progress)?;
+            let data_bytes = pipeline::write_all(source, entry, &device, options.threads, progress)?;
             device.finish()?;
             data_bytes
         }
         Destination::NewFile | Destination::OldFile => {
             let file = PartFile::create(&dest, kind == Destination::OldFile, entry.virtual_bytes, options.sync)?;
-            let data_bytes = work::write_all(source, entry, &file, options.threads, progress)?;
+            let data_bytes = pipeline::write_all(source, entry, &file, options.threads, progress)?;
             file.finish()?;
             data_bytes
         }
     };
     Ok(report(entry, data_bytes, started))
+}
+
+/// Restores to a qcow2 image, which `qemu-img` makes of a raw one in the same directory.
+///
+/// # Errors
+/// As [`restore()`] to a file, and those of [`check_qcow2`].
+pub fn restore_to_qcow2(
+    source: &dyn ChunkSource,
+    entry: &Entry,
+    dest: &Path,
+    options: &RestoreOptions,
+    progress: &Progress,
+) -> Result<RestoreReport> {
+    qcow2_file::write(dest, options, progress, |raw, options| restore(source, entry, raw, options, progress))
 }
 
 /// Restores to a stream, zeros included.

@@ -253,3 +253,33 @@ fn a_device_gets_every_byte_of_the_image_and_none_more() {
         }
     }
 }
+
+#[test]
+fn a_qcow2_image_appears_whole_or_not_at_all() {
+    let image = image();
+    let setup = setup(&image);
+    let (dest, raw) = (setup.dest(), setup.dir.path().join("raw"));
+    let to_qcow2 = |options: &RestoreOptions, progress: &Progress| {
+        restore_to_qcow2(&*setup.store, &setup.entry, &dest, options, progress)
+    };
+    let stopped = Progress::default();
+    stopped.stop();
+    assert!(matches!(to_qcow2(&OPTIONS, &stopped), Err(Error::Interrupted)));
+    assert_eq!(setup.names(), ["store"]);
+
+    check_qcow2(&dest, false).unwrap();
+    to_qcow2(&OPTIONS, &Progress::default()).unwrap();
+    assert_eq!(setup.names(), ["dest", "store"]);
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(&dest).arg(&raw);
+    assert!(convert.status().unwrap().success());
+    assert!(fs::read(raw).unwrap()[..image.len()] == image);
+
+    assert!(matches!(check_qcow2(&dest, false), Err(Error::Refused { .. })));
+    assert!(to_qcow2(&OPTIONS, &Progress::default()).is_err(), "it exists");
+    check_qcow2(&dest, true).unwrap();
+    fs::set_permissions(&dest, fs::Permissions::from_mode(0o640)).unwrap();
+    to_qcow2(&FORCE, &Progress::default()).unwrap();
+    assert_eq!(fs::metadata(&dest).unwrap().mode() & 0o777, 0o640, "the replaced file's mode");
+    assert!(matches!(check_qcow2(setup.dir.path(), true), Err(Error::Refused { .. })), "a directory");
+}

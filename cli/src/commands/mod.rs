@@ -12,7 +12,6 @@ pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod man;
 pub(crate) mod prune;
-mod qcow2;
 pub(crate) mod reindex;
 pub(crate) mod remote;
 pub(crate) mod remove;

@@ -13,7 +13,7 @@ use chunkstore::restore::{self, RestoreOptions, RestoreReport};
 use clap::{Args, ValueHint};
 use serde::Serialize;
 
-use super::{ImageFormat, qcow2, resolve};
+use super::{ImageFormat, resolve};
 use crate::connector::{self, Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::output::{STDOUT, bytes, seconds};
@@ -72,7 +72,7 @@ impl Restore {
             return self.to_stream(connector, terminal, format);
         }
         if format == ImageFormat::Qcow2 {
-            qcow2::check(&self.dest, self.force)?;
+            restore::check_qcow2(&self.dest, self.force)?;
         }
         connector.with_store(Purpose::Use, |store| {
             let (_lease, snapshot) = self.snapshot(store)?;
@@ -107,18 +107,15 @@ impl Restore {
         format: ImageFormat,
     ) -> Result<RestoreReport> {
         let options = self.options(store);
-        let to_raw = |dest: &Path, options: &RestoreOptions| {
-            let label = format!("restore {}", snapshot.name());
-            let entry = snapshot.entry();
-            terminal
-                .watch(&label, Unit::Bytes, |progress| restore::restore(store.source(), entry, dest, options, progress))
+        let write = match format {
+            ImageFormat::Raw => restore::restore,
+            ImageFormat::Qcow2 => restore::restore_to_qcow2,
         };
-        match format {
-            ImageFormat::Raw => Ok(to_raw(&self.dest, &options)?),
-            ImageFormat::Qcow2 => qcow2::write(&self.dest, &options, terminal.progress(), |raw| {
-                to_raw(raw, &RestoreOptions { force: false, sync: false, ..options })
-            }),
-        }
+        let label = format!("restore {}", snapshot.name());
+        let report = terminal.watch(&label, Unit::Bytes, |progress| {
+            write(store.source(), snapshot.entry(), &self.dest, &options, progress)
+        });
+        Ok(report?)
     }
 
     /// No second attempt with a new index here: part of the stream may have been read already.

@@ -27,7 +27,7 @@ const DIRECT_RUN_BYTES_MIN: u64 = 64 << 10;
 const SLICES_MAX: usize = 1024;
 
 /// An open destination.
-pub(super) struct Sink {
+pub(super) struct FileWriter {
     file: File,
     /// What errors call it.
     path: PathBuf,
@@ -38,8 +38,8 @@ pub(super) struct Sink {
     sync: bool,
 }
 
-impl Sink {
-    /// A sink that will be synced at the end, or not.
+impl FileWriter {
+    /// A writer of a file that is synced at the end if `sync` is set.
     pub(super) fn new(file: File, path: PathBuf, sync: bool) -> Self {
         // Who does not wait for the disk is served best by the page cache.
         let direct = if sync { open_direct(&file) } else { None };
