@@ -3,19 +3,22 @@
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vmstore
 # Outside the clone, so that clones share the build of RocksDB.
 export CARGO_TARGET_DIR ?= $(CACHE)/target
+# The programs that are tested; `make programs` puts them there.
+export VMSTORE_PROGRAMS ?= $(CARGO_TARGET_DIR)/programs
 # The real images, kept between runs.
 export VMSTORE_IMAGES ?= $(CACHE)/images
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help setup images demo test check fuzz torture soak bench
+.PHONY: help setup images programs demo test check fuzz torture soak bench
 
 help:
 	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
 	@echo '             IMAGE=path   use your own image (it is only read)'
 	@echo '             SIZE=full    use the 8 GiB image with a LAMP stack'
 	@echo '             KEEP=1       keep the store and the restored images'
+	@echo 'make programs build vmstore and vmfs, and put them where the tests look for them'
 	@echo 'make test    install what is needed and run all tests'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
@@ -30,11 +33,20 @@ setup:
 images: setup
 	@tests/make-images small "$(VMSTORE_IMAGES)"
 
-demo: setup
+# The programs that tests, demo and benchmarks run, where no later build with the features of tests overwrites them.
+# They are as old as the beginning of their build, so that a source that is changed meanwhile is newer.
+programs: setup
+	@mkdir -p "$(VMSTORE_PROGRAMS)" && touch "$(VMSTORE_PROGRAMS)/.started"
 	$(CARGO) build --release --locked --package cli
+	@for file in vmstore vmfs; do \
+		install "$(CARGO_TARGET_DIR)/release/$$file" "$(CARGO_TARGET_DIR)/release/$$file.d" "$(VMSTORE_PROGRAMS)" && \
+		touch --reference="$(VMSTORE_PROGRAMS)/.started" "$(VMSTORE_PROGRAMS)/$$file" || exit; \
+	done
+
+demo: programs
 	@tests/demo
 
-test: setup images
+test: programs images
 	$(CARGO) test --release --locked --workspace
 
 check:
@@ -48,11 +60,11 @@ fuzz: setup
 torture: setup
 	@tests/torture $(ATTACKS)
 
-soak: setup
-	$(CARGO) build --release --locked --package cli --package tests --bin vmstore --bin vmfs --bin soak
+soak: programs
+	$(CARGO) build --release --locked --package tests --bin soak
 	"$(CARGO_TARGET_DIR)/release/soak" $(SOAK)
 
-bench:
+bench: programs
 	@tests/setup bench
-	$(CARGO) build --release --locked --package cli --package tests --bins
+	$(CARGO) build --release --locked --package tests --bins
 	"$(CARGO_TARGET_DIR)/release/bench" --images "$(VMSTORE_IMAGES)" $(BENCH)

@@ -12,6 +12,7 @@ mod mounted;
 mod mounting;
 pub mod netns;
 mod process;
+pub mod programs;
 mod running;
 pub mod scripted;
 mod site;
@@ -159,16 +160,7 @@ pub fn expect_exit_of(output: &Output, code: i32, what: &str) -> String {
     said
 }
 
-/// The program that the same build made: it lies beside this one, or tests in `deps/` beside it.
+/// The program under test.
 fn program() -> PathBuf {
-    let this = std::env::current_exe().unwrap();
-    let deps = this.ancestors().find(|dir| dir.ends_with("deps"));
-    let directory = deps.unwrap_or(&this).parent().expect("a program lies in a directory");
-    let program = directory.join("vmstore");
-    assert!(
-        program.is_file(),
-        "{} is missing: `cargo test --workspace` builds it, or `cargo build --release --package cli`",
-        program.display()
-    );
-    program
+    programs::vmstore().unwrap_or_else(|missing| panic!("{missing}")).to_owned()
 }

@@ -17,7 +17,7 @@ mod wire;
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::run::Bench;
@@ -38,7 +38,7 @@ struct Options {
     /// Where the stores go, on the images' file system; by default beside the images
     #[arg(long)]
     work: Option<PathBuf>,
-    /// The program to measure; by default the one beside this program
+    /// The program to measure [default: the one that `make programs` has built]
     #[arg(long)]
     vmstore: Option<PathBuf>,
     /// Cores that every tool gets
@@ -81,7 +81,7 @@ fn main() -> Result<()> {
     let work = tempfile::Builder::new().prefix("bench.").tempdir_in(&parent)?;
     let vmstore = match &options.vmstore {
         Some(path) => path.clone(),
-        None => std::env::current_exe()?.with_file_name("vmstore"),
+        None => tests::programs::vmstore().map_err(Error::msg)?.to_owned(),
     };
     ensure!(vmstore.is_file(), "{} is not built", vmstore.display());
     let mut bench = Bench::new(vmstore, options.images.clone(), work.path().to_owned(), options.runs);
