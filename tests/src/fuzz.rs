@@ -4,7 +4,7 @@
 //! formats' limits. What is accepted must survive being encoded again. Where a format has checksums, which no fuzzer
 //! guesses, the bytes are tried a second time with the checksums put right (`reseal`).
 //!
-//! `make fuzz` runs them under libFuzzer (`fuzz/fuzz_targets`), `tests/fuzz_short.rs` over their corpus and mutations
+//! `make fuzz` runs them under libFuzzer (`fuzz/fuzz_targets`), `tests/fuzz_targets.rs` over their corpus and mutations
 //! of it. The corpus is written by `fuzz-corpus` from the examples here.
 
 mod clones;

@@ -1,5 +1,5 @@
 //! A device that can't be read for a moment, at any call of opening and gc: nothing is taken for lost that is there.
-//! Power cuts and all other faults: `tests/tests/crash.rs` and `storage_faults.rs`.
+//! Power cuts and all other faults: `tests/tests/attacks/power_cuts.rs` and `faults/storage.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,0 +1,108 @@
+//! Clones under load: what was synced is there after vmfs was killed, and fio reads what it wrote.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use tests::devices::{Loop, tool};
+use tests::images::Rng;
+use tests::writers::Written;
+use tests::{Mounted, Running, Site, Vmstore};
+
+/// How often vmfs is killed.
+const KILLS: u32 = 50;
+/// Round by round, a kill comes after up to so many milliseconds.
+const ROUND_MS_MAX: u64 = 600;
+/// Commits while writers are at work.
+const COMMITS: u32 = 5;
+const IMAGE_MIB: u64 = 32;
+const THREADS: u32 = 4;
+const SNAPSHOT: &str = "web01@20261101T020000Z";
+
+/// A mount with a clone `work` of an image, whose file is `image`.
+fn clone_in(site: &Site) -> (Vmstore, Mounted) {
+    let vmstore = site.store("store");
+    site.make("image", IMAGE_MIB, 1);
+    vmstore.run(["ingest", &site.arg("image"), "--image", "web01", "--time", "20261101T020000Z"]);
+    vmstore.run_vmfs(["clone", "create", "work", SNAPSHOT]);
+    let mounted = vmstore.mount(&[]);
+    (vmstore, mounted)
+}
+
+/// In every fifth round the clone is being committed, or just was, so that writers go on over new layers and a new base.
+#[test]
+fn what_was_synced_is_there_after_every_kill() {
+    let site = Site::below(env!("CARGO_TARGET_TMPDIR"));
+    let (vmstore, mut mounted) = clone_in(&site);
+    let mut rng = Rng::from_clock();
+    let mut written = Written::new(&site.path("image"), THREADS, rng.number());
+    let mut syncs = 0;
+    // On a slow disk a round may be over before the first sync returns.
+    for round in 1..=10 * KILLS {
+        if round > KILLS && syncs > KILLS as usize {
+            break;
+        }
+        let writers = written.start(&mounted.clone_file("work"));
+        thread::sleep(Duration::from_millis(rng.below(ROUND_MS_MAX)));
+        // Killed with the mount, however far it came.
+        let commit = (round % 5 == 0).then(|| Running::start(&mut vmstore.vmfs(["clone", "commit", "work"])));
+        thread::sleep(Duration::from_millis(if commit.is_some() { rng.below(ROUND_MS_MAX) } else { 0 }));
+        mounted.kill();
+        let ended = writers.end_by_error();
+        // It would have the clone open, now that nobody else has.
+        drop(commit);
+        mounted = vmstore.mount_again(mounted);
+        syncs += written.judge(&mounted.clone_file("work"), &ended);
+    }
+    println!("{syncs} syncs");
+    assert!(syncs > KILLS as usize, "only {syncs} syncs returned: nothing was tested");
+    mounted.unmount();
+}
+
+/// A commit shows what was synced before it began, and of what the writers did meanwhile, any part.
+#[test]
+fn commits_under_writers_show_what_was_synced() {
+    let site = Site::below(env!("CARGO_TARGET_TMPDIR"));
+    let (vmstore, mounted) = clone_in(&site);
+    let disk = mounted.clone_file("work");
+    let mut written = Written::new(&site.path("image"), THREADS, 3);
+    for round in 0..COMMITS {
+        let writers = written.start(&disk);
+        thread::sleep(Duration::from_millis(ROUND_MS_MAX / 2));
+        let synced = writers.synced();
+        let time = format!("20261102T0200{round:02}Z");
+        vmstore.run_vmfs(["clone", "commit", "work", "--time", &time]);
+        let ended = writers.stop();
+        written.judge_copy(&mounted.snapshot(&format!("web01@{time}")), &synced, &ended);
+        written.judge(&disk, &ended);
+    }
+    mounted.unmount();
+}
+
+#[test]
+fn fio_reads_what_it_wrote() {
+    let site = Site::below(env!("CARGO_TARGET_TMPDIR"));
+    let (_vmstore, mounted) = clone_in(&site);
+    let disk = mounted.clone_file("work");
+    fio(&disk, &["--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=1", "--ioengine=psync"]);
+    let at_once = ["--rw=randrw", "--bsrange=4k-64k", "--blockalign=4k", "--iodepth=8", "--ioengine=libaio"];
+    fio(&disk, &[&at_once[..], &["--direct=1"]].concat());
+    // fio trims devices only; a loop device makes holes in its file.
+    let device = Loop::attach(&disk);
+    fio(device.device(), &["--rw=randtrimwrite", "--bs=4k", "--direct=1", "--ioengine=psync"]);
+    drop(device);
+    assert_eq!(fs::metadata(&disk).unwrap().len(), IMAGE_MIB << 20, "fio changed the size");
+    mounted.unmount();
+}
+
+/// What all of fio's jobs have in common.
+const FIO: &str = "--name=clone --verify=crc32c --verify_fatal=1 --verify_state_save=0 --fsync=16 --randseed=7";
+
+/// Runs fio over a disk, which verifies what it has written, or fails.
+fn fio(disk: &Path, options: &[&str]) {
+    let (file, size) = (format!("--filename={}", disk.display()), format!("--size={IMAGE_MIB}m"));
+    let args = FIO.split(' ').chain([file.as_str(), size.as_str()]).chain(options.iter().copied());
+    tool("fio", &args.map(OsStr::new).collect::<Vec<_>>());
+}
