@@ -1,21 +1,19 @@
-//! `kill -9` at random moments, and Ctrl-C: what was acknowledged is there bit for bit, what was not is not half
-//! there, work goes on from the packs that were sealed, and nothing stays that gc can't free.
+//! Works of commands that open the store themselves, and Ctrl-C.
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::images::{self, Rng};
 use tests::{Vmstore, expect_exit_of};
 
-const KILLS: u32 = 10;
-/// Of those, the least that must hit a command that still runs.
-const HITS_MIN: u32 = 3;
+use super::{Struck, Work};
+
 const IMAGE_BYTES: u64 = 250 << 20;
 const FIRST: &str = "20261119T020000Z";
 const SECOND: &str = "20261120T020000Z";
@@ -63,107 +61,92 @@ impl Site {
             assert_eq!(again[what], 0, "{again}");
         }
     }
-}
 
-/// How long a command takes that nothing disturbs.
-fn duration(command: &mut Command) -> Duration {
-    let started = Instant::now();
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", tests::stderr(&output));
-    started.elapsed()
-}
-
-/// Kills commands at random moments, and counts how many of them were still running.
-struct Killer {
-    rng: Rng,
-    /// How long a command takes that is left alone, or somewhat less.
-    whole: Duration,
-    hits: u32,
-}
-
-/// How a command was found that was to be killed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Running,
-    /// It had ended, and well.
-    Ended,
-}
-
-impl Killer {
-    fn new(rng: Rng, whole: Duration) -> Self {
-        Self { rng, whole, hits: 0 }
+    /// Of a [`site_with_garbage`].
+    fn assert_keeps_the_kept(&self) {
+        assert_eq!(self.vmstore.snapshots(), [format!("kept@{FIRST}"), format!("kept@{SECOND}")]);
+        self.vmstore.assert_holds("kept@20261119", &self.path("kept.raw"));
     }
+}
 
-    /// Starts a command and kills it after a random part of the whole.
-    fn kill(&mut self, command: &mut Command) -> Found {
-        let (whole, fraction) = (self.whole, self.rng.fraction());
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        thread::sleep(whole.mul_f64(fraction));
-        child.kill().unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(output.status.success() || output.status.code().is_none(), "{command:?}: {}", tests::stderr(&output));
-        println!("killed after {fraction:.3} of {whole:?}: {}", output.status);
-        if output.status.success() {
-            // The first run may have been a slow one; if all kills came late, the test would show nothing.
-            self.whole = whole.mul_f64(0.7);
-            return Found::Ended;
+/// The ingest of an image that has packs of its own.
+pub(super) struct Ingest {
+    site: Site,
+    /// Plain bytes that are new in it as a whole; known once it has been ingested.
+    whole_new_bytes: u64,
+    packs_before: usize,
+}
+
+impl Ingest {
+    pub(super) fn new() -> Self {
+        let site = Site::new(IMAGE_BYTES / 5);
+        images::make(&site.path("new.raw"), IMAGE_BYTES, 2);
+        Self { site, whole_new_bytes: 0, packs_before: 0 }
+    }
+}
+
+impl Work for Ingest {
+    fn prepare(&mut self) {
+        let Self { site, .. } = self;
+        if self.whole_new_bytes == 0 {
+            self.whole_new_bytes = site.vmstore.json(["show", "new"])["new_bytes"].as_u64().unwrap();
         }
-        self.whole = whole.mul_f64(1.1);
-        self.hits += 1;
-        Found::Running
-    }
-
-    /// Fails if so few commands were killed while they ran that the test has shown nothing.
-    fn assert_has_hit(&self) {
-        assert!(self.hits >= HITS_MIN, "only {} kills hit a command that takes {:?}", self.hits, self.whole);
-    }
-}
-
-#[test]
-fn ingest_killed_at_any_moment_goes_on_from_sealed_packs() {
-    let rng = Rng::from_clock();
-    let site = Site::new(IMAGE_BYTES / 5);
-    images::make(&site.path("new.raw"), IMAGE_BYTES, 2);
-    let args = site.ingest_args("new.raw", "new", SECOND);
-    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(&args)));
-    let whole_new_bytes = site.vmstore.json(["show", "new"])["new_bytes"].as_u64().unwrap();
-    for _ in 0..KILLS {
         site.vmstore.run(["remove", "new"]);
         site.collect_all();
-        let packs_before = site.vmstore.files("packs", ".pack").len();
+        self.packs_before = site.vmstore.files("packs", ".pack").len();
+    }
 
-        let found = killer.kill(&mut site.vmstore.command(&args));
-        let sealed = site.vmstore.files("packs", ".pack").len() > packs_before;
+    fn command(&self) -> Command {
+        self.site.vmstore.command(self.site.ingest_args("new.raw", "new", SECOND))
+    }
+
+    fn check(&mut self, struck: &Struck) {
+        let Self { site, .. } = self;
+        let sealed = site.vmstore.files("packs", ".pack").len() > self.packs_before;
         let published = site.vmstore.snapshots().iter().any(|snapshot| snapshot.starts_with("new@"));
-        assert!(published || found == Found::Running);
+        assert!(published || !struck.succeeded());
         site.assert_sound();
         site.vmstore.assert_holds("base", &site.path("base.raw"));
 
         if !published {
-            let new_bytes = site.ingest("new.raw", "new", SECOND);
-            assert!(new_bytes <= whole_new_bytes);
-            assert!(new_bytes < whole_new_bytes || !sealed, "{new_bytes} new although packs had been sealed");
+            let (new_bytes, whole) = (site.ingest("new.raw", "new", SECOND), self.whole_new_bytes);
+            assert!(new_bytes <= whole);
+            assert!(new_bytes < whole || !sealed, "{new_bytes} new although packs had been sealed");
         }
         site.vmstore.assert_holds("new", &site.path("new.raw"));
     }
-    assert_eq!(site.vmstore.snapshots().len(), 2);
-    site.assert_sound();
-    site.collect_all();
-    site.assert_sound();
-    killer.assert_has_hit();
+
+    fn end(&mut self) {
+        assert_eq!(self.site.vmstore.snapshots().len(), 2);
+        self.site.assert_sound();
+        self.site.collect_all();
+        self.site.assert_sound();
+    }
 }
 
-#[test]
-fn ingest_of_deltas_killed_at_any_moment() {
-    let rng = Rng::from_clock();
-    let site = Site::new(IMAGE_BYTES / 2);
-    images::make_next(&site.path("next.raw"), &site.path("base.raw"), 256 << 10, 3);
-    let args = site.ingest_args("next.raw", "base", SECOND);
-    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(&args)));
-    for _ in 0..KILLS {
-        site.vmstore.run(["remove", "base@20261120"]);
-        site.collect_all();
-        killer.kill(&mut site.vmstore.command(&args));
+/// The ingest of an image's next night, most of which are deltas.
+pub(super) struct IngestOfDeltas(Site);
+
+impl IngestOfDeltas {
+    pub(super) fn new() -> Self {
+        let site = Site::new(IMAGE_BYTES / 2);
+        images::make_next(&site.path("next.raw"), &site.path("base.raw"), 256 << 10, 3);
+        Self(site)
+    }
+}
+
+impl Work for IngestOfDeltas {
+    fn prepare(&mut self) {
+        self.0.vmstore.run(["remove", "base@20261120"]);
+        self.0.collect_all();
+    }
+
+    fn command(&self) -> Command {
+        self.0.vmstore.command(self.0.ingest_args("next.raw", "base", SECOND))
+    }
+
+    fn check(&mut self, _: &Struck) {
+        let Self(site) = self;
         site.assert_sound();
         site.vmstore.assert_holds("base@20261119", &site.path("base.raw"));
         if site.vmstore.snapshots().len() == 1 {
@@ -171,29 +154,41 @@ fn ingest_of_deltas_killed_at_any_moment() {
         }
         site.vmstore.assert_holds("base@20261120", &site.path("next.raw"));
     }
-    killer.assert_has_hit();
 }
 
-#[test]
-fn remove_killed_at_any_moment_removes_all_of_a_snapshot_or_nothing() {
+/// The removal of several snapshots.
+pub(super) struct Remove(Site);
+
+impl Remove {
     const IMAGES: [&str; 4] = ["a", "b", "c", "d"];
-    let rng = Rng::from_clock();
-    let site = Site::new(8 << 20);
-    for (image, seed) in IMAGES.into_iter().zip(10..) {
-        images::make(&site.path(image), 8 << 20, seed);
-        site.ingest(image, image, FIRST);
-    }
-    let remove = || site.vmstore.command(["remove"].iter().chain(&IMAGES));
-    let mut killer = Killer::new(rng, duration(&mut remove()));
-    for _ in 0..KILLS {
-        let there = site.vmstore.snapshots();
-        for image in IMAGES.into_iter().filter(|image| !there.contains(&format!("{image}@{FIRST}"))) {
+
+    pub(super) fn new() -> Self {
+        let site = Site::new(8 << 20);
+        for (image, seed) in Self::IMAGES.into_iter().zip(10..) {
+            images::make(&site.path(image), 8 << 20, seed);
             site.ingest(image, image, FIRST);
         }
-        let found = killer.kill(&mut remove());
+        Self(site)
+    }
+}
+
+impl Work for Remove {
+    fn prepare(&mut self) {
+        let there = self.0.vmstore.snapshots();
+        for image in Self::IMAGES.into_iter().filter(|image| !there.contains(&format!("{image}@{FIRST}"))) {
+            self.0.ingest(image, image, FIRST);
+        }
+    }
+
+    fn command(&self) -> Command {
+        self.0.vmstore.command(["remove"].iter().chain(&Self::IMAGES))
+    }
+
+    fn check(&mut self, struck: &Struck) {
+        let Self(site) = self;
         site.assert_sound();
         let left = site.vmstore.snapshots();
-        assert!(left.len() == 1 || found == Found::Running, "{left:?}");
+        assert!(left.len() == 1 || !struck.succeeded(), "{left:?}");
         for snapshot in left {
             let image = snapshot.split('@').next().unwrap();
             let file = if image == "base" { "base.raw" } else { image };
@@ -201,9 +196,11 @@ fn remove_killed_at_any_moment_removes_all_of_a_snapshot_or_nothing() {
         }
         assert!(site.vmstore.snapshots().contains(&format!("base@{FIRST}")));
     }
-    site.collect_all();
-    site.assert_sound();
-    killer.assert_has_hit();
+
+    fn end(&mut self) {
+        self.0.collect_all();
+        self.0.assert_sound();
+    }
 }
 
 /// A site whose gc has to remove packs and to rewrite others, full ones and deltas.
@@ -236,48 +233,80 @@ fn copy_tree(from: &Path, to: &Path) {
     tests::devices::tool("cp", &["-a".as_ref(), from.as_os_str(), to.as_os_str()]);
 }
 
-#[test]
-fn gc_killed_at_any_moment_loses_nothing_and_is_repeated() {
-    let rng = Rng::from_clock();
-    let site = site_with_garbage();
-    let fresh = site.path("fresh");
-    copy_tree(site.vmstore.store(), &fresh);
-    let mut killer = Killer::new(rng, duration(&mut site.vmstore.command(["gc"])));
-    let report = Vmstore::new(&fresh).json(["gc", "--dry-run"]);
-    assert!(report["rewritten_packs"].as_u64() > Some(0), "this test has nothing to rewrite: {report}");
-    for _ in 0..KILLS / 2 {
-        copy_tree(&fresh, site.vmstore.store());
-        for _ in 0..2 {
-            killer.kill(&mut site.vmstore.command(["gc"]));
-            site.assert_sound();
-        }
-        site.collect_all();
-        site.assert_sound();
-        assert_eq!(site.vmstore.snapshots(), [format!("kept@{FIRST}"), format!("kept@{SECOND}")]);
-        site.vmstore.assert_holds("kept@20261119", &site.path("kept.raw"));
-        site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
-    }
-    killer.assert_has_hit();
+/// A collection, which is killed twice before it is repeated.
+pub(super) struct Collect {
+    site: Site,
+    strikes: u32,
 }
 
-#[test]
-fn reindex_killed_at_any_moment_is_made_up_for() {
-    let rng = Rng::from_clock();
-    let site = site_with_garbage();
-    let mut killer = Killer::new(rng, (0..3).map(|_| duration(&mut site.vmstore.command(["reindex"]))).min().unwrap());
-    for _ in 0..KILLS {
-        killer.kill(&mut site.vmstore.command(["reindex"]));
-        assert_eq!(site.vmstore.snapshots(), [format!("kept@{FIRST}"), format!("kept@{SECOND}")]);
-        site.assert_sound();
-        site.vmstore.assert_holds("kept@20261119", &site.path("kept.raw"));
+impl Collect {
+    pub(super) fn new() -> Self {
+        let site = site_with_garbage();
+        let fresh = site.path("fresh");
+        copy_tree(site.vmstore.store(), &fresh);
+        let report = Vmstore::new(&fresh).json(["gc", "--dry-run"]);
+        assert!(report["rewritten_packs"].as_u64() > Some(0), "this test has nothing to rewrite: {report}");
+        Self { site, strikes: 0 }
     }
-    // What the index knows shows in what is new: nothing.
-    assert_eq!(site.ingest("next.raw", "again", FIRST), 0);
-    site.vmstore.run(["remove", "again"]);
-    site.collect_all();
-    site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
-    site.assert_sound();
-    killer.assert_has_hit();
+}
+
+impl Work for Collect {
+    fn prepare(&mut self) {
+        if self.strikes.is_multiple_of(2) {
+            copy_tree(&self.site.path("fresh"), self.site.vmstore.store());
+        }
+        self.strikes += 1;
+    }
+
+    fn command(&self) -> Command {
+        self.site.vmstore.command(["gc"])
+    }
+
+    fn check(&mut self, _: &Struck) {
+        let Self { site, .. } = self;
+        site.assert_sound();
+        if self.strikes.is_multiple_of(2) {
+            site.collect_all();
+            site.assert_sound();
+            site.assert_keeps_the_kept();
+            site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
+        }
+    }
+}
+
+/// The rebuilding of the index.
+pub(super) struct Reindex(Site);
+
+impl Reindex {
+    pub(super) fn new() -> Self {
+        let site = site_with_garbage();
+        // The first ones read what is in no cache.
+        (0..2).for_each(|_| drop(site.vmstore.run(["reindex"])));
+        Self(site)
+    }
+}
+
+impl Work for Reindex {
+    fn prepare(&mut self) {}
+
+    fn command(&self) -> Command {
+        self.0.vmstore.command(["reindex"])
+    }
+
+    fn check(&mut self, _: &Struck) {
+        self.0.assert_sound();
+        self.0.assert_keeps_the_kept();
+    }
+
+    fn end(&mut self) {
+        let Self(site) = self;
+        // What the index knows shows in what is new: nothing.
+        assert_eq!(site.ingest("next.raw", "again", FIRST), 0);
+        site.vmstore.run(["remove", "again"]);
+        site.collect_all();
+        site.vmstore.assert_holds("kept@20261120", &site.path("kept-next.raw"));
+        site.assert_sound();
+    }
 }
 
 fn interrupt(child: &Child) {

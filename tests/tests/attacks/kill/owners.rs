@@ -5,19 +5,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use tests::images::{self, Rng};
-use tests::{Running, Serving, Site, Vmstore, eventually, kill, stderr};
+use tests::{Running, Serving, Site, Vmstore, eventually, stderr};
+
+use super::{Struck, UNREACHABLE, Victim, Work, kill_owners};
 
 const MIB: u64 = 1 << 20;
-const KILLS: u32 = 12;
-/// Of those, the least that must hit an owner at work.
-const HITS_MIN: u32 = 4;
-/// The exit code of a command that lost its connection.
-const UNREACHABLE: i32 = 7;
 /// How long a push shall take that an owner's end breaks: longer than that lets clients go on.
 const PUSH_S: u64 = 25;
 
@@ -56,35 +51,6 @@ fn a_client_killed_in_the_middle_of_an_ingest_leaves_nothing_behind() {
     vmstore.assert_has_all(&nights);
 }
 
-/// How long a command takes that nothing disturbs.
-fn duration(command: &mut Command) -> Duration {
-    let started = Instant::now();
-    Running::start(command).succeed();
-    started.elapsed()
-}
-
-/// Kills the store's owner after a random part of the time that a command takes; returns how the command ended, if
-/// the owner was killed while it ran.
-fn with_owner_killed(vmstore: &Vmstore, command: &mut Command, after: Duration) -> Option<Output> {
-    let mut running = Running::start(command);
-    thread::sleep(after);
-    let owners = vmstore.owners();
-    let hit = running.is_running() && !owners.is_empty();
-    owners.into_iter().for_each(kill);
-    let output = running.wait();
-    let code = output.status.code();
-    let said = stderr(&output);
-    assert!(
-        matches!(code, Some(0 | UNREACHABLE)) && !said.contains("panicked"),
-        "{command:?}: {}: {said}",
-        output.status
-    );
-    // Who gives up says why, and what it was about.
-    assert!(code == Some(0) || said.lines().any(|line| line.starts_with("vmstore: ")), "{said}");
-    println!("owner killed after {after:?}: hit: {hit}, the command ended with {code:?}: {said}");
-    hit.then_some(output)
-}
-
 #[test]
 fn a_stream_is_ingested_whole_or_not_at_all() {
     let (site, vmstore, nights) = site();
@@ -94,7 +60,7 @@ fn a_stream_is_ingested_whole_or_not_at_all() {
     let mut command = vmstore.command(["ingest", "-", "--image", "stream"]);
     let mut ingest = Running::start(command.stdin(Stdio::piped()));
     ingest.child().stdin.as_mut().unwrap().write_all(first).unwrap();
-    vmstore.owners().into_iter().for_each(kill);
+    kill_owners(&vmstore);
     // It may have given up by now.
     let _ = ingest.child().stdin.take().unwrap().write_all(rest);
     let output = ingest.wait();
@@ -102,30 +68,49 @@ fn a_stream_is_ingested_whole_or_not_at_all() {
     vmstore.assert_has_all(&nights);
 }
 
-#[test]
-fn a_restore_goes_on_through_the_next_owner() {
-    let (site, vmstore, nights) = site();
-    let mut rng = Rng::from_clock();
-    let (snapshot, image) = nights.first_key_value().unwrap();
-    let restored = site.path("restored.raw");
-    let restore = || vmstore.command(["restore", snapshot, restored.to_str().unwrap(), "--force"]);
-    let mut whole = duration(&mut restore());
-    let mut hits = 0;
-    for _ in 0..KILLS {
-        let _ = fs::remove_file(&restored);
-        vmstore.run(["stats"]);
-        match with_owner_killed(&vmstore, &mut restore(), whole.mul_f64(rng.fraction())) {
-            Some(output) => {
-                (hits, whole) = (hits + 1, whole.mul_f64(1.1));
-                assert!(output.status.success(), "what only reads need not give up: {}", stderr(&output));
-            }
-            // The first run may have been a slow one.
-            None => whole = whole.mul_f64(0.7),
-        }
-        images::assert_same(&restored, image);
+/// A restore through an owner.
+pub(super) struct Restore {
+    site: Site,
+    vmstore: Vmstore,
+    nights: BTreeMap<String, PathBuf>,
+}
+
+impl Restore {
+    pub(super) fn new() -> Self {
+        let (site, vmstore, nights) = site();
+        Self { site, vmstore, nights }
     }
-    assert!(hits >= HITS_MIN, "only {hits} kills hit");
-    vmstore.assert_has_all(&nights);
+
+    fn restored(&self) -> PathBuf {
+        self.site.path("restored.raw")
+    }
+}
+
+impl Work for Restore {
+    fn prepare(&mut self) {
+        let _ = fs::remove_file(self.restored());
+        self.vmstore.run(["stats"]);
+    }
+
+    fn command(&self) -> Command {
+        let (snapshot, _) = self.nights.first_key_value().unwrap();
+        self.vmstore.command(["restore", snapshot, self.restored().to_str().unwrap(), "--force"])
+    }
+
+    fn kill(&mut self, victim: Victim) -> bool {
+        assert_eq!(victim, Victim::Owner);
+        kill_owners(&self.vmstore)
+    }
+
+    fn check(&mut self, struck: &Struck) {
+        assert!(struck.succeeded(), "what only reads need not give up: {struck:?}");
+        let (_, image) = self.nights.first_key_value().unwrap();
+        images::assert_same(&self.restored(), image);
+    }
+
+    fn end(&mut self) {
+        self.vmstore.assert_has_all(&self.nights);
+    }
 }
 
 #[test]

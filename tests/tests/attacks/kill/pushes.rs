@@ -1,46 +1,26 @@
-//! `kill -9` of either side of a push, at random moments, a hundred times in all: the push is repeated, and then the
-//! other site has everything, bit for bit, and is sound.
+//! Pushes to another site, whose owner, whose client or whose other owner dies.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use tests::images::Rng;
-use tests::{Listening, Running, Serving, Site, Vmstore, eventually, kill, stderr};
+use tests::{Listening, Running, Serving, Site, Vmstore, eventually};
 
-/// Pushes to one empty site, of which all but the last are broken.
-const ROUNDS: u32 = 17;
-const KILLS_A_ROUND: u32 = 2;
-/// Of a hundred kills, those that hit a push at least.
-const HITS_PERCENT_MIN: u32 = 33;
+use super::{Killer, Struck, Victim, Work, kill_owners};
+
+/// Kills in pushes to one empty site, before the push that must succeed.
+const KILLS_A_ROUND: u32 = 3;
 const IMAGE_MIB: u64 = 28;
-/// The exit code of a command that lost its connection.
-const UNREACHABLE: i32 = 7;
 
-/// Who is killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
-    /// The command `push`.
-    Client,
-    /// The owner of the store that is pushed to.
-    FarOwner,
-    /// The owner of the store that is pushed from.
-    NearOwner,
-}
-
-/// A store with nights to push, and where they are pushed to: one store after the other.
-struct Sites {
-    site: Site,
+/// A push of all nights of a store, to one empty store after the other.
+pub(super) struct Push {
+    // First, because its owner ends before its directory goes.
+    far: Far,
     near: Vmstore,
     nights: BTreeMap<String, PathBuf>,
-    rng: Rng,
-    /// How long a push takes that nothing disturbs, or somewhat less.
-    whole: Duration,
-    kills: u32,
-    hits: u32,
+    site: Site,
+    strikes: u32,
 }
 
 /// A store to push to, and its owner.
@@ -72,121 +52,98 @@ impl Far {
         }
     }
 
-    /// Gives up, so that the next of its kind finds room.
+    /// Removes it, so that the next one finds room.
     fn end(self) {
         drop(self.serving);
         fs::remove_dir_all(self.vmstore.store()).unwrap();
     }
 }
 
-impl Sites {
-    fn new() -> Self {
-        let rng = Rng::from_clock();
+impl Push {
+    pub(super) fn new() -> Self {
         let site = Site::new();
         let near = site.store("near");
         let nights = site.nights(&near, IMAGE_MIB, 2);
-        let mut sites = Self { site, near, nights, rng, whole: Duration::ZERO, kills: 0, hits: 0 };
-        let far = Far::new(&sites.site, "first");
-        let started = Instant::now();
-        Running::start(&mut sites.push(&far)).succeed();
-        sites.whole = started.elapsed();
-        far.end();
-        sites
+        let far = Far::new(&site, "first");
+        Self { far, near, nights, site, strikes: 0 }
     }
 
-    fn push(&self, far: &Far) -> Command {
+    fn renew_far(&mut self) {
+        let far = Far::new(&self.site, &format!("far{}", self.strikes));
+        std::mem::replace(&mut self.far, far).end();
+    }
+
+    fn to(&self, far: &Far) -> Command {
         let pin = far.listening.fingerprint.as_deref().expect("TLS has keys");
         let mut push = self.near.command(["push", &far.listening.address, "--all", "--retries", "0", "--pin", pin]);
         push.env("VMSTORE_TOKEN", &far.token);
         push
     }
 
-    /// Starts a push and kills after a random part of the time that one takes.
-    fn break_push(&mut self, far: &mut Far, victim: Victim) {
-        let mut push = Running::start(&mut self.push(far));
-        let fraction = self.rng.fraction();
-        thread::sleep(self.whole.mul_f64(fraction));
-        self.kills += 1;
-        if push.is_running() {
-            self.hits += 1;
-            self.whole = self.whole.mul_f64(1.1);
-        } else {
-            // The first push may have been a slow one, and a repeated one has less to do.
-            self.whole = self.whole.mul_f64(0.7);
-        }
-        match victim {
-            Victim::Client => push.child().kill().unwrap(),
-            Victim::FarOwner => far.kill(),
-            Victim::NearOwner => self.near.owners().into_iter().for_each(kill),
-        }
-        let output = push.wait();
-        let (code, said) = (output.status.code(), stderr(&output));
-        println!("{victim:?} killed after {fraction:.3} of {:?}: the push ended with {code:?}: {said}", self.whole);
-        let expected = [Some(0), if victim == Victim::Client { None } else { Some(UNREACHABLE) }];
-        assert!(expected.contains(&code) && !said.contains("panicked"), "{}: {said}", output.status);
-        if code == Some(0) {
-            far.serve();
-            self.assert_arrived(far);
-        }
-    }
-
-    fn assert_arrived(&self, far: &Far) {
+    fn assert_arrived(&self) {
         let names: Vec<_> = self.nights.keys().cloned().collect();
-        assert_eq!(far.vmstore.snapshots(), names, "what was acknowledged is lost");
+        assert_eq!(self.far.vmstore.snapshots(), names, "what was acknowledged is lost");
     }
+}
 
-    fn round(&mut self, number: u32, victim: Victim) {
-        let mut far = Far::new(&self.site, &format!("far{number}"));
-        for _ in 0..KILLS_A_ROUND {
-            self.break_push(&mut far, victim);
-            far.serve();
+impl Work for Push {
+    fn prepare(&mut self) {
+        if self.strikes.is_multiple_of(KILLS_A_ROUND) {
+            self.renew_far();
         }
-        Running::start(&mut self.push(&far)).succeed();
-        self.assert_arrived(&far);
-        far.vmstore.assert_has_all(&self.nights);
-        assert_eq!(far.vmstore.files("packs", ".part"), [""; 0]);
-        far.end();
+        self.strikes += 1;
     }
-}
 
-fn assert_survives(victim: Victim) {
-    let mut sites = Sites::new();
-    (0..ROUNDS).for_each(|number| sites.round(number, victim));
-    sites.near.assert_has_all(&sites.nights);
-    let (hits, kills) = (sites.hits, sites.kills);
-    println!("{hits} of {kills} kills hit a push");
-    assert!(hits * 100 >= kills * HITS_PERCENT_MIN, "only {hits} of {kills} kills hit a push");
-}
+    fn command(&self) -> Command {
+        self.to(&self.far)
+    }
 
-#[test]
-fn a_killed_push_is_repeated() {
-    assert_survives(Victim::Client);
-}
+    fn kill(&mut self, victim: Victim) -> bool {
+        match victim {
+            Victim::Command => unreachable!("whoever runs it kills it"),
+            Victim::Owner => kill_owners(&self.near),
+            Victim::FarOwner => {
+                self.far.kill();
+                true
+            }
+        }
+    }
 
-#[test]
-fn a_push_to_a_killed_owner_is_repeated() {
-    assert_survives(Victim::FarOwner);
-}
+    fn check(&mut self, struck: &Struck) {
+        self.far.serve();
+        if struck.succeeded() {
+            self.assert_arrived();
+        }
+        if self.strikes.is_multiple_of(KILLS_A_ROUND) {
+            Running::start(&mut self.command()).succeed();
+            self.assert_arrived();
+            self.far.vmstore.assert_has_all(&self.nights);
+            assert_eq!(self.far.vmstore.files("packs", ".part"), [""; 0]);
+        }
+    }
 
-#[test]
-fn a_push_from_a_killed_owner_is_repeated() {
-    assert_survives(Victim::NearOwner);
+    fn end(&mut self) {
+        self.near.assert_has_all(&self.nights);
+    }
 }
 
 #[test]
 fn a_site_that_was_killed_all_the_time_has_no_garbage_in_the_end() {
-    let mut sites = Sites::new();
-    let mut far = Far::new(&sites.site, "far");
-    let clean = Far::new(&sites.site, "clean");
-    Running::start(&mut sites.push(&clean)).succeed();
-    for victim in [Victim::Client, Victim::FarOwner, Victim::NearOwner] {
-        sites.break_push(&mut far, victim);
-        far.serve();
+    let mut push = Push::new();
+    let mut killer = Killer::new(&push);
+    let clean = std::mem::replace(&mut push.far, Far::new(&push.site, "far"));
+    for victim in [Victim::Command, Victim::FarOwner, Victim::Owner] {
+        let struck = killer.strike(&mut push, victim);
+        push.far.serve();
+        if struck.succeeded() {
+            push.assert_arrived();
+        }
     }
-    Running::start(&mut sites.push(&far)).succeed();
+    Running::start(&mut push.command()).succeed();
+    let far = &push.far;
     far.vmstore.collect_all();
     clean.vmstore.collect_all();
-    far.vmstore.assert_has_all(&sites.nights);
+    far.vmstore.assert_has_all(&push.nights);
     // Packs have heads and tables: what came in many small ones is a little more than what came in one.
     eventually("an end of what broken pushes left", || {
         let (bytes, clean_bytes) = (far.vmstore.packs_bytes(), clean.vmstore.packs_bytes());

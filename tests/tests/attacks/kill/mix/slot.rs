@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use tests::{Running, stderr};
 
+use crate::kill::UNREACHABLE;
+
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// The exit code of a command that lost its connection.
-const UNREACHABLE: i32 = 7;
 /// The signal of `kill -9`.
 const SIGKILL: i32 = 9;
 
