@@ -11,6 +11,8 @@ use tests::images::Rng;
 use tests::scripted::{Act, Expected, Far, IndexFiles, Worked, index_dir, new_storage, night};
 use tests::torture::Torture;
 
+use super::try_faults;
+
 /// Faults that are tried in the short form.
 const SHORT_FAULTS: u64 = 500;
 
@@ -147,28 +149,14 @@ fn all_faults(scenes: &[Scene], rng: &mut Rng) -> Vec<Fault> {
             faults.extend([false, true].map(fault));
         }
     }
-    for at in (1..faults.len()).rev() {
-        faults.swap(at, rng.below(at as u64 + 1) as usize);
-    }
     faults
 }
 
 #[test]
-fn whatever_call_fails_the_store_is_sound_and_work_goes_on() {
+fn whatever_call_of_the_storage_fails_the_store_is_sound_and_work_goes_on() {
     let torture = Torture::begin("storage faults");
     let far = Far::default();
     let scenes = scenes(&far);
-    let faults = all_faults(&scenes, &mut torture.rng(0));
-    println!("{} faults are possible", faults.len());
-    let (mut tried, mut failed) = (0, 0);
-    for fault in &faults {
-        if !torture.goes_on(tried, SHORT_FAULTS) {
-            break;
-        }
-        failed += u64::from(scenes[fault.scene].try_with(fault, &far));
-        tried += 1;
-    }
-    assert!(failed * 4 > tried, "only {failed} of {tried} faults were noticed: this test shows nothing");
-    println!("{failed} acts failed and were repeated");
-    torture.end(tried, "faults");
+    let faults = all_faults(&scenes, &mut torture.rng(1));
+    try_faults(torture, SHORT_FAULTS, 25, faults, |fault| scenes[fault.scene].try_with(fault, &far));
 }

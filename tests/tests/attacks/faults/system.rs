@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tests::devices::tool;
-use tests::images::{self, Rng};
+use tests::images;
 use tests::torture::Torture;
 use tests::{Vmstore, stderr};
+
+use super::try_faults;
 
 /// Faults that are tried in the short form.
 const SHORT_FAULTS: u64 = 60;
@@ -311,31 +313,14 @@ fn all_faults(site: &Site) -> Vec<Fault> {
     faults
 }
 
-fn shuffle<T>(items: &mut [T], rng: &mut Rng) {
-    for at in (1..items.len()).rev() {
-        items.swap(at, rng.below(at as u64 + 1) as usize);
-    }
-}
-
 #[test]
 fn whatever_call_of_the_system_fails_the_store_is_sound_and_work_goes_on() {
     let torture = Torture::begin("system faults");
     let site = Site::new();
-    let mut faults = all_faults(&site);
-    println!("{} faults are possible", faults.len());
-    shuffle(&mut faults, &mut torture.rng(0));
-    let (mut tried, mut failed) = (0, 0);
-    for fault in &faults {
-        if !torture.goes_on(tried, SHORT_FAULTS) {
-            break;
-        }
+    try_faults(torture, SHORT_FAULTS, 10, all_faults(&site), |fault| {
         let code = fault.try_on(&site);
         println!("{fault:?}: {code:?}");
         site.assert_sound_after(fault.task, code);
-        tried += 1;
-        failed += u64::from(code.is_some_and(|code| code != 0));
-    }
-    assert!(failed * 10 > tried, "only {failed} of {tried} faults were noticed: this test shows nothing");
-    println!("{failed} commands failed and were repeated");
-    torture.end(tried, "faults");
+        code.is_some_and(|code| code != 0)
+    });
 }
