@@ -104,6 +104,12 @@ impl Written {
         self.clone().judge(copy, &ended);
     }
 
+    /// Fails unless the disk is as it was judged last: nobody has written to it since.
+    pub fn judge_unwritten(&mut self, disk: &Path) {
+        let ended = vec![Ended { begun: 0, synced: 0, error: None }; self.lanes.len()];
+        self.judge(disk, &ended);
+    }
+
     /// Fails unless the disk has what it must have after the round; what it has is the beginning of the next.
     /// Returns how many syncs had returned.
     pub fn judge(&mut self, disk: &Path, ended: &[Ended]) -> usize {

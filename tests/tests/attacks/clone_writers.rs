@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
+use std::process::Output;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tests::devices::{Loop, tool};
 use tests::images::Rng;
 use tests::writers::Written;
-use tests::{Mounted, Running, Site, Vmstore};
+use tests::{Mounted, Running, Site, Vmfs, Vmstore};
 
 /// How often vmfs is killed.
 const KILLS: u32 = 50;
@@ -31,34 +32,88 @@ fn clone_in(site: &Site) -> (Vmstore, Mounted) {
     (vmstore, mounted)
 }
 
-/// In every fifth round the clone is being committed, or just was, so that writers go on over new layers and a new base.
+/// In every fifth round the clone is committed again and again, so that writers go on over new layers and a new base.
 #[test]
 fn what_was_synced_is_there_after_every_kill() {
     let site = Site::below(env!("CARGO_TARGET_TMPDIR"));
     let (vmstore, mut mounted) = clone_in(&site);
     let mut rng = Rng::from_clock();
     let mut written = Written::new(&site.path("image"), THREADS, rng.number());
-    let mut syncs = 0;
+    let (mut syncs, mut commits) = (0, Commits::new(&vmstore));
     // On a slow disk a round may be over before the first sync returns.
     for round in 1..=10 * KILLS {
-        if round > KILLS && syncs > KILLS as usize {
+        if round > KILLS && syncs > KILLS as usize && commits.succeeded > 0 {
             break;
         }
         let writers = written.start(&mounted.clone_file("work"));
         thread::sleep(Duration::from_millis(rng.below(ROUND_MS_MAX)));
-        // Killed with the mount, however far it came.
-        let commit = (round % 5 == 0).then(|| Running::start(&mut vmstore.vmfs(["clone", "commit", "work"])));
-        thread::sleep(Duration::from_millis(if commit.is_some() { rng.below(ROUND_MS_MAX) } else { 0 }));
+        let commit = round.is_multiple_of(5).then(|| commits.go_on_for(rng.below(3 * ROUND_MS_MAX)));
         mounted.kill();
         let ended = writers.end_by_error();
-        // It would have the clone open, now that nobody else has.
-        drop(commit);
+        match commit {
+            // It now has the clone to itself.
+            Some(commit) if rng.below(2) == 0 => commits.note(&commit.wait()),
+            // Killed with the mount, however far it came.
+            commit => drop(commit),
+        }
         mounted = vmstore.mount_again(mounted);
         syncs += written.judge(&mounted.clone_file("work"), &ended);
     }
-    println!("{syncs} syncs");
+    println!("{syncs} syncs, {} commits", commits.succeeded);
     assert!(syncs > KILLS as usize, "only {syncs} syncs returned: nothing was tested");
+    assert!(commits.succeeded > 0, "no commit succeeded");
     mounted.unmount();
+    keep_only_a_last_commit(&vmstore);
+    written.judge_unwritten(&vmstore.mount(&[]).clone_file("work"));
+}
+
+/// Commits of the clone, one after another.
+struct Commits<'a> {
+    vmstore: &'a Vmstore,
+    begun: u32,
+    succeeded: u32,
+}
+
+impl<'a> Commits<'a> {
+    fn new(vmstore: &'a Vmstore) -> Self {
+        Self { vmstore, begun: 0, succeeded: 0 }
+    }
+
+    fn start(&mut self) -> Running {
+        self.begun += 1;
+        let time = format!("20261201T{:02}{:02}{:02}Z", self.begun / 3600, self.begun / 60 % 60, self.begun % 60);
+        Running::start(&mut self.vmstore.vmfs(["clone", "commit", "work", "--time", &time]))
+    }
+
+    /// Starts one after another for so long; returns the one that runs then.
+    fn go_on_for(&mut self, milliseconds: u64) -> Running {
+        let until = Instant::now() + Duration::from_millis(milliseconds);
+        let mut commit = self.start();
+        while Instant::now() < until {
+            if !commit.is_running() {
+                self.note(&commit.wait());
+                commit = self.start();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        commit
+    }
+
+    fn note(&mut self, output: &Output) {
+        self.succeeded += u32::from(output.status.success());
+    }
+}
+
+/// What killed commits left is not held: all snapshots but that of a last commit can go, and the rest is sound.
+fn keep_only_a_last_commit(vmstore: &Vmstore) {
+    let committed = Vmfs::beside(vmstore).json(["clone", "commit", "work"]);
+    for snapshot in vmstore.snapshots() {
+        if committed["snapshot"] != snapshot.as_str() {
+            vmstore.run(["remove", &snapshot]);
+        }
+    }
+    vmstore.run(["gc"]);
+    vmstore.run(["verify"]);
 }
 
 /// A commit shows what was synced before it began, and of what the writers did meanwhile, any part.

@@ -1,25 +1,19 @@
-//! Writable clones, by their commands and through mounts: made, written, committed, killed, on a full disk, opened twice.
+//! Writable clones, by their commands and through mounts: made, written, committed, on a full disk, opened twice.
 //! Needs root and FUSE.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 use tempfile::TempDir;
 use tests::devices::Mount;
-use tests::images::{self, Rng};
+use tests::images;
 use tests::{Mounted, Vmfs, Vmstore};
 
 const FIRST: &str = "20261120T020000Z";
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 2048;
-const KILLS: u32 = 12;
-/// With fewer writes, hardly anything has happened.
-const WRITES_MIN: u64 = 1000;
 
 /// A store with an image of [`BLOCKS`] blocks, and a place for mounts.
 struct Site {
@@ -138,113 +132,6 @@ fn written_through_a_mount_committed_while_open_and_rolled_back() {
     site.vmstore.run(["remove", &format!("web01@{FIRST}")]);
     let said = site.vmstore.expect_exit(6, ["remove", name]);
     assert!(said.contains("clone:test"), "{said}");
-}
-
-/// What a block may hold: the numbers of writes since the last sync that returned, that one included.
-struct Written {
-    possible: Vec<Vec<u64>>,
-    number: u64,
-}
-
-/// A block full of a write's number.
-fn block(number: u64) -> Vec<u8> {
-    number.to_le_bytes().repeat(BLOCK / 8)
-}
-
-impl Written {
-    /// Writes and syncs until that fails, because the mount was killed.
-    fn write_on(&mut self, file: &File, rng: &mut Rng) {
-        loop {
-            let mut batch = Vec::new();
-            for _ in 0..=rng.below(8) {
-                let at = rng.below(BLOCKS);
-                self.number += 1;
-                self.possible[at as usize].push(self.number);
-                batch.push((at, self.number));
-                if file.write_all_at(&block(self.number), at * BLOCK as u64).is_err() {
-                    return;
-                }
-            }
-            if file.sync_data().is_err() {
-                return;
-            }
-            for (at, number) in batch {
-                // A later write of the same batch may be there, and nothing else.
-                self.possible[at as usize].retain(|possible| *possible >= number);
-            }
-        }
-    }
-
-    /// Compares with what is there; that is what holds from now on.
-    fn check(&mut self, file: &File, original: &[u8]) {
-        let mut found = vec![0; BLOCK];
-        for (at, possible) in self.possible.iter_mut().enumerate() {
-            file.read_exact_at(&mut found, (at * BLOCK) as u64).unwrap();
-            let is = |number: &u64| match number {
-                0 => found == original[at * BLOCK..(at + 1) * BLOCK],
-                number => found == block(*number),
-            };
-            let holds = possible.iter().copied().find(is);
-            *possible = vec![holds.unwrap_or_else(|| panic!("block {at} is none of {possible:?}"))];
-        }
-    }
-}
-
-#[test]
-fn killed_while_it_is_written_and_committed_it_has_all_that_was_synced() {
-    let site = Site::new();
-    let (vmfs, mut rng) = (site.vmfs(), Rng::from_clock());
-    vmfs.run(["clone", "create", "test", "web01"]);
-    let original = fs::read(site.image()).unwrap();
-    let mut written = Written { possible: vec![vec![0]; BLOCKS as usize], number: 0 };
-    let mut commits = 0;
-    // On a slow disk it takes more rounds until enough has happened.
-    for round in 0..8 * KILLS {
-        if round >= KILLS && commits > 0 && written.number > WRITES_MIN {
-            break;
-        }
-        let mounted = site.mount("mnt");
-        let file = open(&mounted.clone_file("test")).unwrap();
-        written.check(&file, &original);
-        let ends = AtomicBool::new(false);
-        let mut writer_rng = rng.clone();
-        commits += thread::scope(|scope| {
-            let writer = scope.spawn(|| written.write_on(&file, &mut writer_rng));
-            let committer = scope.spawn(|| {
-                let mut commits = 0u32;
-                while !ends.load(Ordering::SeqCst) {
-                    let (day, hour, minute) = (1 + round % 28, round / 28 * 6 + commits / 60, commits % 60);
-                    let time = format!("--time=2026-12-{day:02}T{hour:02}:{minute:02}:00Z");
-                    let output = vmfs.command(["clone", "commit", "test", &time]).output().unwrap();
-                    commits += u32::from(output.status.success());
-                }
-                commits
-            });
-            thread::sleep(Duration::from_millis(300 + rng.below(1500)));
-            mounted.kill();
-            ends.store(true, Ordering::SeqCst);
-            writer.join().unwrap();
-            committer.join().unwrap()
-        });
-        drop(file);
-        vmfs.run(["umount", "--force", mounted.arg()]);
-        rng = Rng::new(rng.number());
-    }
-    let mounted = site.mount("mnt");
-    written.check(&open(&mounted.clone_file("test")).unwrap(), &original);
-    println!("{commits} commits, {} writes", written.number);
-    assert!(commits > 0 && written.number > WRITES_MIN, "hardly anything happened");
-    mounted.unmount();
-    let committed = vmfs.json(["clone", "commit", "test"]);
-    // What commits left that were killed is not held: all but the last can go.
-    for snapshot in site.vmstore.snapshots() {
-        if committed["snapshot"] != snapshot.as_str() {
-            site.vmstore.run(["remove", &snapshot]);
-        }
-    }
-    site.vmstore.run(["gc"]);
-    site.vmstore.run(["verify"]);
-    written.check(&open(&site.mount("mnt").clone_file("test")).unwrap(), &original);
 }
 
 #[test]
