@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help setup images programs demo test check fuzz torture soak bench
+.PHONY: help setup images programs demo test acceptance check fuzz torture soak bench
 
 help:
 	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
@@ -19,7 +19,8 @@ help:
 	@echo '             SIZE=full    use the 8 GiB image with a LAMP stack'
 	@echo '             KEEP=1       keep the store and the restored images'
 	@echo 'make programs build vmstore and vmfs, and put them where the tests look for them'
-	@echo 'make test    install what is needed and run all tests'
+	@echo 'make test    install what is needed and run the tests, but for those of'
+	@echo 'make acceptance  what boots guests or takes long, and the demo'
 	@echo 'make check   formatting, lints and documentation, warnings denied'
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
 	@echo 'make torture every attack on the store in its long form; TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these,'
@@ -49,6 +50,10 @@ demo: programs
 test: programs images
 	$(CARGO) test --release --locked --workspace
 
+acceptance: programs images
+	$(CARGO) test --release --locked --workspace --tests -- --ignored
+	@tests/demo
+
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
@@ -61,10 +66,10 @@ torture: setup
 	@tests/torture $(ATTACKS)
 
 soak: programs
-	$(CARGO) build --release --locked --package tests --bin soak
+	$(CARGO) build --release --locked --workspace --bin soak
 	"$(CARGO_TARGET_DIR)/release/soak" $(SOAK)
 
 bench: programs
 	@tests/setup bench
-	$(CARGO) build --release --locked --package tests --bins
+	$(CARGO) build --release --locked --workspace --bins
 	"$(CARGO_TARGET_DIR)/release/bench" --images "$(VMSTORE_IMAGES)" $(BENCH)

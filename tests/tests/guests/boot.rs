@@ -56,6 +56,7 @@ fn reads_usr(disk: &Disk) {
 }
 
 #[test]
+#[ignore = "boots a guest: run by `make acceptance`"]
 fn from_a_snapshot() {
     let dir = scratch();
     let mounted = store(dir.dir()).mount(&[]);
@@ -64,6 +65,7 @@ fn from_a_snapshot() {
 }
 
 #[test]
+#[ignore = "boots a guest: run by `make acceptance`"]
 fn from_a_clone_that_is_committed_while_it_runs() {
     let dir = scratch();
     let vmstore = store(dir.dir());
@@ -94,6 +96,7 @@ fn has_file(mounted: &Mounted, snapshot: &str, sum: &str) {
 }
 
 #[test]
+#[ignore = "boots a guest: run by `make acceptance`"]
 fn from_a_qcow2_overlay_whose_own_clusters_alone_are_ingested() {
     let dir = scratch();
     let vmstore = store(dir.dir());
@@ -129,6 +132,7 @@ fn read_bytes(mounted: &Mounted) -> u64 {
 }
 
 #[test]
+#[ignore = "boots a guest: run by `make acceptance`"]
 fn from_an_upstream_far_away() {
     let (here, there) = (scratch(), scratch());
     let far = store(there.dir());
