@@ -3,17 +3,31 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::tree::NewNode;
 use crate::format::chunker::Cut;
+use crate::format::id::NodeId;
 use crate::format::limits::SEGMENT_BYTES;
-use crate::format::manifest::Leaf;
+use crate::format::manifest::{Leaf, Node};
 
 /// Most segments that are stored together.
 const SEGMENTS_MAX: usize = 64;
-/// A group is full with more bytes of chunks than two segments have: so none has more bytes than three.
+/// A batch is full with more bytes of chunks than two segments have: so none has more bytes than three.
 const BYTES_ENOUGH: usize = 2 * SEGMENT_BYTES;
 /// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
 const COPIED_BYTES_MAX: usize = 1 << 20;
+
+/// A node, and what the parent has in its place.
+pub(super) struct NewNode {
+    pub(super) id: NodeId,
+    pub(super) encoding: Vec<u8>,
+    pub(super) parent: Option<NodeId>,
+}
+
+impl NewNode {
+    pub(super) fn new(node: &Node, parent: Option<NodeId>) -> Self {
+        let encoding = node.encode();
+        Self { id: NodeId::of(&encoding), encoding, parent }
+    }
+}
 
 /// A segment that is cut, or several that are zeros.
 pub(super) struct CutSegment {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::segment_queue::{DataRanges, bytes_of};
+use super::data_ranges::{DataRanges, bytes_of};
 use crate::error::{Error, Result};
 use crate::format::chunker::SegmentBytes;
 use crate::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};

@@ -1,8 +1,7 @@
 //! The new records of one segment: what to encode against what.
 
-use super::batch::NewChunk;
-use super::sketch::{self, Full};
-use super::tree::NewNode;
+use super::batch::{NewChunk, NewNode};
+use super::sketch::{self, BASES_MAX, Full};
 use crate::error::Result;
 use crate::format::chunker::Cut;
 use crate::format::codec::{Codec, Encoder};
@@ -10,9 +9,6 @@ use crate::format::id::RecordId;
 use crate::format::manifest::Leaf;
 use crate::format::record::{Kind, Record};
 use crate::store::sink::{Base, Claim, Like, Sink};
-
-/// Bases that are asked for together: so many are in memory at a time.
-pub(super) const GROUP_BASES: usize = 64;
 
 /// What is to be put, if the store lacks it.
 #[derive(Clone, Copy)]
@@ -63,7 +59,7 @@ impl<'a> Task<'a> {
 /// Encodes items, against what the parent has in their places or else what resembles them.
 pub(super) fn records(sink: &dyn Sink, encoder: &mut Encoder, tasks: &[Task<'_>]) -> Result<Vec<Record>> {
     let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
-    for group in tasks.chunks(GROUP_BASES) {
+    for group in tasks.chunks(BASES_MAX) {
         for (task, base) in group.iter().zip(bases(sink, group)?) {
             let NewChunk { cut, plain } = match task.item {
                 Item::Chunk { chunk, .. } => chunk,

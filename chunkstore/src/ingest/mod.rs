@@ -6,17 +6,18 @@
 
 mod batch;
 mod changes;
+mod data_ranges;
 mod encode;
+mod manifest_tree;
 mod merged_disk;
 mod report;
 mod segment_queue;
 mod sketch;
-mod tree;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::merged_disk::MergedDisk;
 use self::segment_queue::SegmentQueue;
@@ -25,13 +26,18 @@ use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
 use crate::error::{Error, Result};
 use crate::format::chunker::{ChunkParams, Cut};
+use crate::format::codec::Encoder;
 use crate::format::id::NodeId;
 use crate::format::manifest::chunk_source::ChunkSource;
 use crate::format::manifest::{Entry, Leaf, LeafReader};
 use crate::progress::Progress;
+use crate::retry::Backoff;
 use crate::source::{ChangedRanges, DiskSource, Overlay, Source};
 use crate::store::sink::Sink;
 use crate::store::{Store, WriteSession};
+
+/// Delays before asking again for records that another session stores.
+const ELSEWHERE: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
 
 /// Which snapshot the new one is expected to resemble.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,8 +219,8 @@ impl IngestInto<'_> {
             into.ingest_from(&SegmentQueue::of_disk(Box::new(disk), progress), None, options, progress)
         };
         let Some(parent) = self.parent.as_ref().filter(|_| self.trusts_parent) else { return whole(self) };
-        let feed = SegmentQueue::of_changes(disk, changed, parent.entry().virtual_bytes, progress);
-        match self.ingest_from(&feed, Some(disk), options, progress) {
+        let queue = SegmentQueue::of_changes(disk, changed, parent.entry().virtual_bytes, progress);
+        match self.ingest_from(&queue, Some(disk), options, progress) {
             Err(error @ Error::Damaged { .. }) => {
                 tracing::warn!("all of {} is read, not only what changed: {error}", disk.name());
                 whole(&IngestInto { trusts_parent: false, parent: self.parent.clone(), ..*self })
@@ -236,18 +242,18 @@ impl IngestInto<'_> {
         self.ingest_changes(&MergedDisk::new(overlay, self.source, leaves), overlay, options, progress)
     }
 
-    /// Ingests what a feed gives; where it gives changes only, with the disk.
+    /// Ingests what a queue gives; where it gives changes only, with the disk.
     fn ingest_from(
         &self,
-        feed: &SegmentQueue<'_>,
+        queue: &SegmentQueue<'_>,
         changes: Option<&dyn DiskSource>,
         options: &IngestOptions,
         progress: &Progress,
     ) -> Result<Snapshot> {
         let started = Instant::now();
-        let work = Work::new(self, feed, changes, progress);
+        let work = Work::new(self, queue, changes, progress);
         let mut counters = work.run(options.threads.max(1))?;
-        let virtual_bytes = feed.finish()?;
+        let virtual_bytes = queue.finish()?;
         let root = work.finish(virtual_bytes)?;
         drop(work);
         // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
@@ -258,6 +264,10 @@ impl IngestInto<'_> {
         let report =
             counters.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
         self.sink.publish(self.entry(options, root, virtual_bytes), report)
+    }
+
+    fn encoder(&self) -> Encoder {
+        Encoder::new(self.zstd_level)
     }
 
     fn entry(&self, options: &IngestOptions, root: Option<NodeId>, virtual_bytes: u64) -> CatalogEntry {

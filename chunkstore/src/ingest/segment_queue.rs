@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::changes::{ChangeCursor, Changed};
+use super::data_ranges::{DataRanges, bytes_of};
 use crate::error::{Error, Result};
 use crate::format::limits::{IMAGE_BYTES_MAX, SEGMENT_BYTES};
 use crate::progress::Progress;
@@ -52,13 +53,6 @@ struct Cursor {
     order: u64,
     next_segment: u64,
     data: DataRanges,
-}
-
-/// Where a disk has data, asked for at ascending offsets.
-#[derive(Default)]
-pub(super) struct DataRanges {
-    /// The range that was found last: between where it was looked for and its start is a hole.
-    found: Option<Range<u64>>,
 }
 
 struct StreamState {
@@ -192,12 +186,6 @@ impl<'a> SegmentQueue<'a> {
     }
 }
 
-/// The bytes of a segment in the image.
-pub(super) fn bytes_of(disk: &dyn DiskSource, segment: u64) -> Range<u64> {
-    let start = segment * SEGMENT_BYTES as u64;
-    start..disk.size_bytes().min(start + SEGMENT_BYTES as u64)
-}
-
 /// Reads bytes of which only these ranges hold data.
 fn read_data(disk: &dyn DiskSource, own: &Range<u64>, data: Vec<Range<u64>>, buffer: &mut Vec<u8>) -> Result<()> {
     buffer.resize((own.end - own.start) as usize, 0);
@@ -226,28 +214,5 @@ impl Cursor {
         self.order += 1;
         self.next_segment = segment + 1;
         Ok(Some((segment, data)))
-    }
-}
-
-impl DataRanges {
-    /// The first range of data that ends after `offset`.
-    pub(super) fn from(&mut self, disk: &dyn DiskSource, offset: u64) -> Result<Option<Range<u64>>> {
-        if self.found.as_ref().is_none_or(|found| found.end <= offset) {
-            self.found = if offset < disk.size_bytes() { disk.next_data(offset)? } else { None };
-        }
-        Ok(self.found.clone())
-    }
-
-    /// What of a range is data, in order.
-    pub(super) fn within(&mut self, disk: &dyn DiskSource, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let mut data = Vec::new();
-        let mut at = range.start;
-        while at < range.end {
-            let Some(found) = self.from(disk, at)?.filter(|found| found.start < range.end) else { break };
-            let part = found.start.max(at)..found.end.min(range.end);
-            at = part.end;
-            data.push(part);
-        }
-        Ok(data)
     }
 }

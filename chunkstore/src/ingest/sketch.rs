@@ -5,13 +5,14 @@
 //! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents", 1997);
 //! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
 
-use super::encode::GROUP_BASES;
 use crate::error::Result;
 use crate::format::codec::{Codec, Encoder};
 use crate::format::limits::ZERO_BLOCK_BYTES;
 use crate::format::record::{Kind, Record};
 use crate::store::sink::{Base, Like, Sink};
 
+/// Bases that are asked for together, and so in memory at a time.
+pub(super) const BASES_MAX: usize = 64;
 /// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
 const MIX: u32 = 0x9e37_79b1;
 
@@ -37,7 +38,7 @@ pub(super) fn rebase(sink: &dyn Sink, encoder: &mut Encoder, full: Vec<Full<'_>>
     let mut rebased = Vec::with_capacity(full.len());
     let mut full = full.into_iter().peekable();
     while full.peek().is_some() {
-        let group: Vec<Full<'_>> = full.by_ref().take(GROUP_BASES).collect();
+        let group: Vec<Full<'_>> = full.by_ref().take(BASES_MAX).collect();
         let like: Vec<Like> = group.iter().map(|full| Like::Sketch(full.record.header.sketch)).collect();
         for (full, base) in group.into_iter().zip(sink.bases(&like)?) {
             let delta = base.and_then(|base| delta(encoder, &full, &base));

@@ -2,45 +2,36 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use super::batch::{Batch, CutSegment, NewChunk};
+use super::batch::{Batch, CutSegment, NewChunk, NewNode};
 use super::changes::PartlyRead;
 use super::encode::{self, Item, Task};
+use super::manifest_tree::ManifestTree;
 use super::report::Counters;
 use super::segment_queue::{Content, SegmentQueue, Ticket};
-use super::tree::{NewNode, Tree};
-use super::{IngestInto, leaf_of};
-use crate::catalog::Snapshot;
+use super::{ELSEWHERE, IngestInto, leaf_of};
 use crate::error::Result;
 use crate::format::chunker::{self, Hint};
 use crate::format::codec::Encoder;
 use crate::format::id::{NodeId, RecordId};
-use crate::format::manifest::{Leaf, LeafReader, Node};
+use crate::format::manifest::Node;
 use crate::format::record::Record;
 use crate::parallel;
 use crate::progress::Progress;
-use crate::retry::Backoff;
 use crate::source::DiskSource;
 use crate::store::sink::Claim;
 
 /// Segments that a thread has in memory at a time, beside copies of what is new of others.
-const GROUP_BUFFERS: usize = 3;
-/// Delays before asking again for records that another session stores.
-pub(super) const ELSEWHERE: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));
+const BATCH_BUFFERS: usize = 3;
 
 /// What the threads share.
 pub(super) struct Work<'a, 'f> {
-    pub(super) into: &'a IngestInto<'a>,
-    feed: &'a SegmentQueue<'f>,
-    pub(super) parent: Option<LeafReader<'a>>,
+    into: &'a IngestInto<'a>,
+    queue: &'a SegmentQueue<'f>,
     /// The disk, if only its changes are ingested: the rest is the parent's.
-    pub(super) changes: Option<&'a dyn DiskSource>,
-    pub(super) tree: Mutex<Tree>,
-    /// Nodes that others have taken on.
-    pub(super) awaited: Mutex<Vec<NewNode>>,
-    pub(super) progress: &'a Progress,
+    changes: Option<&'a dyn DiskSource>,
+    manifest: ManifestTree<'a>,
+    progress: &'a Progress,
 }
 
 /// What a thread has for itself.
@@ -52,13 +43,11 @@ struct Worker {
 impl<'a, 'f> Work<'a, 'f> {
     pub(super) fn new(
         into: &'a IngestInto<'a>,
-        feed: &'a SegmentQueue<'f>,
+        queue: &'a SegmentQueue<'f>,
         changes: Option<&'a dyn DiskSource>,
         progress: &'a Progress,
     ) -> Self {
-        let parent = into.parent.as_ref().map(Snapshot::entry);
-        let parent = parent.map(|parent| LeafReader::new(into.source, parent.root, parent.virtual_bytes));
-        Self { into, feed, parent, changes, tree: Mutex::default(), awaited: Mutex::default(), progress }
+        Self { into, queue, changes, manifest: ManifestTree::new(into, changes.is_some(), progress), progress }
     }
 
     pub(super) fn run(&self, threads: usize) -> Result<Counters> {
@@ -69,45 +58,46 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(sum)
     }
 
+    /// Ends the manifest; returns its root.
+    pub(super) fn finish(&self, virtual_bytes: u64) -> Result<Option<NodeId>> {
+        self.manifest.finish(virtual_bytes)
+    }
+
     fn work(&self) -> Result<Counters> {
         let result = self.work_until_end();
         if result.is_err() {
-            self.feed.stop();
+            self.queue.stop();
         }
         result
     }
 
     fn work_until_end(&self) -> Result<Counters> {
-        let mut worker = Worker { encoder: self.encoder(), counters: Counters::default() };
-        let mut buffers: [Vec<u8>; GROUP_BUFFERS] = Default::default();
+        let mut worker = Worker { encoder: self.into.encoder(), counters: Counters::default() };
+        let mut buffers: [Vec<u8>; BATCH_BUFFERS] = Default::default();
         let mut is_last = false;
         while !is_last {
-            let mut group = Batch::default();
-            is_last = self.fill(&mut group, &mut buffers, &mut worker)?;
-            self.store(group, &mut worker)?;
+            let mut batch = Batch::default();
+            is_last = self.fill(&mut batch, &mut buffers, &mut worker)?;
+            self.store(batch, &mut worker)?;
         }
         Ok(worker.counters)
     }
 
-    /// Fills a group with what comes next. Returns whether that was all.
-    fn fill<'b>(&self, group: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], worker: &mut Worker) -> Result<bool> {
+    /// Fills a batch with what comes next. Returns whether that was all.
+    fn fill<'b>(&self, batch: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], worker: &mut Worker) -> Result<bool> {
         for buffer in buffers {
-            while !group.is_full() {
-                let Some(ticket) = self.feed.next(buffer)? else { return Ok(true) };
+            while !batch.is_full() {
+                let Some(ticket) = self.queue.next(buffer)? else { return Ok(true) };
                 self.progress.check()?;
                 let segment = self.cut(ticket, buffer, worker)?;
                 if segment.is_large() {
-                    group.push(segment, buffer);
+                    batch.push(segment, buffer);
                     break;
                 }
-                group.push_copied(segment, buffer);
+                batch.push_copied(segment, buffer);
             }
         }
         Ok(false)
-    }
-
-    pub(super) fn encoder(&self) -> Encoder {
-        Encoder::new(self.into.zstd_level)
     }
 
     /// Cuts what was given out.
@@ -117,7 +107,7 @@ impl<'a, 'f> Work<'a, 'f> {
             self.replace_by_zeros(&segments, worker)?;
             return Ok(CutSegment { order, segments, parent: None, leaf: None, new: Vec::new() });
         }
-        let (parent_id, parent) = self.parent_leaf(segments.start)?.unzip();
+        let (parent_id, parent) = self.manifest.parent_leaf(segments.start)?.unzip();
         if let (Some(_), Some(parent)) = (self.changes, &parent) {
             worker.counters.count_replaced(parent);
         }
@@ -138,7 +128,7 @@ impl<'a, 'f> Work<'a, 'f> {
 
     fn replace_by_zeros(&self, segments: &Range<u64>, worker: &mut Worker) -> Result<()> {
         for segment in segments.clone() {
-            if let Some((_, leaf)) = self.parent_leaf(segment)? {
+            if let Some((_, leaf)) = self.manifest.parent_leaf(segment)? {
                 worker.counters.count_replaced(&leaf);
             }
         }
@@ -146,8 +136,8 @@ impl<'a, 'f> Work<'a, 'f> {
     }
 
     /// Stores segments and hands their leaves to the tree.
-    fn store(&self, group: Batch<'_>, worker: &mut Worker) -> Result<()> {
-        let mut asked: Vec<Item<'_>> = group.segments.iter().flat_map(|segment| self.items(segment)).collect();
+    fn store(&self, batch: Batch<'_>, worker: &mut Worker) -> Result<()> {
+        let mut asked: Vec<Item<'_>> = batch.segments.iter().flat_map(|segment| self.items(segment)).collect();
         self.put_new(&mut asked, worker)?;
         let is_leaf = |item: &Item<'_>| matches!(item, Item::Leaf(_));
         let leaves_elsewhere: HashSet<RecordId> = asked.iter().filter(|item| is_leaf(item)).map(Item::id).collect();
@@ -158,11 +148,11 @@ impl<'a, 'f> Work<'a, 'f> {
             delay.sleep(self.progress)?;
             self.put_new(&mut asked, worker)?;
         }
-        for (CutSegment { order, segments, leaf, .. }, _) in group.segments {
+        for (CutSegment { order, segments, leaf, .. }, _) in batch.segments {
             let id = leaf.as_ref().map(|leaf| leaf.id);
             let is_elsewhere = |leaf: &NewNode| leaves_elsewhere.contains(&leaf.id.into());
-            lock(&self.awaited).extend(leaf.filter(is_elsewhere));
-            self.arrive(order, segments, id, &mut worker.encoder)?;
+            self.manifest.wait_for(leaf.filter(is_elsewhere));
+            self.manifest.arrive(order, segments, id, &mut worker.encoder)?;
         }
         Ok(())
     }
@@ -171,21 +161,8 @@ impl<'a, 'f> Work<'a, 'f> {
     fn items<'b>(&self, (segment, chunks): &'b (CutSegment, Vec<NewChunk<'_>>)) -> impl Iterator<Item = Item<'b>> {
         let parent = segment.parent.as_ref();
         let chunks = chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
-        let leaf = segment.leaf.as_ref().filter(|leaf| !self.parent_has(leaf));
+        let leaf = segment.leaf.as_ref().filter(|leaf| !self.manifest.parent_has(leaf));
         chunks.chain(leaf.map(Item::Leaf))
-    }
-
-    /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
-    /// But if only changes are ingested, nothing else tells what the rest is.
-    fn parent_leaf(&self, number: u64) -> Result<Option<(NodeId, Leaf)>> {
-        let Some(parent) = &self.parent else { return Ok(None) };
-        match parent.leaf(number) {
-            Err(error) if self.changes.is_none() => {
-                tracing::warn!("the base is not used for segment {number}: {error}");
-                Ok(None)
-            }
-            leaf => leaf,
-        }
     }
 
     /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on is
@@ -204,11 +181,7 @@ impl<'a, 'f> Work<'a, 'f> {
         self.put(records)
     }
 
-    pub(super) fn put(&self, records: Vec<Record>) -> Result<()> {
+    fn put(&self, records: Vec<Record>) -> Result<()> {
         if records.is_empty() { Ok(()) } else { self.into.sink.put(records) }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

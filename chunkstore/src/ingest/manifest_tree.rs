@@ -1,35 +1,37 @@
-//! The manifest's nodes of an ingest: leaves meet in the order of segments, and nodes that others put are waited for.
+//! The manifest of an ingest: leaves meet in the order of segments, and nodes that others put are waited for.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::batch::NewNode;
 use super::encode;
-use super::worker::{ELSEWHERE, Work, lock};
+use super::{ELSEWHERE, IngestInto};
+use crate::catalog::Snapshot;
 use crate::error::Result;
 use crate::format::codec::Encoder;
 use crate::format::id::{NodeId, RecordId};
 use crate::format::limits::SEGMENT_BYTES;
-use crate::format::manifest::{Assembler, Node};
+use crate::format::manifest::{Assembler, Leaf, LeafReader, Node};
 use crate::format::record::{Kind, Record};
+use crate::progress::Progress;
 use crate::store::sink::{Claim, Like};
 
-/// A node, and what the parent has in its place.
-pub(super) struct NewNode {
-    pub(super) id: NodeId,
-    pub(super) encoding: Vec<u8>,
-    pub(super) parent: Option<NodeId>,
-}
-
-impl NewNode {
-    pub(super) fn new(node: &Node, parent: Option<NodeId>) -> Self {
-        let encoding = node.encode();
-        Self { id: NodeId::of(&encoding), encoding, parent }
-    }
+/// The new manifest while its leaves arrive from several threads, and the parent's.
+pub(super) struct ManifestTree<'a> {
+    into: &'a IngestInto<'a>,
+    parent: Option<LeafReader<'a>>,
+    /// Only changes are ingested: what does not arrive is the parent's.
+    keeps_parent: bool,
+    ordered: Mutex<Ordered>,
+    /// Nodes that other sessions have claimed.
+    awaited: Mutex<Vec<NewNode>>,
+    progress: &'a Progress,
 }
 
 /// Leaves that wait for their predecessors, and the tree over those that came.
 #[derive(Default)]
-pub(super) struct Tree {
+struct Ordered {
     assembler: Assembler,
     next_order: u64,
     /// Where the parent's subtrees were kept up to, if they are.
@@ -37,7 +39,13 @@ pub(super) struct Tree {
     waiting: BTreeMap<u64, (Range<u64>, Option<NodeId>)>,
 }
 
-impl Work<'_, '_> {
+impl<'a> ManifestTree<'a> {
+    pub(super) fn new(into: &'a IngestInto<'a>, keeps_parent: bool, progress: &'a Progress) -> Self {
+        let parent = into.parent.as_ref().map(Snapshot::entry);
+        let parent = parent.map(|parent| LeafReader::new(into.source, parent.root, parent.virtual_bytes));
+        Self { into, parent, keeps_parent, ordered: Mutex::default(), awaited: Mutex::default(), progress }
+    }
+
     /// Hands segments to the tree, which are one with this leaf or zeros, with all that had waited for them.
     pub(super) fn arrive(
         &self,
@@ -46,7 +54,7 @@ impl Work<'_, '_> {
         leaf: Option<NodeId>,
         encoder: &mut Encoder,
     ) -> Result<()> {
-        let mut tree = lock(&self.tree);
+        let mut tree = lock(&self.ordered);
         let tree = &mut *tree;
         tree.waiting.insert(order, (segments, leaf));
         while let Some((segments, leaf)) = tree.waiting.remove(&tree.next_order) {
@@ -62,15 +70,33 @@ impl Work<'_, '_> {
     }
 
     /// Takes what lies before a segment from the parent, if only changes are ingested.
-    fn keep_until(&self, segment: u64, tree: &mut Tree, encoder: &mut Encoder) -> Result<()> {
+    fn keep_until(&self, segment: u64, tree: &mut Ordered, encoder: &mut Encoder) -> Result<()> {
         let kept = tree.next_segment..segment;
-        let Some(parent) = self.parent.as_ref().filter(|_| self.changes.is_some() && !kept.is_empty()) else {
+        let Some(parent) = self.parent.as_ref().filter(|_| self.keeps_parent && !kept.is_empty()) else {
             return Ok(());
         };
         parent.subtrees(&kept, &mut |height, number, id| {
             let put = &mut |node, number| self.put_inner(&node, number, encoder);
             tree.assembler.push_subtree(height, number, id, put)
         })
+    }
+
+    /// Waits at the end for a node that another session has claimed.
+    pub(super) fn wait_for(&self, nodes: impl IntoIterator<Item = NewNode>) {
+        lock(&self.awaited).extend(nodes);
+    }
+
+    /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
+    /// But if only changes are ingested, nothing else tells what the rest is.
+    pub(super) fn parent_leaf(&self, number: u64) -> Result<Option<(NodeId, Leaf)>> {
+        let Some(parent) = &self.parent else { return Ok(None) };
+        match parent.leaf(number) {
+            Err(error) if !self.keeps_parent => {
+                tracing::warn!("the base is not used for segment {number}: {error}");
+                Ok(None)
+            }
+            leaf => leaf,
+        }
     }
 
     fn put_inner(&self, node: &Node, number: u64, encoder: &mut Encoder) -> Result<NodeId> {
@@ -82,8 +108,8 @@ impl Work<'_, '_> {
         let id = node.id;
         match self.into.sink.claim(&[id.into()])?[0] {
             Claim::Present => {}
-            Claim::Yours => self.put(vec![self.encode_node(&node, encoder)?])?,
-            Claim::YoursWhole => self.put(vec![encode_whole(&node, encoder)])?,
+            Claim::Yours => self.into.sink.put(vec![self.encode_node(&node, encoder)?])?,
+            Claim::YoursWhole => self.into.sink.put(vec![encode_whole(&node, encoder)])?,
             Claim::Elsewhere => lock(&self.awaited).push(node),
         }
         Ok(id)
@@ -104,9 +130,9 @@ impl Work<'_, '_> {
 
     /// Ends the tree; returns its root.
     pub(super) fn finish(&self, virtual_bytes: u64) -> Result<Option<NodeId>> {
-        let mut tree = std::mem::take(&mut *lock(&self.tree));
+        let mut tree = std::mem::take(&mut *lock(&self.ordered));
         assert!(tree.waiting.is_empty(), "every order was given out and came back");
-        let mut encoder = self.encoder();
+        let mut encoder = self.into.encoder();
         self.keep_until(virtual_bytes.div_ceil(SEGMENT_BYTES as u64), &mut tree, &mut encoder)?;
         let root =
             tree.assembler.finish(virtual_bytes, &mut |node, number| self.put_inner(&node, number, &mut encoder))?;
@@ -128,7 +154,7 @@ impl Work<'_, '_> {
                 match claim {
                     Claim::Present => {}
                     Claim::Elsewhere => still.push(node),
-                    Claim::Yours | Claim::YoursWhole => self.put(vec![encode_whole(&node, encoder)])?,
+                    Claim::Yours | Claim::YoursWhole => self.into.sink.put(vec![encode_whole(&node, encoder)])?,
                 }
             }
             if !still.is_empty() {
@@ -141,4 +167,8 @@ impl Work<'_, '_> {
 
 fn encode_whole(node: &NewNode, encoder: &mut Encoder) -> Record {
     encode::record(encoder, Kind::Node, node.id.into(), &node.encoding, None)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
