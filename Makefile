@@ -21,7 +21,7 @@ help:
 	@echo 'make programs build vmstore and vmfs, and put them where the tests look for them'
 	@echo 'make test    install what is needed and run the tests, but for those of'
 	@echo 'make acceptance  what boots guests or takes long, and the demo'
-	@echo 'make check   layers, formatting, lints and documentation, warnings denied'
+	@echo 'make check   layers, width of text, formatting, lints and documentation, warnings denied'
 	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
 	@echo 'make torture every attack on the store in its long form; TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these,'
 	@echo '             then fuzz as above; FUZZ_SECONDS=0 leaves that out'
@@ -57,6 +57,8 @@ acceptance: programs images
 check:
 	tests/layers --self-test
 	tests/layers
+	tests/text-width --self-test
+	tests/text-width
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --release --locked --workspace --no-deps
