@@ -1,4 +1,5 @@
-//! The programs `vmstore` and `vmfs`: parse the command line, call the libraries, print, and say how it went by the exit code.
+//! The programs `vmstore` and `vmfs`: parse the command line, call the libraries, print, and say how it went by the
+//! exit code.
 //!
 //! Nothing but a command's result goes to standard output; logs, errors and progress go to standard error.
 

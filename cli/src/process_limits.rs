@@ -1,8 +1,8 @@
 //! Limits of a process that runs for long: its heaps, and how many files it may open.
 //!
 //! By default the C library keeps a heap for each thread. Chunks are decoded on one and let go on another, so each heap
-//! keeps holes that the others can't use: with a cache of 256 MiB and eight readers a mount took 454 MB. With two
-//! heaps it is 376 MB, and 352 MB if large blocks, too, always come from them. The heaps of an owner grew for hundreds of
+//! keeps holes that the others can't use: with a cache of 256 MiB and eight readers a mount took 454 MB. With two heaps
+//! it is 376 MB, and 352 MB if large blocks, too, always come from them. The heaps of an owner grew for hundreds of
 //! nights.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -1,5 +1,5 @@
-//! Processes that may have only so much memory, all together and with the page cache that they fill: a control group, of
-//! either version. They need root.
+//! Processes that may have only so much memory, all together and with the page cache that they fill: a control group,
+//! of either version. They need root.
 
 use std::fs;
 use std::path::{Path, PathBuf};

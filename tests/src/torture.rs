@@ -22,7 +22,8 @@ pub struct Torture {
 
 impl Torture {
     /// Begins an attack, in its long form if `VMSTORE_TORTURE_SECONDS` is set, and from the seed in `VMSTORE_TEST_SEED`
-    /// if that is set. Otherwise the short form always begins from the same one, the long form from another each time. Prints both.
+    /// if that is set. Otherwise the short form always begins from the same one, the long form from another each time.
+    /// Prints both.
     pub fn begin(name: &'static str) -> Self {
         let seconds = std::env::var(SECONDS_VARIABLE).ok().map(|text| text.parse().unwrap());
         let seed = if seconds.is_some() { seed_of_run() } else { repeated_seed().unwrap_or(SHORT_SEED) };
@@ -46,8 +47,8 @@ impl Torture {
         self.duration.map(|duration| duration.as_secs())
     }
 
-    /// Whether to try another case: in the short form until `short` were tried, in the long form until its time is over,
-    /// too.
+    /// Whether to try another case: in the short form until `short` were tried, in the long form until its time is
+    /// over, too.
     pub fn goes_on(&self, tried: u64, short: u64) -> bool {
         tried < short || self.duration.is_some_and(|duration| self.started.elapsed() < duration)
     }

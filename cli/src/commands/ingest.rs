@@ -34,9 +34,10 @@ Examples:
 
 /// Make a snapshot of a disk, or one each of several disks at a common time
 ///
-/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. Of a qcow2 file
-/// whose backing file is its base in a mount only its own clusters are read. All sources are opened before the first is read. With --json one object is printed for each snapshot, on a line of its own.
-/// When the command returns, the snapshots are durable; if it is interrupted, the next one goes on from what was stored.
+/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. Of a qcow2
+/// file whose backing file is its base in a mount only its own clusters are read. All sources are opened before the
+/// first is read. With --json one object is printed for each snapshot, on a line of its own. When the command returns,
+/// the snapshots are durable; if it is interrupted, the next one goes on from what was stored.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Ingest {

@@ -32,10 +32,10 @@ Examples:
 
 /// Mend a damaged store: from what it has twice and, with --from, from other stores
 ///
-/// Reads everything first, as verify does. Then the configuration and catalog files are restored from what repeats them,
-/// packs with damaged parts are replaced by new ones of their sound records, and what snapshots lack is fetched. A snapshot
-/// whose catalog file was restored is held, because what held it before is lost with the file. Exits with 0 only if the
-/// store is sound afterwards, and with 3 if something is beyond help, which is named.
+/// Reads everything first, as verify does. Then the configuration and catalog files are restored from what repeats
+/// them, packs with damaged parts are replaced by new ones of their sound records, and what snapshots lack is fetched.
+/// A snapshot whose catalog file was restored is held, because what held it before is lost with the file. Exits with 0
+/// only if the store is sound afterwards, and with 3 if something is beyond help, which is named.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Repair {

@@ -31,8 +31,8 @@ Examples:
 
 /// Write a snapshot to a file, a block device or standard output, every byte verified
 ///
-/// A file becomes sparse, and appears whole or not at all. When the command returns, the bytes are on disk. Standard output gets the image and nothing
-/// else, zeros included.
+/// A file becomes sparse, and appears whole or not at all. When the command returns, the bytes are on disk. Standard
+/// output gets the image and nothing else, zeros included.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Restore {

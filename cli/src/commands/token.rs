@@ -40,7 +40,8 @@ enum Action {
 struct Add {
     /// Whose token it is
     name: ImageName,
-    /// read: list and read; push: add, and neither remove nor read; admin: everything, or with --image to read and push those
+    /// read: list and read; push: add, and neither remove nor read; admin: everything, or with --image to read and push
+    /// those
     #[arg(long)]
     role: Role,
     /// Only images whose names match, with * and ? for any characters; may be repeated [default: all]

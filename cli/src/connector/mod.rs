@@ -1,7 +1,7 @@
 //! How a command reaches stores: opened in this process, through their owner, or elsewhere.
 //!
-//! `access` is an open store; `reachable` a store elsewhere; `runtime` drives connections. Imports `options`, `failure`,
-//! `random` and what stops a command from `terminal`; knows no command.
+//! `access` is an open store; `reachable` a store elsewhere; `runtime` drives connections. Imports `options`,
+//! `failure`, `random` and what stops a command from `terminal`; knows no command.
 
 mod access;
 mod reachable;
@@ -193,7 +193,8 @@ impl Connector {
         Store::reindex(dir, &options).map_err(|error| no_store(dir, error))
     }
 
-    /// Mends what keeps the store from being opened; tells what was done. An owner that a command started ends for that.
+    /// Mends what keeps the store from being opened; tells what was done. An owner that a command started ends for
+    /// that.
     pub(crate) fn mend_foundation(&self) -> Result<Vec<String>> {
         let (dir, options) = self.without_owner(Purpose::ReclaimSpace)?;
         Ok(repair::mend(dir, &options, Timestamp::now())?)

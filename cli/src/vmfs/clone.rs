@@ -35,7 +35,8 @@ Examples:
 /// Make and manage writable clones of snapshots
 ///
 /// A clone is a disk that can be written, in no time and without taking room, as clones/NAME.raw of every mount of the
-/// store. What is written goes into files of its own; the snapshot stays as it is, and is held while the clone is there.
+/// store. What is written goes into files of its own; the snapshot stays as it is, and is held while the clone is
+/// there.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct CloneCommand {

@@ -1,8 +1,8 @@
 //! Shows what a store of many chunks costs: makes one with real records, manifests and index, then marks it and looks
 //! ids up, each in a process of its own whose peak memory is printed.
 //!
-//! Chunks are eight bytes long, so that twenty million of them fit a small disk; index, pack tables and manifests are as
-//! many and as large as an ingest of 64 KiB chunks would make them.
+//! Chunks are eight bytes long, so that twenty million of them fit a small disk; index, pack tables and manifests are
+//! as many and as large as an ingest of 64 KiB chunks would make them.
 //!
 //! `scale [--chunks 20000000] [--work DIR] [--json]`; `scale make|mark|lookup STORE [--chunks N]` does one part.
 

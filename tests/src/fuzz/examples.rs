@@ -1,5 +1,5 @@
-//! Valid inputs of each target, made by the library's own encoders where there are any; always the same bytes. What they
-//! show is small: a fuzzer needs one of each kind, not much of any.
+//! Valid inputs of each target, made by the library's own encoders where there are any; always the same bytes. What
+//! they show is small: a fuzzer needs one of each kind, not much of any.
 
 mod clones;
 mod commands;

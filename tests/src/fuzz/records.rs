@@ -89,7 +89,8 @@ fn check_found_record(reader: &PackReader, entry: &TableEntry) {
     decode_record(&record);
 }
 
-/// A table may lie about records; each that is read says what it is. If none lies, a copy of the pack has the same table.
+/// A table may lie about records; each that is read says what it is. If none lies, a copy of the pack has the same
+/// table.
 fn check_whole_pack(reader: &PackReader, entries: &[TableEntry]) {
     let header = reader.header().expect("it was read for the scan");
     let read = |entry: &TableEntry| reader.record(u64::from(entry.offset), entry.stored_bytes).ok();

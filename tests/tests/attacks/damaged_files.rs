@@ -1,6 +1,6 @@
 //! Every kind of file of a store, harmed in every way: what is damaged is named, down to image and byte range, or known
-//! to be harmless; what is read is right or an error; the rest stays readable; and `vmstore repair`, alone or from a sound
-//! copy, leads back to a store that is sound. Which harm nothing but a person can notice is in the table, too.
+//! to be harmless; what is read is right or an error; the rest stays readable; and `vmstore repair`, alone or from a
+//! sound copy, leads back to a store that is sound. Which harm nothing but a person can notice is in the table, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -229,8 +229,8 @@ impl Site<'_> {
         Report { code: output.status.code().unwrap(), json }
     }
 
-    /// Restores everything: each snapshot is right, or an error that names it and never a wrong byte. Returns those that
-    /// are right.
+    /// Restores everything: each snapshot is right, or an error that names it and never a wrong byte. Returns those
+    /// that are right.
     fn readable(&self) -> BTreeSet<String> {
         let mut readable = BTreeSet::new();
         for (name, image) in &self.template.images {

@@ -1,5 +1,5 @@
-//! Harm to the index, whose files RocksDB keeps: files deleted, cut short, altered, set back, one by one and all of them.
-//! Whatever is run first works or says what to do, and no harm to what is derived costs a byte of what is stored.
+//! Harm to the index, whose files RocksDB keeps: files deleted, cut short, altered, set back, one by one and all of
+//! them. Whatever is run first works or says what to do, and no harm to what is derived costs a byte of what is stored.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -114,7 +114,8 @@ impl Site {
         harms
     }
 
-    /// Runs one command after the harm: it works, or says that the index is damaged and what to do; then the next works.
+    /// Runs one command after the harm: it works, or says that the index is damaged and what to do; then the next
+    /// works.
     fn run_first(&self, args: &[String]) -> String {
         let output = self.vmstore.command(args).output().unwrap();
         let said = stderr(&output);

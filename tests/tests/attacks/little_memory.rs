@@ -1,5 +1,5 @@
-//! Commands, owners and mounts that may have little memory: they work, or what the kernel kills for it loses nothing that
-//! was acknowledged.
+//! Commands, owners and mounts that may have little memory: they work, or what the kernel kills for it loses nothing
+//! that was acknowledged.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -206,7 +206,8 @@ impl Run {
         expected
     }
 
-    /// The index as it was after so many changes, or an older one, or none. It is never ahead: packs are durable before it names them.
+    /// The index as it was after so many changes, or an older one, or none. It is never ahead: packs are durable before
+    /// it names them.
     fn choose_index(&self, changes: usize, rng: &mut Rng) -> (&'static str, Option<Arc<IndexFiles>>) {
         let known = self.index.iter().take_while(|(since, _)| *since <= changes).count();
         match rng.below(8) {

@@ -1,5 +1,5 @@
-//! A store that the first program of its format wrote, in `tests/golden`: every later one reads it as it was, goes on with it, and
-//! keeps what it does not know. What a newer program wrote is refused and left as it is.
+//! A store that the first program of its format wrote, in `tests/golden`: every later one reads it as it was, goes on
+//! with it, and keeps what it does not know. What a newer program wrote is refused and left as it is.
 
 use std::collections::BTreeMap;
 use std::fs;

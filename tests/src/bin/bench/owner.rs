@@ -1,7 +1,7 @@
 //! Ingests through a store's owner, beside the same in one process.
 //!
-//! There is one store at a time, and who comes first changes from round to round: whoever writes while the files of another
-//! are still in memory finds less there that the machine has used before, and is slower by up to a third.
+//! There is one store at a time, and who comes first changes from round to round: whoever writes while the files of
+//! another are still in memory finds less there that the machine has used before, and is slower by up to a third.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! What the mount costs: reading it, booting from it, and committing what was written to a clone.
 //!
 //! Every figure begins with the kernel's caches dropped and, where it is a mount's, with a new mount. What vmfs is
-//! compared with, the raw file and QEMU's own FUSE export of it as a compressed qcow2, is read by the same reader in the
-//! same round. It needs root.
+//! compared with, the raw file and QEMU's own FUSE export of it as a compressed qcow2, is read by the same reader in
+//! the same round. It needs root.
 
 mod boots;
 mod clones;

@@ -1,7 +1,7 @@
 //! What replication costs: bytes and round trips between two sites, how busy it keeps a link, and what hosts share.
 //!
-//! Sites are stores with a server of their own in another network namespace, reached over TLS. Where a link matters, it is `tests::wan`'s, and rsync
-//! and restic go through the same one in the same round.
+//! Sites are stores with a server of their own in another network namespace, reached over TLS. Where a link matters, it
+//! is `tests::wan`'s, and rsync and restic go through the same one in the same round.
 
 mod fleet;
 mod link;

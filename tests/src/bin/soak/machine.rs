@@ -27,8 +27,8 @@ impl Machine {
         Self { name: name.to_owned(), path, rng: Rng::new(seed) }
     }
 
-    /// A day's work: pages here and there, a file's worth in one place, every 15th night some growth, every 25th a third
-    /// of all anew.
+    /// A day's work: pages here and there, a file's worth in one place, every 15th night some growth, every 25th a
+    /// third of all anew.
     pub(crate) fn change(&mut self) {
         let file = File::options().write(true).open(&self.path).unwrap();
         let mut bytes = file.metadata().unwrap().len();

@@ -1,7 +1,7 @@
 //! The soak: nights of several machines at three sites, as many as the time allows (half an hour is about a year), by a
-//! simulated calendar. Each night all machines are ingested, pushed to the second site and pulled by the third; then each site prunes by
-//! one policy, and now and then collects. Meanwhile eight mounts are read and verified, and two clones are written,
-//! verified and committed. What processes take is drawn, and must be flat when they are warm.
+//! simulated calendar. Each night all machines are ingested, pushed to the second site and pulled by the third; then
+//! each site prunes by one policy, and now and then collects. Meanwhile eight mounts are read and verified, and two
+//! clones are written, verified and committed. What processes take is drawn, and must be flat when they are warm.
 //!
 //! `soak [--seconds 1800] [--seed N] [--picture FILE]`; the exit code is 1 if anything failed, differed or grew.
 

@@ -283,8 +283,8 @@ impl Fault {
     }
 }
 
-/// Whether one of the calls that failed was to write an event, by which threads wake each other: no kernel fails that for
-/// these reasons, and whom it does not wake waits for ever.
+/// Whether one of the calls that failed was to write an event, by which threads wake each other: no kernel fails that
+/// for these reasons, and whom it does not wake waits for ever.
 fn fails_an_event(log: &str) -> bool {
     let lines: Vec<&str> = log.lines().collect();
     lines.iter().enumerate().filter(|(_, line)| line.contains("(INJECTED)")).any(|(at, line)| {

@@ -1,5 +1,5 @@
-//! A far store behind a mount that lies: about bytes, records, sizes, names and numbers, or says nothing. Readers get the
-//! right bytes or an error, what is here is served on, the memory stays bounded, and the mount can be taken away.
+//! A far store behind a mount that lies: about bytes, records, sizes, names and numbers, or says nothing. Readers get
+//! the right bytes or an error, what is here is served on, the memory stays bounded, and the mount can be taken away.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,5 +1,6 @@
-//! A server that lies to `vmstore push` and `vmstore pull`: a real one, whose answers are changed on their way. The program ends soon
-//! and says why, or what it did is right; its memory is bounded; the store on this side stays sound and has no lie in it.
+//! A server that lies to `vmstore push` and `vmstore pull`: a real one, whose answers are changed on their way. The
+//! program ends soon and says why, or what it did is right; its memory is bounded; the store on this side stays sound
+//! and has no lie in it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

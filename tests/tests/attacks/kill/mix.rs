@@ -1,6 +1,6 @@
-//! `kill -9` of whoever works at two sites, in a mix that does not stop for it: owners, ingests, removals, gc, pushes, and a
-//! mount that is read. What was acknowledged is there bit for bit, what was not is whole or not there, and nothing
-//! stays that gc can't free.
+//! `kill -9` of whoever works at two sites, in a mix that does not stop for it: owners, ingests, removals, gc, pushes,
+//! and a mount that is read. What was acknowledged is there bit for bit, what was not is whole or not there, and
+//! nothing stays that gc can't free.
 
 mod ledger;
 mod slot;

@@ -1,7 +1,8 @@
-//! The next day of the site through one link, beside rsync onto yesterday's copy and `restic copy` between repositories.
+//! The next day of the site through one link, beside rsync onto yesterday's copy and `restic copy` between
+//! repositories.
 //!
-//! rsync speaks to its own daemon, restic to an SFTP server, both without ssh, which would only cost them. Bytes are the
-//! link's, both ways, so that they count what each protocol adds.
+//! rsync speaks to its own daemon, restic to an SFTP server, both without ssh, which would only cost them. Bytes are
+//! the link's, both ways, so that they count what each protocol adds.
 
 use std::ffi::OsString;
 use std::fs;

@@ -35,8 +35,8 @@ impl Default for Slot {
 }
 
 impl Slot {
-    /// Runs a command to its end, whatever that is. It must be a good one, or that of a command that was killed, or whose
-    /// owner was: that one must say so. `allows` may allow other ends.
+    /// Runs a command to its end, whatever that is. It must be a good one, or that of a command that was killed, or
+    /// whose owner was: that one must say so. `allows` may allow other ends.
     pub(crate) fn run(&self, command: &mut Command, allows: impl Fn(&Output) -> bool) -> Output {
         let started = Instant::now();
         let running = Running::start(command);
