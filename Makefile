@@ -9,27 +9,64 @@ export VMSTORE_PROGRAMS ?= $(CARGO_TARGET_DIR)/programs
 export VMSTORE_IMAGES ?= $(CACHE)/images
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
+# Where make install puts things; DESTDIR is put before all of it, for packages.
+prefix ?= /usr/local
+bindir ?= $(prefix)/bin
+mandir ?= $(prefix)/share/man
+unitdir ?= $(prefix)/lib/systemd/system
+bash_completions ?= $(prefix)/share/bash-completion/completions
+zsh_completions ?= $(prefix)/share/zsh/site-functions
+fish_completions ?= $(prefix)/share/fish/vendor_completions.d
+
 CARGO ?= cargo
+INSTALL ?= install
+names := vmstore vmfs
+units := $(notdir $(wildcard packaging/systemd/*))
 .DEFAULT_GOAL := help
-.PHONY: help setup images programs demo test acceptance check fuzz torture soak bench
+.PHONY: help setup images programs install uninstall demo test acceptance check fuzz torture soak bench
 
 help:
-	@echo 'make demo    install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
-	@echo '             IMAGE=path   use your own image (it is only read)'
-	@echo '             SIZE=full    use the 8 GiB image with a LAMP stack'
-	@echo '             KEEP=1       keep the store and the restored images'
-	@echo 'make programs build vmstore and vmfs, and put them where the tests look for them'
-	@echo 'make test    install what is needed and run the tests, but for those of'
+	@echo 'make demo        install what is needed, build, and show two nights of a real Debian image, and a guest of a clone'
+	@echo '                 IMAGE=path   use your own image (it is only read)'
+	@echo '                 SIZE=full    use the 8 GiB image with a LAMP stack'
+	@echo '                 KEEP=1       keep the store and the restored images'
+	@echo 'make programs    build vmstore and vmfs, and put them where the tests look for them'
+	@echo 'make install     build, and install the programs, manual pages, shell completions and systemd units'
+	@echo '                 prefix=/usr/local   the directory to install below; DESTDIR=  put before it, for packages'
+	@echo 'make uninstall   remove what make install put there'
+	@echo 'make test        install what is needed and run the tests, but for those of'
 	@echo 'make acceptance  what boots guests or takes long, and the demo'
-	@echo 'make check   layers, width of text, formatting, lints and documentation, warnings denied'
-	@echo 'make fuzz    every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
-	@echo 'make torture every attack on the store in its long form; TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these,'
-	@echo '             then fuzz as above; FUZZ_SECONDS=0 leaves that out'
-	@echo 'make soak    simulated nights of three sites under readers and writers; SOAK="--seconds 1800" passes options'
-	@echo 'make bench   compare with zstd, restic, borg, rsync and QEMU; BENCH="--runs 1 --only NAME" passes options'
+	@echo 'make check       layers, width of text, formatting, lints and documentation, warnings denied'
+	@echo 'make fuzz        every decoder under libFuzzer; FUZZ_SECONDS=60 each, TARGETS="NAME ..." only these'
+	@echo 'make torture     every attack on the store in its long form, then fuzz as above'
+	@echo '                 TORTURE_SECONDS=3600 in all, ATTACKS="NAME ..." only these, FUZZ_SECONDS=0 leaves fuzz out'
+	@echo 'make soak        simulated nights of three sites under readers and writers; SOAK="--seconds 1800" passes options'
+	@echo 'make bench       compare with zstd, restic, borg, rsync and QEMU; BENCH="--runs 1 --only NAME" passes options'
 
 setup:
 	@tests/setup
+
+install: programs
+	$(INSTALL) -d "$(DESTDIR)$(bindir)" "$(DESTDIR)$(mandir)/man1" "$(DESTDIR)$(unitdir)" \
+	    "$(DESTDIR)$(bash_completions)" "$(DESTDIR)$(zsh_completions)" "$(DESTDIR)$(fish_completions)"
+	set -e; for program in $(names); do \
+	    $(INSTALL) -m 755 "$(VMSTORE_PROGRAMS)/$$program" "$(DESTDIR)$(bindir)/$$program"; \
+	    "$(VMSTORE_PROGRAMS)/$$program" man --dir "$(DESTDIR)$(mandir)/man1"; \
+	    "$(VMSTORE_PROGRAMS)/$$program" completions bash >"$(DESTDIR)$(bash_completions)/$$program"; \
+	    "$(VMSTORE_PROGRAMS)/$$program" completions zsh >"$(DESTDIR)$(zsh_completions)/_$$program"; \
+	    "$(VMSTORE_PROGRAMS)/$$program" completions fish >"$(DESTDIR)$(fish_completions)/$$program.fish"; \
+	done
+	set -e; for unit in $(units); do \
+	    sed 's|/usr/bin/|$(bindir)/|' "packaging/systemd/$$unit" >"$(DESTDIR)$(unitdir)/$$unit"; \
+	done
+
+uninstall:
+	cd "$(DESTDIR)$(unitdir)" && rm -f $(units)
+	set -e; for program in $(names); do \
+	    rm -f "$(DESTDIR)$(bindir)/$$program" "$(DESTDIR)$(bash_completions)/$$program" \
+	        "$(DESTDIR)$(mandir)/man1/$$program.1" "$(DESTDIR)$(mandir)/man1/$$program"-*.1 \
+	        "$(DESTDIR)$(zsh_completions)/_$$program" "$(DESTDIR)$(fish_completions)/$$program.fish"; \
+	done
 
 images: setup
 	@tests/make-images small "$(VMSTORE_IMAGES)"
