@@ -11,11 +11,18 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
 
-use crate::mounts::Unmounted;
-
 const PROGRAM: &str = "fusermount3";
 /// Tells the program where to send the connection.
 const SOCKET_VARIABLE: &str = "_FUSE_COMMFD";
+
+/// What came of an attempt to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// It is gone.
+    Gone,
+    /// Somebody uses it.
+    Busy,
+}
 
 /// Mounts and returns the connection to the kernel.
 ///

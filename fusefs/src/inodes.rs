@@ -12,7 +12,7 @@ use chunkstore::catalog::Snapshot;
 use chunkstore::catalog::name::{ImageName, SnapshotName};
 use chunkstore::format::id::EntryId;
 
-use crate::handles::OpenDisk;
+use crate::open_disk::OpenDisk;
 
 /// The number of the view's root, fixed by the protocol.
 pub(crate) const ROOT: u64 = 1;

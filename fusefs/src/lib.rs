@@ -29,6 +29,7 @@ mod inodes;
 pub mod mount;
 pub mod mounts;
 mod namespace;
+mod open_disk;
 mod readahead_limit;
 mod reply;
 pub mod service;

@@ -10,6 +10,7 @@ use chunkstore::{Error, Result};
 use rustix::mount::UnmountFlags;
 
 use crate::fusermount;
+pub use crate::fusermount::Unmounted;
 
 /// What `mount` and the kernel call a mounted view.
 pub const TYPE: &str = "fuse.vmfs";
@@ -28,15 +29,6 @@ pub struct Mount {
     pub kind: String,
     /// What is mounted: a view's store.
     pub source: PathBuf,
-}
-
-/// What came of an attempt to unmount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// It is gone.
-    Gone,
-    /// Somebody uses it.
-    Busy,
 }
 
 impl Mount {

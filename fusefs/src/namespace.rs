@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
 use chunkstore::{Error, Result};
 
-use crate::handles::OpenDisk;
 use crate::inodes::{Node, SnapshotFile};
+use crate::open_disk::OpenDisk;
 use disks::chunk_cache::ChunkCache;
 use disks::clone::Clones;
 use disks::disk::Disk;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::frozen_disk::FrozenDisk;
 use super::layer::{self, Layer};
 use super::layer_stack::{Base, BoundedLayer, LayerStack};
-use super::open_clone::{CloneDisk, OpenClone};
+use super::open_clone::OpenClone;
 use super::publisher::Publisher;
 use super::{hold_reason, metadata, replaced, store_dir};
 use crate::snapshot::SnapshotDisk;
@@ -55,18 +55,6 @@ pub struct Committed {
 struct Frozen {
     disk: FrozenDisk,
     layers: Vec<Arc<Layer>>,
-}
-
-impl CloneDisk {
-    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
-    /// called by a task.
-    ///
-    /// # Errors
-    /// [`Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
-    /// returns. Nothing that was written is lost then, and the clone can be committed again.
-    pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
-        self.shared.commit(publisher, options, progress)
-    }
 }
 
 impl OpenClone {

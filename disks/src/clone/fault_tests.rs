@@ -7,8 +7,8 @@ use std::sync::Arc;
 use chunkstore::Result;
 
 use super::BLOCK_BYTES;
+use super::clone_disk::CloneDisk;
 use super::files::HostFiles;
-use super::open_clone::CloneDisk;
 use super::power_cut::{Disk, Possible};
 use super::power_cut_tests::{content, names_in, scratch, try_content};
 use super::recording::Recording;

@@ -13,7 +13,7 @@ use super::files::LayerFile;
 use super::map::{Map, SECTOR_BLOCKS, SECTOR_BYTES};
 use super::metadata::{CloneMetadata, FILE};
 use super::socket::{Answer, LINE_BYTES_MAX, Question, encode, hear, read_question, understand};
-use super::{layer, lifecycle, lock};
+use super::{layer, lock, metadata};
 
 /// A clone's `clone.json`.
 pub fn clone_record(file: &[u8]) -> bool {
@@ -171,7 +171,7 @@ pub fn clone_files<'name>(names: impl IntoIterator<Item = &'name str>) -> bool {
         if let Some(number) = layer {
             assert!(layer::paths(Path::new(""), number).contains(&PathBuf::from(name)));
         }
-        let begun = lifecycle::begun(name);
+        let begun = metadata::begun(name);
         if let Some(clone) = &begun {
             assert!(name.starts_with(&format!(".{clone}.")));
         }

@@ -17,11 +17,8 @@ use jiff::Timestamp;
 use super::commit::release_all;
 use super::layer::{self, Layer};
 use super::lock::{self, CloneLock};
-use super::metadata::{CloneMetadata, LayerMetadata};
+use super::metadata::{CloneMetadata, GONE_SUFFIX, LayerMetadata, NEW_SUFFIX, begun};
 use super::{CloneInfo, Clones, checked_name, hold_reason};
-
-const NEW_SUFFIX: &str = ".new";
-const GONE_SUFFIX: &str = ".gone";
 
 impl Clones {
     /// Makes a clone of a snapshot, and holds that.
@@ -171,10 +168,4 @@ impl Clones {
     fn read_snapshot(&self, name: &SnapshotName) -> Result<Snapshot> {
         Store::open_catalog(&self.store_dir)?.1.read(name)
     }
-}
-
-/// The clone that was being made or discarded in a directory of this name.
-pub(super) fn begun(dir: &str) -> Option<ImageName> {
-    let name = dir.strip_suffix(NEW_SUFFIX).or_else(|| dir.strip_suffix(GONE_SUFFIX))?;
-    name.strip_prefix('.')?.parse().ok()
 }

@@ -16,12 +16,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::files::Files;
-use super::lifecycle;
 
 /// The file's name in a clone's directory.
 pub(super) const FILE: &str = "clone.json";
 /// What metadata is written to before it is renamed.
 pub(super) const ASIDE: &str = "clone.json.tmp";
+/// Endings of the directory of a clone that is being made or discarded; its name begins with a dot.
+pub(super) const NEW_SUFFIX: &str = ".new";
+pub(super) const GONE_SUFFIX: &str = ".gone";
 const VERSION: u32 = 1;
 const BYTES_MAX: u64 = 1 << 20;
 /// Most layers: each is made by a commit that did not come to its end.
@@ -110,7 +112,7 @@ impl CloneMetadata {
         let metadata = Self::decode(&path, &bytes)?;
         // A copy would release what the other clone holds.
         let own = dir.file_name().unwrap_or_default().to_string_lossy();
-        if lifecycle::begun(&own).or_else(|| own.parse().ok()).as_ref() == Some(&metadata.name) {
+        if begun(&own).or_else(|| own.parse().ok()).as_ref() == Some(&metadata.name) {
             Ok(metadata)
         } else {
             Err(Error::damaged(path.display().to_string(), format!("it is that of clone {}", metadata.name)))
@@ -248,6 +250,12 @@ fn check_version(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(_) => Err(Error::damaged(path.display().to_string(), "it has no possible version")),
         Err(error) => Err(Error::damaged(path.display().to_string(), error.to_string())),
     }
+}
+
+/// The clone that was being made or discarded in a directory of this name.
+pub(super) fn begun(dir: &str) -> Option<ImageName> {
+    let name = dir.strip_suffix(NEW_SUFFIX).or_else(|| dir.strip_suffix(GONE_SUFFIX))?;
+    name.strip_prefix('.')?.parse().ok()
 }
 
 /// Values that are written as their text.

@@ -4,6 +4,7 @@
 //! clone holds its snapshot for the reason `clone:NAME`, so that nobody removes it. One process has a clone open at a
 //! time; others ask it for commits through a socket.
 
+mod clone_disk;
 mod commit;
 #[cfg(test)]
 mod fault_tests;
@@ -43,6 +44,7 @@ use chunkstore::progress::Progress;
 use chunkstore::{Error, Result};
 use jiff::Timestamp;
 
+pub use self::clone_disk::CloneDisk;
 pub use self::commit::{CommitOptions, Committed};
 use self::files::{Files, HostFiles};
 pub use self::frozen_disk::FrozenDisk;
@@ -50,7 +52,7 @@ use self::layer::Layer;
 use self::layer_stack::{Base, BoundedLayer, LayerStack};
 use self::lock::CloneLock;
 use self::metadata::CloneMetadata;
-pub use self::open_clone::CloneDisk;
+
 use self::open_clone::OpenClone;
 pub use self::publisher::Publisher;
 use self::socket::Listening;

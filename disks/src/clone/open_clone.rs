@@ -1,4 +1,4 @@
-//! A clone's disk: written blocks come from its layers, all others from its snapshot.
+//! A clone that this process has open: its layers, its metadata, and what changes both together.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,16 +15,7 @@ use super::layer_stack::LayerStack;
 use super::lock::CloneLock;
 use super::metadata::CloneMetadata;
 use super::range_lock::{RangeGuard, RangeLock};
-use super::socket::Listening;
 use crate::chunk_cache::ChunkCache;
-
-/// The disk of one clone. Used by several threads at once.
-pub struct CloneDisk {
-    /// Where other processes ask for commits. First, because fields are dropped in order: once the lock is free, another
-    /// process may listen there.
-    pub(super) _listening: Option<Listening>,
-    pub(super) shared: Arc<OpenClone>,
-}
 
 /// An open clone.
 pub(super) struct OpenClone {
@@ -34,11 +25,11 @@ pub(super) struct OpenClone {
     pub(super) cache: Arc<ChunkCache>,
     /// What is on the disk as `clone.json`. Whoever changes the stack holds it, so that both tell the same.
     pub(super) metadata: Mutex<CloneMetadata>,
-    stack: RwLock<Arc<LayerStack>>,
+    pub(super) stack: RwLock<Arc<LayerStack>>,
     /// At least what the metadata says: growing is permanent with the next sync.
-    size_bytes: AtomicU64,
+    pub(super) size_bytes: AtomicU64,
     pub(super) range_lock: RangeLock,
-    syncs: Syncs,
+    pub(super) syncs: Syncs,
     /// Held by the one commit that may run.
     pub(super) committing: Mutex<()>,
     /// Whether commits free the layers that they let go of. It takes time, which who only commits does not spend.
@@ -48,123 +39,10 @@ pub(super) struct OpenClone {
 
 /// Syncs that wait for the same work.
 #[derive(Default)]
-struct Syncs {
-    requested: AtomicU64,
+pub(super) struct Syncs {
+    pub(super) requested: AtomicU64,
     /// All that were requested up to this one are done. Locked by whoever works.
-    done: tokio::sync::Mutex<u64>,
-}
-
-impl CloneDisk {
-    /// Size in bytes.
-    pub fn size_bytes(&self) -> u64 {
-        self.shared.size_bytes()
-    }
-
-    /// Fills `buf` from `offset`. What is beyond the size reads as zeros.
-    ///
-    /// # Errors
-    /// If something can't be had, or is damaged.
-    pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.shared.stack().read(buf, offset).await
-    }
-
-    /// The first range at or after `offset` that holds data.
-    ///
-    /// # Errors
-    /// If the manifest or the overlay can't be read.
-    pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        self.shared.stack().next_data(offset, self.size_bytes()).await
-    }
-
-    /// Bytes that are not holes, no fewer than there are: what was overwritten may count twice.
-    ///
-    /// # Errors
-    /// If the manifest or the overlay can't be read.
-    pub async fn data_bytes(&self) -> Result<u64> {
-        Ok(self.shared.stack().data_bytes().await?.min(self.size_bytes()))
-    }
-
-    /// Writes; beyond the size, the disk grows. Durable after [`CloneDisk::sync`].
-    ///
-    /// # Errors
-    /// If the overlay can't be written, such as [`Error::OutOfSpace`]: nothing synced before is lost.
-    pub async fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let range = offset..end_of(offset, bytes.len() as u64)?;
-        let (_guard, size_bytes) = self.shared.lock_to_write(&range).await;
-        let stack = self.shared.stack();
-        let written = self.shared.write(&stack, bytes, range.start).await;
-        if range.end > size_bytes {
-            match written {
-                Ok(()) => self.shared.size_bytes.store(range.end, Ordering::SeqCst),
-                // A part of it must not show when the disk grows.
-                Err(_) => stack.top().cut(size_bytes)?,
-            }
-        }
-        written
-    }
-
-    /// Makes a range read as zeros, and frees what it took. What is beyond the size is left out.
-    ///
-    /// # Errors
-    /// As [`CloneDisk::write`].
-    pub async fn discard(&self, range: Range<u64>) -> Result<()> {
-        let _guard = self.shared.range_lock.lock(blocks_of(&range)).await;
-        let size_bytes = self.size_bytes();
-        let range = range.start..range.end.min(size_bytes);
-        if range.is_empty() {
-            return Ok(());
-        }
-        let stack = self.shared.stack();
-        let whole_end = if range.end == size_bytes { range.end } else { range.end / BLOCK_BYTES * BLOCK_BYTES };
-        let whole = range.start.next_multiple_of(BLOCK_BYTES)..whole_end;
-        if whole.is_empty() {
-            return self.shared.write(&stack, &zeros(&range), range.start).await;
-        }
-        for edge in [range.start..whole.start, whole.end..range.end] {
-            if !edge.is_empty() {
-                self.shared.write(&stack, &zeros(&edge), edge.start).await?;
-            }
-        }
-        let shadowed = stack.below().shadowed(&whole).await?;
-        stack.top().discard(whole.start..whole.end.next_multiple_of(BLOCK_BYTES), &shadowed)
-    }
-
-    /// Makes all that was written before durable. Those who ask while one is at work share the next one's.
-    ///
-    /// # Errors
-    /// If that fails; it then is not known what is durable, and every later write and sync fails too. Only a disk that
-    /// is too full for a layer's map is different: once there is room, a sync makes all durable.
-    pub async fn sync(&self) -> Result<()> {
-        let shared = &self.shared;
-        let request = shared.syncs.requested.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut done = shared.syncs.done.lock().await;
-        if *done >= request {
-            return Ok(());
-        }
-        let begun = shared.syncs.requested.load(Ordering::SeqCst);
-        shared.in_background(OpenClone::sync).await?;
-        *done = begun;
-        Ok(())
-    }
-
-    /// Changes the size, durably. What is beyond reads as zeros, also after it grows again.
-    ///
-    /// # Errors
-    /// As [`CloneDisk::write`]; [`Error::Invalid`] beyond the largest size of an image.
-    pub async fn set_size(&self, bytes: u64) -> Result<()> {
-        end_of(0, bytes)?;
-        let guard = self.shared.range_lock.lock_all().await;
-        if bytes >= self.size_bytes() {
-            self.shared.stack().top().check()?;
-            self.shared.size_bytes.store(bytes, Ordering::SeqCst);
-            drop(guard);
-            return self.sync().await;
-        }
-        self.shared.in_background(move |shared| shared.shorten(bytes)).await
-    }
+    pub(super) done: tokio::sync::Mutex<u64>,
 }
 
 impl OpenClone {
@@ -201,7 +79,7 @@ impl OpenClone {
     }
 
     /// Waits for whoever changes the same blocks; for everyone, if the disk must grow. Returns the size, too.
-    async fn lock_to_write(&self, range: &Range<u64>) -> (RangeGuard<'_>, u64) {
+    pub(super) async fn lock_to_write(&self, range: &Range<u64>) -> (RangeGuard<'_>, u64) {
         loop {
             let grows = range.end > self.size_bytes();
             let guard = self.range_lock.lock(if grows { 0..u64::MAX } else { blocks_of(range) }).await;
@@ -213,7 +91,7 @@ impl OpenClone {
     }
 
     /// Writes. Blocks that are written in part, and that the top has not yet, are completed by what is seen there.
-    async fn write(&self, stack: &LayerStack, bytes: &[u8], offset: u64) -> Result<()> {
+    pub(super) async fn write(&self, stack: &LayerStack, bytes: &[u8], offset: u64) -> Result<()> {
         let (top, end) = (stack.top(), offset + bytes.len() as u64);
         let is_missing = |at: u64| !at.is_multiple_of(BLOCK_BYTES) && !top.has(at / BLOCK_BYTES);
         let start = if is_missing(offset) { offset / BLOCK_BYTES * BLOCK_BYTES } else { offset };
@@ -231,7 +109,7 @@ impl OpenClone {
         top.write(&whole, start)
     }
 
-    fn sync(&self) -> Result<()> {
+    pub(super) fn sync(&self) -> Result<()> {
         self.stack().layers.iter().try_for_each(|bounded| bounded.layer.sync())?;
         // What a shorter size cut off is permanently so before this, and so can't be seen again.
         let has_grown = self.size_bytes() > self.metadata().size_bytes;
@@ -239,7 +117,7 @@ impl OpenClone {
     }
 
     /// Makes the disk shorter. The bounds come first: if this is cut short, opening the clone cuts off the rest.
-    fn shorten(&self, size_bytes: u64) -> Result<()> {
+    pub(super) fn shorten(&self, size_bytes: u64) -> Result<()> {
         let top = Arc::clone(self.stack().top());
         top.check()?;
         self.change(|metadata| metadata.shorten(size_bytes), |_| self.size_bytes.store(size_bytes, Ordering::SeqCst))?;
@@ -279,7 +157,7 @@ impl OpenClone {
     }
 
     /// Does what blocks on a thread of its own.
-    async fn in_background<T: Send + 'static>(
+    pub(super) async fn in_background<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -301,12 +179,12 @@ impl Drop for OpenClone {
     }
 }
 
-fn end_of(offset: u64, bytes: u64) -> Result<u64> {
+pub(super) fn end_of(offset: u64, bytes: u64) -> Result<u64> {
     let end = offset.checked_add(bytes).filter(|end| *end <= IMAGE_BYTES_MAX);
     end.ok_or_else(|| Error::invalid(format!("a disk can't be longer than {IMAGE_BYTES_MAX} bytes")))
 }
 
 /// As many zeros as a range is long, which is short.
-fn zeros(range: &Range<u64>) -> Vec<u8> {
+pub(super) fn zeros(range: &Range<u64>) -> Vec<u8> {
     vec![0; (range.end - range.start) as usize]
 }

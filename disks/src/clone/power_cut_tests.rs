@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use super::BLOCK_BYTES;
+use super::clone_disk::CloneDisk;
 use super::files::HostFiles;
 use super::metadata::{self, CloneMetadata};
-use super::open_clone::CloneDisk;
 use super::power_cut::{Disk, Left, Possible};
 use super::recording::{Op, RecordedStorage, Recording};
 use super::test_store::{Rng, TestStore, base, init, noise, runtime};

@@ -18,10 +18,10 @@ use chunkstore::{Error, Result};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use super::clone_disk::CloneDisk;
 use super::commit::{CommitOptions, Committed};
 use super::files::{Files, HostFiles, LayerFile};
 use super::frozen_disk::FrozenDisk;
-use super::open_clone::CloneDisk;
 use super::publisher::Publisher;
 use super::{CloneInfo, Clones};
 use crate::chunk_cache::ChunkCache;

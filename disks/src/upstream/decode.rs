@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use chunkstore::format::chunk::Chunk;
 use chunkstore::format::codec::{Codec, Decoder, Encoder};
 use chunkstore::format::id::{ChunkId, NodeId, RecordId};
 use chunkstore::format::manifest::Node;
+use chunkstore::format::manifest::chunk_source::ChunkSource;
 use chunkstore::format::record::{Kind, Record};
 use chunkstore::pack::record_reader::check_plain;
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::{Fetch, WireError};
 
-use super::cache_fill::FetchedRecord;
-use super::fetch::Fetcher;
-use super::queue::Fetched;
+use super::cache_fill::{FetchedRecord, FillQueue};
+use super::queue::{Fetched, Queue};
+use super::unsealed_cache::UnsealedCache;
 
 /// Zstd level of what came as a delta and is kept whole.
 const LEVEL: i32 = 1;
@@ -30,9 +31,44 @@ pub(super) fn told(error: &Error) -> Error {
     }
 }
 
+/// Counts what is fetched.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) records: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) refused: AtomicU64,
+}
+
+/// Where fetched records go: to the readers that wait for them, and to the local store.
+pub(super) struct Intake {
+    pub(super) queue: Queue,
+    pub(super) unsealed_cache: Arc<UnsealedCache>,
+    pub(super) fill_queue: FillQueue,
+    pub(super) counters: Counters,
+    /// Above 0 if most deltas have their bases here.
+    pub(super) bases_here: AtomicI32,
+    /// Gives the bases that are here.
+    pub(super) local: Arc<dyn ChunkSource>,
+}
+
+impl Intake {
+    pub(super) fn new(unsealed_cache: Arc<UnsealedCache>, fill_queue: FillQueue, local: Arc<dyn ChunkSource>) -> Self {
+        let (queue, counters) = <(Queue, Counters)>::default();
+        Self { queue, unsealed_cache, fill_queue, counters, bases_here: AtomicI32::new(0), local }
+    }
+
+    /// What was fetched before and can't be read from the local store yet.
+    pub(super) fn unsealed(&self, id: RecordId) -> Option<Vec<u8>> {
+        let record = self.unsealed_cache.get(id)?;
+        let (header, payload) = (&record.header, &record.payload);
+        Decoder::new().decode(header.codec, payload, header.plain_bytes as usize, None).ok()
+    }
+}
+
 /// The records of one answer.
 pub(super) struct Decoding<'a> {
-    fetcher: &'a Fetcher,
+    intake: &'a Intake,
     decoder: Decoder,
     bases: HashMap<RecordId, Vec<u8>>,
     /// Whether it was looked whether bases are here, although they came along.
@@ -40,8 +76,8 @@ pub(super) struct Decoding<'a> {
 }
 
 impl<'a> Decoding<'a> {
-    pub(super) fn new(fetcher: &'a Fetcher) -> Self {
-        Self { fetcher, decoder: Decoder::new(), bases: HashMap::new(), has_looked: false }
+    pub(super) fn new(intake: &'a Intake) -> Self {
+        Self { intake, decoder: Decoder::new(), bases: HashMap::new(), has_looked: false }
     }
 
     fn plain(&mut self, record: &Record, base: Option<&[u8]>) -> Result<Vec<u8>> {
@@ -68,21 +104,21 @@ impl<'a> Decoding<'a> {
                 return fetch == Fetch::Whole;
             }
         }
-        let counters = &self.fetcher.counters;
+        let counters = &self.intake.counters;
         counters.bytes.fetch_add(record.bytes() as u64, Ordering::Relaxed);
         match self.verified(id, kind, &record) {
             Ok((got, whole)) => {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
                 let whole = Arc::new(whole);
-                self.fetcher.unsealed_cache.add(Arc::clone(&whole));
+                self.intake.unsealed_cache.add(Arc::clone(&whole));
                 // First: who is answered may stop the site at once.
-                self.fetcher.fill_queue.offer(FetchedRecord { whole, delta });
-                self.fetcher.queue.answer(id, &Ok(got));
+                self.intake.fill_queue.offer(FetchedRecord { whole, delta });
+                self.intake.queue.answer(id, &Ok(got));
             }
             Err(error) => {
                 counters.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::error!("upstream gave something else than it was asked for: {error}");
-                self.fetcher.queue.answer(id, &Err(told(&error)));
+                self.intake.queue.answer(id, &Err(told(&error)));
             }
         }
         counters.records.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +134,7 @@ impl<'a> Decoding<'a> {
         self.has_looked = true;
         let found = self.local_base(base, kind);
         let step = if found.is_some() { 1 } else { -1 };
-        let bases_here = &self.fetcher.bases_here;
+        let bases_here = &self.intake.bases_here;
         let sure = bases_here.load(Ordering::Relaxed).saturating_add(step).clamp(-SURE, SURE);
         bases_here.store(sure, Ordering::Relaxed);
         if let Some(plain) = found.filter(|_| !came && fetch != Fetch::Whole) {
@@ -107,10 +143,10 @@ impl<'a> Decoding<'a> {
     }
 
     fn local_base(&self, base: RecordId, kind: Kind) -> Option<Vec<u8>> {
-        if let Some(plain) = self.fetcher.unsealed_cache(base) {
+        if let Some(plain) = self.intake.unsealed(base) {
             return Some(plain);
         }
-        let local = self.fetcher.local();
+        let local = &self.intake.local;
         match kind {
             Kind::Node => local.node(NodeId::from_bytes(*base.as_bytes())).ok().map(|node| node.encode()),
             _ => local.chunk(ChunkId::from_bytes(*base.as_bytes())).ok().map(Chunk::into_bytes),

@@ -4,13 +4,12 @@
 //! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that fails
 //! because the far store is away is repeated when it is back.
 
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::format::chunk::Chunk;
-use chunkstore::format::codec::Decoder;
 use chunkstore::format::id::{ChunkId, NodeId, RecordId};
 use chunkstore::format::manifest::Node;
 use chunkstore::format::manifest::chunk_source::ChunkSource;
@@ -23,10 +22,10 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::cache_fill::FillQueue;
-use super::decode::{Decoding, told};
+use super::decode::{Decoding, Intake, told};
 use super::negative_cache::NegativeCache;
 use super::neighbourhood::Neighbourhood;
-use super::queue::{Batch, DEMANDS, Fetched, OTHERS, Queue};
+use super::queue::{Batch, DEMANDS, Fetched, OTHERS};
 use super::reconnect::{ReconnectingClient, is_passing};
 use super::unsealed_cache::UnsealedCache;
 use super::{FarSource, Fetching, Urgency};
@@ -40,28 +39,13 @@ const BEHIND: Duration = Duration::from_millis(5);
 /// A demand counts as recent for so long.
 const RECENT: Duration = Duration::from_millis(300);
 
-/// Counts what is fetched.
-#[derive(Default)]
-pub(super) struct Counters {
-    pub(super) records: AtomicU64,
-    pub(super) bytes: AtomicU64,
-    pub(super) requests: AtomicU64,
-    pub(super) refused: AtomicU64,
-}
-
 /// Fetches from one far store.
 pub(super) struct Fetcher {
-    pub(super) queue: Queue,
-    pub(super) unsealed_cache: Arc<UnsealedCache>,
+    pub(super) intake: Intake,
     pub(super) negative_cache: Arc<NegativeCache>,
-    pub(super) counters: Counters,
     neighbourhood: Neighbourhood,
     lanes: [Arc<ReconnectingClient>; 2],
     near: Arc<ReconnectingClient>,
-    local: Arc<dyn ChunkSource>,
-    pub(super) fill_queue: FillQueue,
-    /// Above 0 if most deltas have their bases here.
-    pub(super) bases_here: AtomicI32,
     last_demand: Mutex<Option<Instant>>,
     read_timeout: Duration,
     runtime: Handle,
@@ -84,16 +68,11 @@ impl Fetcher {
         let FetcherParts { lanes, near, local, fill_queue, unsealed_cache, negative_cache, read_timeout, runtime } =
             surroundings;
         Arc::new(Self {
-            queue: Queue::default(),
-            unsealed_cache,
+            intake: Intake::new(unsealed_cache, fill_queue, local),
             negative_cache,
-            counters: Counters::default(),
             neighbourhood: Neighbourhood::default(),
             lanes,
             near,
-            local,
-            fill_queue,
-            bases_here: AtomicI32::new(0),
             last_demand: Mutex::default(),
             read_timeout,
             runtime,
@@ -105,11 +84,11 @@ impl Fetcher {
         let turns = Arc::new(Semaphore::new(REQUESTS[lane]));
         loop {
             let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
-            while lane == OTHERS && self.fill_queue.is_behind() {
+            while lane == OTHERS && self.intake.fill_queue.is_behind() {
                 // What is fetched ahead and not kept may be gone when it is wanted.
                 sleep(BEHIND).await;
             }
-            let batch = self.queue.take(lane, IDS[lane]).await;
+            let batch = self.intake.queue.take(lane, IDS[lane]).await;
             let this = Arc::clone(&self);
             tokio::spawn(async move {
                 this.fetch_batch(lane, batch).await;
@@ -144,7 +123,7 @@ impl Fetcher {
 
     /// Where is read first.
     pub(super) fn local(&self) -> &Arc<dyn ChunkSource> {
-        &self.local
+        &self.intake.local
     }
 
     async fn fetch_batch(self: &Arc<Self>, lane: usize, batch: Batch) {
@@ -152,9 +131,9 @@ impl Fetcher {
             Ok(()) => {}
             Err(error) if is_passing(&error) => {
                 tracing::debug!("upstream: {error}; {} records are asked for again", batch.len());
-                self.queue.put_back(&batch);
+                self.intake.queue.put_back(&batch);
             }
-            Err(error) => batch.iter().for_each(|(id, _)| self.queue.answer(*id, &Err(told(&error)))),
+            Err(error) => batch.iter().for_each(|(id, _)| self.intake.queue.answer(*id, &Err(told(&error)))),
         }
         if lane == DEMANDS {
             self.note_demand();
@@ -163,7 +142,7 @@ impl Fetcher {
 
     async fn request(self: &Arc<Self>, lane: usize, batch: &Batch) -> Result<()> {
         let client = self.lanes[lane].client().await?;
-        let fetch = if self.bases_here.load(Ordering::Relaxed) > 0 { Fetch::Stored } else { Fetch::WithBases };
+        let fetch = if self.intake.bases_here.load(Ordering::Relaxed) > 0 { Fetch::Stored } else { Fetch::WithBases };
         let lacking = self.ask(&client, batch, fetch).await?;
         if !lacking.is_empty() {
             self.ask(&client, &lacking, Fetch::Whole).await?;
@@ -173,7 +152,7 @@ impl Fetcher {
 
     /// Asks for records; what comes is decoded meanwhile. Returns the deltas whose bases are nowhere.
     async fn ask(self: &Arc<Self>, client: &Client, batch: &Batch, fetch: Fetch) -> Result<Batch> {
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.intake.counters.requests.fetch_add(1, Ordering::Relaxed);
         let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
         let (arrived, arriving) = mpsc::channel();
         let (this, wanted) = (Arc::clone(self), batch.clone());
@@ -190,12 +169,12 @@ impl Fetcher {
     }
 
     fn decode_all(&self, wanted: &Batch, arriving: &Receiver<Arrived>, fetch: Fetch) -> Batch {
-        let mut decoding = Decoding::new(self);
+        let mut decoding = Decoding::new(&self.intake);
         let mut lacking = Batch::new();
         for arrived in arriving {
             match arrived {
                 Arrived::Base(record) => decoding.add_base(&record),
-                Arrived::Wanted(at, Err(error)) => self.queue.answer(wanted[at].0, &Err(told(&error))),
+                Arrived::Wanted(at, Err(error)) => self.intake.queue.answer(wanted[at].0, &Err(told(&error))),
                 Arrived::Wanted(at, Ok(record)) => {
                     if !decoding.take(wanted[at], record, fetch) {
                         lacking.push(wanted[at]);
@@ -209,7 +188,7 @@ impl Fetcher {
     /// Wants what lies beside a chunk that was missed, but for what is here.
     fn bring_neighbours(self: &Arc<Self>, id: ChunkId) {
         let mut ids = self.neighbourhood.missed(id);
-        ids.retain(|id| !self.unsealed_cache.has((*id).into()) && !self.queue.has((*id).into()));
+        ids.retain(|id| !self.intake.unsealed_cache.has((*id).into()) && !self.intake.queue.has((*id).into()));
         if ids.is_empty() {
             return;
         }
@@ -226,7 +205,8 @@ impl Fetcher {
     pub(super) async fn lacking(&self, ids: Vec<ChunkId>) -> Result<Vec<ChunkId>> {
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         let is_here = self.near.client().await?.has(&records).await?;
-        let lacks = |(id, is_here): (ChunkId, bool)| (!is_here && !self.unsealed_cache.has(id.into())).then_some(id);
+        let lacks =
+            |(id, is_here): (ChunkId, bool)| (!is_here && !self.intake.unsealed_cache.has(id.into())).then_some(id);
         Ok(ids.into_iter().zip(is_here).filter_map(lacks).collect())
     }
 
@@ -234,14 +214,7 @@ impl Fetcher {
         for id in ids {
             self.negative_cache.add(*id);
         }
-        self.queue.prefetch(ids.iter().map(|id| (*id).into()), Kind::Chunk, urgency);
-    }
-
-    /// What was fetched before and can't be read from the local store yet.
-    pub(super) fn unsealed_cache(&self, id: RecordId) -> Option<Vec<u8>> {
-        let record = self.unsealed_cache.get(id)?;
-        let (header, payload) = (&record.header, &record.payload);
-        Decoder::new().decode(header.codec, payload, header.plain_bytes as usize, None).ok()
+        self.intake.queue.prefetch(ids.iter().map(|id| (*id).into()), Kind::Chunk, urgency);
     }
 
     /// Waits for what was asked for, as long as there is hope.
@@ -266,10 +239,10 @@ impl FarSource for FetcherSource {
     fn fetch(&self, id: ChunkId, urgency: Urgency) -> Fetching<Chunk> {
         let fetcher = &self.0;
         fetcher.negative_cache.add(id);
-        if let Some(plain) = fetcher.unsealed_cache(id.into()) {
+        if let Some(plain) = fetcher.intake.unsealed(id.into()) {
             return Box::pin(std::future::ready(Chunk::verify(id, plain)));
         }
-        let (answer, read_timeout) = (fetcher.queue.want(id.into(), Kind::Chunk, urgency), fetcher.read_timeout);
+        let (answer, read_timeout) = (fetcher.intake.queue.want(id.into(), Kind::Chunk, urgency), fetcher.read_timeout);
         if urgency == Urgency::Demand {
             fetcher.note_demand();
             fetcher.bring_neighbours(id);
@@ -284,13 +257,13 @@ impl FarSource for FetcherSource {
 
     fn fetch_node(&self, id: NodeId, urgency: Urgency) -> Fetching<Node> {
         let fetcher = &self.0;
-        if let Some(plain) = fetcher.unsealed_cache(id.into()) {
+        if let Some(plain) = fetcher.intake.unsealed(id.into()) {
             return Box::pin(std::future::ready(Node::verify(id, &plain)));
         }
         if urgency == Urgency::Demand {
             fetcher.note_demand();
         }
-        let (answer, read_timeout) = (fetcher.queue.want(id.into(), Kind::Node, urgency), fetcher.read_timeout);
+        let (answer, read_timeout) = (fetcher.intake.queue.want(id.into(), Kind::Node, urgency), fetcher.read_timeout);
         Box::pin(async move {
             match Fetcher::patiently(read_timeout, answer).await? {
                 Fetched::Node(node) => Ok(node),

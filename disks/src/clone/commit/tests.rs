@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Clones;
+use super::super::clone_disk::CloneDisk;
 use super::super::test_store::{Point, TestStore, commit_options, noise, put};
 use super::*;
 
