@@ -39,5 +39,6 @@ pub mod storage;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod truth_lock;
 
 pub use error::{Error, Result};

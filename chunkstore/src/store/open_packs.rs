@@ -10,12 +10,15 @@
 //! the pack is sealed, or does not live to tell, is a gap, in which it may write as late as it likes.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
+
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, RecordId};
+use crate::format::id::{NodeId, PackId, RecordId};
 use crate::format::limits::{CHUNK_BYTES_MIN, PACK_BYTES_MAX, PACK_BYTES_TARGET, SEGMENT_BYTES};
 use crate::format::record::{HEADER_BYTES, Header, Record};
 use crate::pack::RecordLocation;
@@ -23,23 +26,36 @@ use crate::pack::direct_writer::{EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent};
 use crate::pack::{Class, FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, PackWriter, TABLE_ENTRY_BYTES, part_path};
 use crate::store::pins::PinSet;
 use crate::store::{Store, pack_row};
+use crate::truth_lock::{Condvar, TruthGuard, TruthMutex};
 
 /// Packs that may be waiting for the disk while the next are filled.
 const SEALING_MAX: usize = 2;
 
 /// A set of packs being written.
-#[derive(Default)]
 pub(crate) struct OpenPacks {
-    state: Mutex<State>,
+    state: TruthMutex<State>,
     /// A pack was sealed, or lost.
     sealed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     open: Vec<OpenPack>,
     sealing: HashSet<u32>,
     pending: HashMap<RecordId, Pending>,
+    /// Starts a thread; tests let it fail.
+    spawn: fn(Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+}
+
+impl Default for OpenPacks {
+    fn default() -> Self {
+        let state = State {
+            open: Vec::new(),
+            sealing: HashSet::new(),
+            pending: HashMap::new(),
+            spawn: |work| thread::Builder::new().name("seal".into()).spawn(work),
+        };
+        Self { state: TruthMutex::new("the open packs", state), sealed: Condvar::new() }
+    }
 }
 
 struct OpenPack {
@@ -109,7 +125,7 @@ impl WriterHandle {
 impl Drop for WriterHandle {
     /// The threads have a share in the store: who drops the author and then the store must find it closed.
     fn drop(&mut self) {
-        for sealer in std::mem::take(&mut *lock(&self.sealers)) {
+        for sealer in std::mem::take(self.sealers.get_mut()) {
             let _ = sealer.join();
         }
     }
@@ -130,7 +146,7 @@ impl OpenPacks {
         }
         state.add_pending(handle, at, header);
         if state.open[at].writer.is_full(handle.store.pack_bytes) {
-            drop(self.close_in_turn(state, handle, at));
+            self.close_in_turn(&mut state, handle, at);
         }
         Ok(())
     }
@@ -148,7 +164,7 @@ impl OpenPacks {
             if !state.open[at].writer.is_full(handle.store.pack_bytes) {
                 break at;
             }
-            state = self.close_in_turn(state, handle, at);
+            self.close_in_turn(&mut state, handle, at);
         };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
@@ -224,7 +240,8 @@ impl OpenPacks {
                 state.open.push(pack);
             }
         }
-        drop(self.wait_while(state, |state| state.sealing.iter().any(|number| needs(*number))));
+        state.wait_while(&self.sealed, |state| state.sealing.iter().any(|number| needs(*number)));
+        drop(state);
         handle.pins.check()
     }
 
@@ -253,14 +270,9 @@ impl OpenPacks {
     }
 
     /// Closes an open pack, and waits while too many are being sealed.
-    fn close_in_turn<'a>(
-        self: &'a Arc<Self>,
-        mut state: MutexGuard<'a, State>,
-        handle: &WriterHandle,
-        at: usize,
-    ) -> MutexGuard<'a, State> {
-        self.close(&mut state, handle, at);
-        self.wait_while(state, |state| state.sealing.len() > SEALING_MAX)
+    fn close_in_turn(self: &Arc<Self>, state: &mut TruthGuard<'_, State>, handle: &WriterHandle, at: usize) {
+        self.close(state, handle, at);
+        state.wait_while(&self.sealed, |state| state.sealing.len() > SEALING_MAX);
     }
 
     /// Seals a pack on a thread of its own, so that the disk and the processors work at the same time.
@@ -268,40 +280,58 @@ impl OpenPacks {
         pack.leave_gap(handle);
         state.sealing.insert(pack.number());
         let (store, open_packs) = (Arc::clone(&handle.store), Arc::clone(self));
-        let mut sealers = lock(&handle.sealers);
-        sealers.retain(|sealer| !sealer.is_finished());
-        sealers.push(thread::spawn(move || open_packs.seal(&store, pack)));
+        let (id, records) = (pack.writer.id(), pack.record_ids());
+        match (state.spawn)(Box::new(move || open_packs.seal(&store, pack))) {
+            Ok(sealer) => {
+                let mut sealers = handle.sealers.lock();
+                sealers.retain(|sealer| !sealer.is_finished());
+                sealers.push(sealer);
+            }
+            Err(error) => {
+                let failed = Err(failure(&handle.store, id, "starting a thread to seal", error));
+                state.end_sealing(&handle.store, id.number, &records, &failed);
+                let _ = handle.store.storage().remove(&part_path(id));
+            }
+        }
     }
 
     fn seal(&self, store: &Store, pack: OpenPack) {
         let id = pack.writer.id();
-        let records: Vec<RecordId> = pack.writer.entries().iter().map(|entry| entry.id).collect();
+        let mut sealing = Sealing {
+            open_packs: self,
+            store,
+            pack: id.number,
+            records: pack.record_ids(),
+            outcome: Err(failure(store, id, "sealing", io::Error::other("its thread panicked"))),
+        };
         let sealed = pack.writer.seal().inspect_err(|_| drop(store.storage().remove(&part_path(id))));
-        let adopted = sealed.and_then(|sealed| {
+        sealing.outcome = sealed.and_then(|sealed| {
             store.adopt(pack_row(id, sealed.header.class, &sealed.entries, sealed.bytes), &sealed.entries)
         });
-        let mut state = self.lock();
-        state.forget(id.number, &records);
-        if let Err(error) = &adopted {
-            store.pin_sets.fail(id.number, error);
-        }
-        state.sealing.remove(&id.number);
-        drop(state);
-        self.sealed.notify_all();
+        drop(sealing);
         // Only now: gc takes the pack into account, or gets what this hands over.
         drop(pack.bases);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+    fn lock(&self) -> TruthGuard<'_, State> {
+        self.state.lock()
     }
+}
 
-    fn wait_while<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        condition: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        self.sealed.wait_while(state, |state| condition(state)).unwrap_or_else(PoisonError::into_inner)
+/// A pack that is being sealed. Dropped, also by a panic, it ends the wait for it.
+struct Sealing<'a> {
+    open_packs: &'a OpenPacks,
+    store: &'a Store,
+    pack: u32,
+    records: Vec<RecordId>,
+    /// Until it is known: that the thread panicked.
+    outcome: Result<()>,
+}
+
+impl Drop for Sealing<'_> {
+    fn drop(&mut self) {
+        self.open_packs.lock().end_sealing(self.store, self.pack, &self.records, &self.outcome);
+        self.open_packs.sealed.notify_all();
     }
 }
 
@@ -335,6 +365,10 @@ impl OpenPack {
         let bytes = std::mem::take(&mut self.lent_bytes);
         self.writer.skip(bytes);
         handle.add_stored(bytes);
+    }
+
+    fn record_ids(&self) -> Vec<RecordId> {
+        self.writer.entries().iter().map(|entry| entry.id).collect()
     }
 
     fn number(&self) -> u32 {
@@ -415,19 +449,27 @@ impl State {
         }
     }
 
+    /// Notes that a pack is sealed, or lost to all who count on it. Its waiters are to be notified.
+    fn end_sealing(&mut self, store: &Store, pack: u32, records: &[RecordId], outcome: &Result<()>) {
+        self.forget(pack, records);
+        if let Err(error) = outcome {
+            store.pin_sets.fail(pack, error);
+        }
+        self.sealing.remove(&pack);
+    }
+
     /// Gives an open pack up that could not be written. Returns why.
     fn void(&mut self, handle: &WriterHandle, at: usize, error: Error) -> Error {
-        let writer = self.open.swap_remove(at).writer;
-        let records: Vec<RecordId> = writer.entries().iter().map(|entry| entry.id).collect();
-        self.forget(writer.id().number, &records);
-        handle.store.pin_sets.fail(writer.id().number, &error);
-        let _ = handle.store.storage().remove(&part_path(writer.id()));
+        let pack = self.open.swap_remove(at);
+        self.forget(pack.number(), &pack.record_ids());
+        handle.store.pin_sets.fail(pack.number(), &error);
+        let _ = handle.store.storage().remove(&part_path(pack.writer.id()));
         error
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn failure(store: &Store, pack: PackId, action: &'static str, error: io::Error) -> Error {
+    Error::io(action, store.storage().locate(&part_path(pack)), error)
 }
 
 #[cfg(test)]
