@@ -7,10 +7,11 @@
 //! Names are those of the field: `_total` for what only grows, the unit before it (`read_bytes_total`).
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 /// The metrics of one store, mount or process. Clones share them.
@@ -272,7 +273,7 @@ impl Metrics {
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The values of all metrics now, by name and label.

@@ -6,7 +6,7 @@
 //! beside a writer; whoever writes must be the store's owner, whose changes exclude each other.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::format::limits::CATALOG_FILE_BYTES_MAX;
 use crate::storage::quarantine;
 use crate::storage::whole::{self, ASIDE_SUFFIX};
 use crate::storage::{Listing, Storage};
+use crate::truth_lock::{TruthGuard, TruthMutex};
 
 pub mod boot_order;
 mod entry;
@@ -42,7 +43,7 @@ const IMAGES_SHOWN: usize = 8;
 pub struct Catalog {
     storage: Arc<dyn Storage>,
     /// Held by every change.
-    changes: Arc<Mutex<Announcements>>,
+    changes: Arc<TruthMutex<Announcements>>,
 }
 
 /// A line of a listing. What is damaged is listed too, and hides nothing else.
@@ -93,7 +94,8 @@ impl Catalog {
     }
 
     fn new(storage: Arc<dyn Storage>) -> Self {
-        Self { storage, changes: Arc::default() }
+        let changes = Arc::new(TruthMutex::new("the catalog", Announcements::default()));
+        Self { storage, changes }
     }
 
     /// Opens a store's catalog.
@@ -420,8 +422,8 @@ impl Catalog {
     }
 
     /// Keeps all other changes out.
-    fn change(&self) -> MutexGuard<'_, Announcements> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self) -> TruthGuard<'_, Announcements> {
+        self.changes.lock()
     }
 
     /// The times of the image's snapshots, which this is not one of.

@@ -1,11 +1,12 @@
 //! What tells a snapshot that was removed, or never published, from one whose catalog file was lost.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::{Snapshot, image_dir};
 use crate::catalog::name::{SnapshotName, SnapshotTime};
 use crate::format::id::EntryId;
+use crate::truth_lock::TruthMutex;
 
 const TOMBSTONE_SUFFIX: &str = ".removed";
 /// Hex digits of an entry's id in a tombstone's name.
@@ -69,14 +70,14 @@ impl Announcements {
 
 /// While it lives, the tombstone of a snapshot that is being published stays.
 pub struct Announced {
-    changes: Arc<Mutex<Announcements>>,
+    changes: Arc<TruthMutex<Announcements>>,
     tombstone: Tombstone,
 }
 
 impl Announced {
     /// Adds one; `announcements` are those behind `changes`, locked.
     pub(super) fn add(
-        changes: &Arc<Mutex<Announcements>>,
+        changes: &Arc<TruthMutex<Announcements>>,
         announcements: &mut Announcements,
         tombstone: Tombstone,
     ) -> Self {
@@ -87,7 +88,7 @@ impl Announced {
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        let mut announcements = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut announcements = self.changes.lock();
         if let Some(count) = announcements.0.get_mut(&self.tombstone) {
             *count -= 1;
             if *count == 0 {

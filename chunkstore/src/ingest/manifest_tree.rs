@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::batch::NewNode;
 use super::encode;
@@ -54,7 +55,7 @@ impl<'a> ManifestTree<'a> {
         leaf: Option<NodeId>,
         encoder: &mut Encoder,
     ) -> Result<()> {
-        let mut tree = lock(&self.ordered);
+        let mut tree = self.ordered.lock();
         let tree = &mut *tree;
         tree.waiting.insert(order, (segments, leaf));
         while let Some((segments, leaf)) = tree.waiting.remove(&tree.next_order) {
@@ -83,7 +84,7 @@ impl<'a> ManifestTree<'a> {
 
     /// Waits at the end for a node that another session has claimed.
     pub(super) fn wait_for(&self, nodes: impl IntoIterator<Item = NewNode>) {
-        lock(&self.awaited).extend(nodes);
+        self.awaited.lock().extend(nodes);
     }
 
     /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
@@ -110,7 +111,7 @@ impl<'a> ManifestTree<'a> {
             Claim::Present => {}
             Claim::Yours => self.into.sink.put(vec![self.encode_node(&node, encoder)?])?,
             Claim::YoursWhole => self.into.sink.put(vec![encode_whole(&node, encoder)])?,
-            Claim::Elsewhere => lock(&self.awaited).push(node),
+            Claim::Elsewhere => self.awaited.lock().push(node),
         }
         Ok(id)
     }
@@ -130,7 +131,7 @@ impl<'a> ManifestTree<'a> {
 
     /// Ends the tree; returns its root.
     pub(super) fn finish(&self, virtual_bytes: u64) -> Result<Option<NodeId>> {
-        let mut tree = std::mem::take(&mut *lock(&self.ordered));
+        let mut tree = std::mem::take(&mut *self.ordered.lock());
         assert!(tree.waiting.is_empty(), "every order was given out and came back");
         let mut encoder = self.into.encoder();
         self.keep_until(virtual_bytes.div_ceil(SEGMENT_BYTES as u64), &mut tree, &mut encoder)?;
@@ -142,7 +143,7 @@ impl<'a> ManifestTree<'a> {
 
     /// Waits for the nodes that others have taken on, and puts those that they do not.
     fn settle_awaited(&self, encoder: &mut Encoder) -> Result<()> {
-        let mut awaited = std::mem::take(&mut *lock(&self.awaited));
+        let mut awaited = std::mem::take(&mut *self.awaited.lock());
         let mut delay = ELSEWHERE;
         loop {
             let ids: Vec<RecordId> = awaited.iter().map(|node| node.id.into()).collect();
@@ -167,8 +168,4 @@ impl<'a> ManifestTree<'a> {
 
 fn encode_whole(node: &NewNode, encoder: &mut Encoder) -> Record {
     encode::record(encoder, Kind::Node, node.id.into(), &node.encoding, None)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

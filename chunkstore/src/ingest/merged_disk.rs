@@ -1,7 +1,9 @@
 //! The disk of an overlay over a snapshot: what the overlay has, and the snapshot's chunks where it has nothing.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::ChangedRanges;
 use crate::error::Result;
@@ -30,7 +32,7 @@ impl<'a> MergedDisk<'a> {
     }
 
     fn leaf(&self, segment: u64) -> Result<Option<Arc<Leaf>>> {
-        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = || self.recent.lock();
         if let Some((_, leaf)) = recent().iter().find(|(number, _)| *number == segment) {
             return Ok(leaf.clone());
         }

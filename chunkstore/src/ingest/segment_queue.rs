@@ -4,7 +4,8 @@
 use std::io::Read;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::changes::{ChangeCursor, Changed};
 use super::data_ranges::{DataRanges, bytes_of};
@@ -119,7 +120,7 @@ impl<'a> SegmentQueue<'a> {
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Ticket>> {
         let (order, segment, data) = {
-            let mut cursor = lock(cursor);
+            let mut cursor = cursor.lock();
             let Some((segment, data)) = cursor.take_segment(disk)? else {
                 self.progress.reach(disk.size_bytes());
                 return Ok(None);
@@ -138,7 +139,7 @@ impl<'a> SegmentQueue<'a> {
         cursor: &Mutex<ChangeCursor<'_>>,
         buffer: &mut Vec<u8>,
     ) -> Result<Option<Ticket>> {
-        let Some((order, segments, changed)) = lock(cursor).take()? else {
+        let Some((order, segments, changed)) = cursor.lock().take()? else {
             self.progress.reach(disk.size_bytes());
             return Ok(None);
         };
@@ -155,7 +156,7 @@ impl<'a> SegmentQueue<'a> {
     }
 
     fn next_of_stream(&self, name: &str, state: &Mutex<StreamState>, buffer: &mut Vec<u8>) -> Result<Option<Ticket>> {
-        let mut state = lock(state);
+        let mut state = state.lock();
         if state.ended {
             return Ok(None);
         }
@@ -181,7 +182,7 @@ impl<'a> SegmentQueue<'a> {
         match &self.source {
             Input::Disk { disk, .. } => disk.finish().map(|()| disk.size_bytes()),
             Input::Changes { disk, .. } => disk.finish().map(|()| disk.size_bytes()),
-            Input::Stream { state, .. } => Ok(lock(state).bytes),
+            Input::Stream { state, .. } => Ok(state.lock().bytes),
         }
     }
 }
@@ -198,10 +199,6 @@ fn read_data(disk: &dyn DiskSource, own: &Range<u64>, data: Vec<Range<u64>>, buf
     }
     buffer[filled..].fill(0);
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cursor {

@@ -3,8 +3,9 @@
 //! Memory does not follow the store's size but for one bit (or one small number) a record, kept by the caller's
 //! [`Seen`]: ids wait in batches of fixed size for the index.
 
-use std::sync::{Mutex, PoisonError};
 use std::thread;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::format::id::{NodeId, RecordId};
@@ -160,7 +161,7 @@ impl<'a, S: Seen> Walk<'a, S> {
 fn look_up<S: Seen>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut u64)>) -> Result<()> {
     for ids in ids.chunks(SLICE_IDS) {
         let places = store.places_once(ids)?;
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = found.lock();
         for place in places {
             match place {
                 Some(place) => {

@@ -7,7 +7,8 @@
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::format::id::PackId;
@@ -101,7 +102,7 @@ impl DirectWriter {
         if is_little || bytes > EXTENT_BYTES_MAX.into() || records.len() > EXTENT_RECORDS_MAX {
             return Ok(records);
         }
-        let _one_at_a_time = self.one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.one_at_a_time.lock();
         if self.is_given_up.load(Ordering::Relaxed) {
             return Ok(records);
         }

@@ -1,8 +1,10 @@
 //! The packs of a store: which are there, and open readers of them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::format::id::PackId;
@@ -10,6 +12,7 @@ use crate::format::limits::PACK_NUMBER_MAX;
 use crate::pack::PackRow;
 use crate::pack::{DIR, PackReader};
 use crate::storage::Storage;
+use crate::truth_lock::TruthRwLock;
 
 /// Open pack files kept for reuse.
 const READERS_KEPT: usize = 256;
@@ -17,7 +20,7 @@ const READERS_KEPT: usize = 256;
 /// The sealed packs of an open store.
 pub struct PackSet {
     storage: Arc<dyn Storage>,
-    rows: RwLock<HashMap<u32, PackRow>>,
+    rows: TruthRwLock<HashMap<u32, PackRow>>,
     readers: Mutex<HashMap<u32, Arc<PackReader>>>,
     next_number: AtomicU32,
     seed: u64,
@@ -28,7 +31,7 @@ impl PackSet {
     pub(crate) fn new(storage: Arc<dyn Storage>, rows: HashMap<u32, PackRow>, next_number: u32, seed: u64) -> Self {
         Self {
             storage,
-            rows: RwLock::new(rows),
+            rows: TruthRwLock::new("the set of packs", rows),
             readers: Mutex::default(),
             next_number: AtomicU32::new(next_number),
             seed,
@@ -45,23 +48,23 @@ impl PackSet {
 
     /// The row of a pack that is there.
     pub fn row(&self, number: u32) -> Option<PackRow> {
-        self.rows.read().unwrap_or_else(PoisonError::into_inner).get(&number).copied()
+        self.rows.read().get(&number).copied()
     }
 
     /// All packs that are there, by number.
     pub fn rows(&self) -> Vec<PackRow> {
-        let mut rows: Vec<_> = self.rows.read().unwrap_or_else(PoisonError::into_inner).values().copied().collect();
+        let mut rows: Vec<_> = self.rows.read().values().copied().collect();
         rows.sort_unstable_by_key(|row| row.id);
         rows
     }
 
     pub(crate) fn insert(&self, row: PackRow) {
-        self.rows.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.number, row);
+        self.rows.write().insert(row.id.number, row);
     }
 
     pub(crate) fn forget(&self, number: u32) {
-        self.rows.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.rows.write().remove(&number);
+        self.readers.lock().remove(&number);
     }
 
     /// A reader of a pack.
@@ -69,12 +72,12 @@ impl PackSet {
     /// # Errors
     /// [`Error::Damaged`] if there is no such pack.
     pub fn reader(&self, number: u32) -> Result<Arc<PackReader>> {
-        if let Some(reader) = self.readers.lock().unwrap_or_else(PoisonError::into_inner).get(&number) {
+        if let Some(reader) = self.readers.lock().get(&number) {
             return Ok(Arc::clone(reader));
         }
         let row = self.row(number).ok_or_else(|| Error::damaged(format!("pack {number}"), "its file is missing"))?;
         let reader = Arc::new(PackReader::open(&*self.storage, row.id)?);
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         if readers.len() >= READERS_KEPT {
             readers.clear();
         }

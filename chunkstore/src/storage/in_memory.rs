@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
 
@@ -100,12 +102,12 @@ impl MemStorage {
 
     /// How many calls that change something were made: creations, appends, syncs, renames, removals, directories.
     pub fn calls(&self) -> u64 {
-        lock(&self.disk).changes
+        self.disk.lock().changes
     }
 
     /// How many calls were made, those that only read or ask among them.
     pub fn accesses(&self) -> u64 {
-        lock(&self.disk).accesses
+        self.disk.lock().accesses
     }
 
     /// Makes one changing call fail, counted as by [`MemStorage::calls`], from 1 at the storage's creation.
@@ -126,30 +128,30 @@ impl MemStorage {
     }
 
     fn add_fault(&self, of_changes: bool, calls: RangeInclusive<u64>, failure: Failure) {
-        lock(&self.disk).faults.push(Fault { of_changes, calls, failure });
+        self.disk.lock().faults.push(Fault { of_changes, calls, failure });
     }
 
     /// Forgets all faults that were asked for.
     pub fn heal(&self) {
-        lock(&self.disk).faults.clear();
+        self.disk.lock().faults.clear();
     }
 
     /// What a power cut now would leave at the least: synced bytes under synced names. Without faults.
     #[must_use]
     pub fn power_cut(&self) -> Self {
-        let disk = lock(&self.disk);
+        let disk = self.disk.lock();
         let dirs = disk.dirs.iter().map(|(path, dir)| (path.clone(), survivors(&dir.durable))).collect();
         Self { disk: Arc::new(Mutex::new(Disk { dirs, ..Disk::default() })) }
     }
 
     /// A hash of all directories, names and bytes that are seen.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let disk = lock(&self.disk);
+        let disk = self.disk.lock();
         let mut hasher = blake3::Hasher::new();
         for (path, dir) in &disk.dirs {
             hasher.update(format!("{path}\0{}\0", dir.seen.len()).as_bytes());
             for (name, file) in &dir.seen {
-                let content = lock(file);
+                let content = file.lock();
                 hasher.update(format!("{name}\0{}\0", content.bytes.len()).as_bytes()).update(&content.bytes);
             }
         }
@@ -161,15 +163,15 @@ impl MemStorage {
     /// # Errors
     /// `NotFound` if there is no such file.
     pub fn overwrite(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        let file = lock(&self.disk).find(path)?;
-        *lock(&file) = Content { bytes: bytes.to_vec(), durable_bytes: bytes.len() };
+        let file = self.disk.lock().find(path)?;
+        *file.lock() = Content { bytes: bytes.to_vec(), durable_bytes: bytes.len() };
         Ok(())
     }
 }
 
 fn survivors(durable: &Names) -> Dir {
     let survive = |file: &File| {
-        let content = lock(file);
+        let content = file.lock();
         let bytes = content.bytes[..content.durable_bytes].to_vec();
         Arc::new(Mutex::new(Content { bytes, durable_bytes: content.durable_bytes }))
     };
@@ -178,10 +180,6 @@ fn survivors(durable: &Names) -> Dir {
 }
 
 /// A panic elsewhere in a test leaves nothing half done here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
@@ -222,7 +220,7 @@ impl Disk {
 
 impl Storage for MemStorage {
     fn create(&self, path: &str) -> io::Result<Box<dyn AppendFile>> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Change)?;
         if disk.is_taken(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -234,21 +232,21 @@ impl Storage for MemStorage {
     }
 
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Look)?;
         let file = disk.find(path)?;
         Ok(Arc::new(MemRead { disk: Arc::clone(&self.disk), file }))
     }
 
     fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Look)?;
         let file = disk.find(path)?;
         Ok(Box::new(MemJoined { disk: Arc::clone(&self.disk), file }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Change)?;
         let file = disk.find(from)?;
         let ((from_dir, from_name), (to_dir, to_name)) = (split(from), split(to));
@@ -262,14 +260,14 @@ impl Storage for MemStorage {
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Change)?;
         let (dir, name) = split(path);
         disk.dir(dir)?.seen.remove(name).map(drop).ok_or_else(not_found)
     }
 
     fn list(&self, dir: &str) -> io::Result<Listing> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Look)?;
         let files = disk.dir(dir)?.seen.keys().cloned().collect();
         let below = disk.dirs.keys().filter(|path| !path.is_empty()).map(|path| split(path));
@@ -279,7 +277,7 @@ impl Storage for MemStorage {
     }
 
     fn create_dir(&self, dir: &str) -> io::Result<()> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Change)?;
         if disk.find(dir).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -290,7 +288,7 @@ impl Storage for MemStorage {
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        let mut disk = lock(&self.disk);
+        let mut disk = self.disk.lock();
         disk.count(Access::Change)?;
         let dir = disk.dir(dir)?;
         dir.durable = dir.seen.clone();
@@ -306,9 +304,9 @@ struct MemAppend {
 
 impl AppendFile for MemAppend {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let allowed = lock(&self.disk).count(Access::Change);
+        let allowed = self.disk.lock().count(Access::Change);
         let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        lock(&self.file).write_at(self.appended_bytes, arriving);
+        self.file.lock().write_at(self.appended_bytes, arriving);
         self.appended_bytes += arriving.len();
         allowed
     }
@@ -318,8 +316,8 @@ impl AppendFile for MemAppend {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        lock(&self.disk).count(Access::Change)?;
-        let mut content = lock(&self.file);
+        self.disk.lock().count(Access::Change)?;
+        let mut content = self.file.lock();
         content.durable_bytes = content.bytes.len();
         Ok(())
     }
@@ -332,9 +330,9 @@ struct MemJoined {
 
 impl JoinedFile for MemJoined {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let allowed = lock(&self.disk).count(Access::Change);
+        let allowed = self.disk.lock().count(Access::Change);
         let arriving = if allowed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        lock(&self.file).write_at(offset as usize, arriving);
+        self.file.lock().write_at(offset as usize, arriving);
         allowed
     }
 }
@@ -346,8 +344,8 @@ struct MemRead {
 
 impl ReadFile for MemRead {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        lock(&self.disk).count(Access::Read)?;
-        let content = lock(&self.file);
+        self.disk.lock().count(Access::Read)?;
+        let content = self.file.lock();
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = from.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(content.bytes.get(from..end).ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -355,8 +353,8 @@ impl ReadFile for MemRead {
     }
 
     fn len_bytes(&self) -> io::Result<u64> {
-        lock(&self.disk).count(Access::Look)?;
-        Ok(lock(&self.file).bytes.len() as u64)
+        self.disk.lock().count(Access::Look)?;
+        Ok(self.file.lock().bytes.len() as u64)
     }
 }
 

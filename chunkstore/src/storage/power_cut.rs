@@ -9,7 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::in_memory::MemStorage;
 use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
@@ -100,12 +102,12 @@ impl Recorder {
 
     /// What was recorded so far.
     pub fn recording(&self) -> Recording {
-        lock(&self.recording).clone()
+        self.recording.lock().clone()
     }
 
     /// How many changes were made so far.
     pub fn changes(&self) -> usize {
-        lock(&self.recording).changes()
+        self.recording.lock().changes()
     }
 
     /// Makes a change and records it, with no other in between.
@@ -114,7 +116,7 @@ impl Recorder {
         make: impl FnOnce() -> io::Result<T>,
         record: impl FnOnce(&mut Recording) -> Operation,
     ) -> io::Result<T> {
-        let mut recording = lock(&self.recording);
+        let mut recording = self.recording.lock();
         (self.before_each)(recording.changes());
         let made = make()?;
         let operation = record(&mut recording);
@@ -144,7 +146,7 @@ impl Storage for Recorder {
 
     fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
         let file = self.memory.join(path)?;
-        let number = *lock(&self.recording).seen.get(path).expect("the storage has just found it");
+        let number = *self.recording.lock().seen.get(path).expect("the storage has just found it");
         Ok(Box::new(RecordedJoined { recorder: self.clone(), number, file }))
     }
 
@@ -439,10 +441,6 @@ impl Luck {
 }
 
 /// A panic elsewhere in a test leaves nothing half done here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,10 +4,11 @@
 //! [`LAPSE`]; then whoever asks next gets it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::format::id::RecordId;
+use crate::truth_lock::{TruthGuard, TruthMutex};
 
 /// A session that puts nothing for so long loses what it has taken on.
 const LAPSE: Duration = Duration::from_secs(10);
@@ -48,7 +49,7 @@ pub(super) enum Taken {
 /// The claims of all sessions of a store.
 pub(super) struct Claims {
     clock: Clock,
-    table: Mutex<Table>,
+    table: TruthMutex<Table>,
 }
 
 #[derive(Default)]
@@ -86,11 +87,11 @@ impl Table {
 
 impl Claims {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, table: Mutex::default() }
+        Self { clock, table: TruthMutex::new("the claims", Table::default()) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> TruthGuard<'_, Table> {
+        self.table.lock()
     }
 
     /// Gives a record to a session, unless another has taken it on.

@@ -26,12 +26,13 @@ mod session;
 pub mod sink;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 
 use claims::Claims;
 pub use claims::Clock;
 pub use open::{InitOptions, OpenOptions, Reindexed};
 use open_packs::OpenPacks;
+use parking_lot::{Mutex, MutexGuard};
 pub(crate) use pins::Collecting;
 use pins::{CollectionLock, Move, PinSets};
 pub(crate) use publish::entry_record;
@@ -51,6 +52,7 @@ use crate::store::config::Config;
 use crate::store::damaged::{BadRecord, Damaged};
 use crate::store::index::{Change, Index};
 use crate::store::lock::StoreLock;
+use crate::truth_lock::{TruthGuard, TruthMutex, TruthRwLock};
 
 /// A store that this process owns.
 pub struct Store {
@@ -61,18 +63,18 @@ pub struct Store {
     index: Index,
     packs: PackSet,
     /// Packs that the index knows and whose files are gone.
-    missing: RwLock<Arc<Vec<PackRow>>>,
-    damaged: RwLock<Arc<Damaged>>,
+    missing: TruthRwLock<Arc<Vec<PackRow>>>,
+    damaged: TruthRwLock<Arc<Damaged>>,
     /// Packs that all sessions write.
     open_packs: Arc<OpenPacks>,
     claims: Claims,
     pin_sets: Arc<PinSets>,
     pub(crate) collection_lock: CollectionLock,
     /// Held from reading the index to changing it by what was read.
-    index_changes: Mutex<()>,
+    index_changes: TruthMutex<()>,
     maintenance: Mutex<()>,
     /// Packs that the index knows no more, and that may be on disk still.
-    forgotten: Mutex<Vec<PackRow>>,
+    forgotten: TruthMutex<Vec<PackRow>>,
     /// Packs are sealed when they have grown to this.
     pack_bytes: u64,
     metrics: Metrics,
@@ -144,8 +146,8 @@ impl Store {
     }
 
     /// Packs that the index knows no more, and that may be on disk still.
-    pub(crate) fn forgotten_packs(&self) -> MutexGuard<'_, Vec<PackRow>> {
-        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn forgotten_packs(&self) -> TruthGuard<'_, Vec<PackRow>> {
+        self.forgotten.lock()
     }
 
     /// The size at which packs are sealed.
@@ -155,12 +157,12 @@ impl Store {
 
     /// Waits for other operations on the whole store, and keeps them out.
     pub(crate) fn maintain(&self) -> Maintenance<'_> {
-        self.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
+        self.maintenance.lock()
     }
 
     /// Keeps all others from changing the index.
-    pub(crate) fn change_index(&self) -> MutexGuard<'_, ()> {
-        self.index_changes.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn change_index(&self) -> TruthGuard<'_, ()> {
+        self.index_changes.lock()
     }
 
     /// From now on sessions that end hand over what they count on.
@@ -188,7 +190,7 @@ impl Store {
 
     /// Packs that should be there and are not.
     pub fn missing_packs(&self) -> Arc<Vec<PackRow>> {
-        Arc::clone(&self.missing.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.missing.read())
     }
 
     /// Forgets packs that are gone, when what snapshots need of them is elsewhere or in the list of what is damaged: they
@@ -198,7 +200,7 @@ impl Store {
         let mut change = Change::default();
         self.missing_packs().iter().for_each(|row| change.forget_pack(row.id.number));
         self.index.apply(&change)?;
-        *self.missing.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        *self.missing.write() = Arc::default();
         Ok(())
     }
 
@@ -218,7 +220,7 @@ impl Store {
 
     /// What is known to be damaged now.
     pub fn damaged(&self) -> Arc<Damaged> {
-        Arc::clone(&self.damaged.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.damaged.read())
     }
 
     /// Replaces the list of damaged records, on disk first, and takes the newly damaged out of the index.
@@ -253,7 +255,7 @@ impl Store {
             }
         }
         self.index.apply(&change)?;
-        *self.damaged.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(damaged);
+        *self.damaged.write() = Arc::new(damaged);
         Ok(())
     }
 

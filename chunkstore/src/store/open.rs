@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
@@ -24,6 +26,7 @@ use crate::store::lock::StoreLock;
 use crate::store::pins::CollectionLock;
 use crate::store::reserve;
 use crate::store::{Adoption, Store, pack_row};
+use crate::truth_lock::{TruthMutex, TruthRwLock};
 
 /// How to make a store.
 #[derive(Clone, Debug, Default)]
@@ -125,15 +128,15 @@ impl Store {
             catalog,
             index: reconciled.index,
             packs,
-            missing: RwLock::new(Arc::new(reconciled.missing)),
-            damaged: RwLock::new(Arc::new(damaged)),
+            missing: TruthRwLock::new("the list of missing packs", Arc::new(reconciled.missing)),
+            damaged: TruthRwLock::new("the list of damaged records", Arc::new(damaged)),
             open_packs: Arc::default(),
             claims: Claims::new(options.clock.clone()),
             pin_sets: Arc::default(),
             collection_lock: CollectionLock::default(),
-            index_changes: Mutex::default(),
+            index_changes: TruthMutex::new("the index", ()),
             maintenance: Mutex::default(),
-            forgotten: Mutex::default(),
+            forgotten: TruthMutex::new("the list of forgotten packs", Vec::new()),
             pack_bytes: options.pack_bytes,
             metrics: Metrics::default(),
             _lock: lock,

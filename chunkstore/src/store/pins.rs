@@ -8,17 +8,25 @@
 //! decides what to condemn: from then on what is condemned has no place, so nobody comes to count on it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::RwLockReadGuard;
 
 use crate::error::{Error, Result};
 use crate::format::id::NodeId;
 use crate::pack::RecordLocation;
 use crate::store::marks::{Mark, PackMark, Seen};
+use crate::truth_lock::{TruthMutex, TruthRwLock, TruthWriteGuard};
 
 /// All pin_sets of an open store.
-#[derive(Default)]
 pub(crate) struct PinSets {
-    registry: Mutex<Registry>,
+    registry: TruthMutex<Registry>,
+}
+
+impl Default for PinSets {
+    fn default() -> Self {
+        Self { registry: TruthMutex::new("the pins", Registry::default()) }
+    }
 }
 
 #[derive(Default)]
@@ -36,9 +44,8 @@ struct HandedOver {
 }
 
 /// What one of the living counts on.
-#[derive(Default)]
 struct Pinned {
-    marks: Mutex<Mark>,
+    marks: TruthMutex<Mark>,
     /// Everything below these is needed.
     roots: Vec<NodeId>,
     /// Why it can't go on: something that it counts on was lost before it was durable.
@@ -56,8 +63,9 @@ impl PinSets {
     /// A new protection, of everything below these roots at first. It holds if afterwards the roots are found to be
     /// snapshots' still.
     pub(crate) fn protect(self: &Arc<Self>, roots: Vec<NodeId>) -> PinSet {
-        let protected = Arc::new(Pinned { roots, ..Pinned::default() });
-        let mut registry = lock(&self.registry);
+        let protected =
+            Arc::new(Pinned { marks: TruthMutex::new("pins", Mark::default()), roots, failure: OnceLock::new() });
+        let mut registry = self.registry.lock();
         registry.last_number += 1;
         let number = registry.last_number;
         registry.live.insert(number, Arc::clone(&protected));
@@ -66,14 +74,14 @@ impl PinSets {
 
     /// Lets those that end hand over what they count on, until the result is dropped.
     pub(crate) fn begin_collection(self: &Arc<Self>) -> Collecting {
-        lock(&self.registry).handed_over = Some(HandedOver::default());
+        self.registry.lock().handed_over = Some(HandedOver::default());
         Collecting { all: Arc::clone(self) }
     }
 
     /// Tells those that count on a pack's records that they are lost.
     pub(crate) fn fail(&self, pack: u32, error: &Error) {
-        for protected in lock(&self.registry).live.values() {
-            if lock(&protected.marks).pack(pack).is_some() {
+        for protected in self.registry.lock().live.values() {
+            if protected.marks.lock().pack(pack).is_some() {
                 let _ = protected.failure.set(again(error));
             }
         }
@@ -82,9 +90,9 @@ impl PinSets {
     /// Lets the pin_sets of records follow to other places of the same records, which the index has now. The gate
     /// must have been shut since: whoever looked the old place up has protected it by now.
     pub(crate) fn follow(&self, moves: &[Move]) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         for protected in registry.live.values() {
-            follow(&mut lock(&protected.marks), moves);
+            follow(&mut protected.marks.lock(), moves);
         }
         if let Some(handed_over) = &mut registry.handed_over {
             follow(&mut handed_over.marks, moves);
@@ -114,17 +122,17 @@ impl PinSet {
 
     /// Protects the record at a place. What was looked up must be protected before the gate is left.
     pub(crate) fn pin(&self, place: &RecordLocation) {
-        lock(&self.protected.marks).see(place);
+        self.protected.marks.lock().see(place);
     }
 
     /// Whether the record at a place is protected.
     pub(crate) fn has(&self, place: &RecordLocation) -> bool {
-        lock(&self.protected.marks).has(place)
+        self.protected.marks.lock().has(place)
     }
 
     /// Whether anything in a pack is protected.
     pub(crate) fn needs_pack(&self, number: u32) -> bool {
-        lock(&self.protected.marks).pack(number).is_some()
+        self.protected.marks.lock().pack(number).is_some()
     }
 
     /// Makes its owner's further work fail.
@@ -141,10 +149,10 @@ impl PinSet {
 
 impl Drop for PinSet {
     fn drop(&mut self) {
-        let mut registry = lock(&self.all.registry);
+        let mut registry = self.all.registry.lock();
         registry.live.remove(&self.number);
         if let Some(handed_over) = &mut registry.handed_over {
-            handed_over.marks.merge(&lock(&self.protected.marks));
+            handed_over.marks.merge(&self.protected.marks.lock());
             handed_over.roots.extend(&self.protected.roots);
         }
     }
@@ -158,30 +166,36 @@ pub(crate) struct Collecting {
 impl Collecting {
     /// The roots that are leased by the living, or were when they ended.
     pub(crate) fn roots(&self) -> Vec<NodeId> {
-        let registry = lock(&self.all.registry);
+        let registry = self.all.registry.lock();
         let ended = registry.handed_over.iter().flat_map(|handed_over| &handed_over.roots);
         registry.live.values().flat_map(|protected| &protected.roots).chain(ended).copied().collect()
     }
 
     /// Marks everything that the living count on, or did when they ended. The gate must be shut.
     pub(crate) fn merge_into(&self, mark: &mut Mark) {
-        let registry = lock(&self.all.registry);
-        registry.live.values().for_each(|protected| mark.merge(&lock(&protected.marks)));
+        let registry = self.all.registry.lock();
+        registry.live.values().for_each(|protected| mark.merge(&protected.marks.lock()));
         registry.handed_over.iter().for_each(|handed_over| mark.merge(&handed_over.marks));
     }
 }
 
 impl Drop for Collecting {
     fn drop(&mut self) {
-        lock(&self.all.registry).handed_over = None;
+        self.all.registry.lock().handed_over = None;
     }
 }
 
 /// Between those who look records up to count on them, and gc. Nobody passes it twice at a time.
-#[derive(Default)]
 pub(crate) struct CollectionLock {
-    collection_lock: RwLock<()>,
-    condemned: RwLock<Condemned>,
+    look_ups: TruthRwLock<()>,
+    condemned: TruthRwLock<Condemned>,
+}
+
+impl Default for CollectionLock {
+    fn default() -> Self {
+        let condemned = TruthRwLock::new("the condemned packs", Condemned::default());
+        Self { look_ups: TruthRwLock::new("what is condemned and pinned", ()), condemned }
+    }
 }
 
 /// Packs that are about to go, each with those of its records that are needed, and will have another place.
@@ -190,12 +204,12 @@ pub(crate) type Condemned = Arc<HashMap<u32, Arc<PackMark>>>;
 impl CollectionLock {
     /// Whoever looks records up to count on them holds this until they are protected.
     pub(crate) fn look_up(&self) -> RwLockReadGuard<'_, ()> {
-        self.collection_lock.read().unwrap_or_else(PoisonError::into_inner)
+        self.look_ups.read()
     }
 
     /// Keeps look-ups out. To be held shortly, without any work of the disk.
-    pub(crate) fn shut(&self) -> RwLockWriteGuard<'_, ()> {
-        self.collection_lock.write().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn shut(&self) -> TruthWriteGuard<'_, ()> {
+        self.look_ups.write()
     }
 
     /// Waits until every look-up that goes on now has ended.
@@ -205,17 +219,17 @@ impl CollectionLock {
 
     /// What is condemned now.
     pub(crate) fn condemned(&self) -> Condemned {
-        Arc::clone(&self.condemned.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.condemned.read())
     }
 
     /// Condemns packs. From here on only their needed records have places.
-    pub(crate) fn condemn(&self, packs: HashMap<u32, Arc<PackMark>>, _shut: &RwLockWriteGuard<'_, ()>) {
-        *self.condemned.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(packs);
+    pub(crate) fn condemn(&self, packs: HashMap<u32, Arc<PackMark>>, _shut: &TruthWriteGuard<'_, ()>) {
+        *self.condemned.write() = Arc::new(packs);
     }
 
     /// Forgets a condemned pack that is gone from the index and from the set of packs.
     pub(crate) fn is_gone(&self, number: u32) {
-        Arc::make_mut(&mut self.condemned.write().unwrap_or_else(PoisonError::into_inner)).remove(&number);
+        Arc::make_mut(&mut self.condemned.write()).remove(&number);
     }
 
     /// Spares what is still condemned. A pack whose records were forgotten stays without places by that alone; but a
@@ -244,8 +258,4 @@ pub(crate) fn again(error: &Error) -> Error {
         Error::Refused { what } => Error::refused(what),
         other => Error::refused(other.to_string()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

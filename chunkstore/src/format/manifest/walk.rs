@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::format::id::NodeId;
@@ -237,7 +239,7 @@ impl<'a> LeafReader<'a> {
     /// The leaf of a segment, if it was or is now read with others.
     fn leaf_ahead(&self, id: NodeId, segment: u64) -> Option<Leaf> {
         // Held while leaves are read: other threads are about to ask for the same ones.
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ahead = self.ahead.lock();
         if let Some(leaf) = ahead.get(id) {
             return Some(leaf);
         }
@@ -333,7 +335,7 @@ impl<'a> LeafReader<'a> {
     }
 
     fn inner_node(&self, id: NodeId) -> Result<Arc<Node>> {
-        if let Some(node) = self.inner.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+        if let Some(node) = self.inner.lock().get(&id) {
             return Ok(Arc::clone(node));
         }
         let node = Arc::new(self.source.node(id)?);
@@ -343,7 +345,7 @@ impl<'a> LeafReader<'a> {
             let leaves: Vec<NodeId> = inner.children().iter().map(|(_, leaf)| *leaf).collect();
             self.source.expect_nodes(&leaves);
         }
-        let mut kept = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.inner.lock();
         if kept.len() >= INNER_NODES_KEPT {
             kept.clear();
         }

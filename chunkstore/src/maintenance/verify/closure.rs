@@ -7,8 +7,9 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use parking_lot::Mutex;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -64,11 +65,11 @@ pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progre
     let closure = Closure::new(store, threads, progress);
     closure.walk(snapshots, &|_, place| {
         if let Some(place) = place {
-            lock(&mark).see(&place);
+            mark.lock().see(&place);
         }
         place.is_some()
     })?;
-    Ok(mark.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(mark.into_inner())
 }
 
 impl<'a> Closure<'a> {
@@ -93,16 +94,16 @@ impl<'a> Closure<'a> {
         self.walk(&partial, &|id, place| {
             match place {
                 Some(place) if is_good(&place) => return true,
-                None if !damaged.concerns(id) => lock(&self.lost).absent += 1,
+                None if !damaged.concerns(id) => self.lost.lock().absent += 1,
                 _ => self.lose(id),
             }
             false
         })?;
-        Ok(self.lost.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.lost.into_inner())
     }
 
     fn lose(&self, id: RecordId) {
-        let mut lost = lock(&self.lost);
+        let mut lost = self.lost.lock();
         if lost.ids.len() < LOST_MAX {
             lost.ids.insert(id);
         }
@@ -145,13 +146,13 @@ impl<'a> Closure<'a> {
         self.store.nodes(ids, &mut |position, node| {
             match node {
                 Ok(Node::Leaf(leaf)) => chunks.extend(leaf.chunks().map(|(_, id, _)| RecordId::from(id))),
-                Ok(Node::Inner(_)) => lock(&self.lost).malformed = true,
+                Ok(Node::Inner(_)) => self.lost.lock().malformed = true,
                 Err(Error::Damaged { .. }) => self.lose(ids[position].into()),
                 Err(error) => return Err(error),
             }
             Ok(())
         })?;
-        let new = lock(&self.remembered).new_ones(chunks.into_iter());
+        let new = self.remembered.lock().new_ones(chunks.into_iter());
         self.look_up(new, see)?;
         Ok(())
     }
@@ -182,7 +183,7 @@ impl Walker<'_> {
         self.closure.progress.check()?;
         let records = ids.iter().map(|id| RecordId::from(*id));
         let new = if height == 0 {
-            lock(&self.closure.remembered).new_ones(records)
+            self.closure.remembered.lock().new_ones(records)
         } else {
             records.filter(|id| self.entered.insert(*id)).collect()
         };
@@ -200,7 +201,7 @@ impl Walker<'_> {
                     let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
                     self.nodes(&children, height - 1)?;
                 }
-                Ok(_) => lock(&self.closure.lost).malformed = true,
+                Ok(_) => self.closure.lost.lock().malformed = true,
                 Err(Error::Damaged { .. }) => self.closure.lose((*id).into()),
                 Err(error) => return Err(error),
             }
@@ -253,8 +254,4 @@ impl Hasher for FirstBytes {
     fn finish(&self) -> u64 {
         self.0
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

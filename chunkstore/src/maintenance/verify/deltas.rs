@@ -2,8 +2,9 @@
 //! all deltas of a batch and bases are read in order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
+
+use parking_lot::Mutex;
 
 use crossbeam_channel::{Sender, bounded};
 
@@ -99,7 +100,7 @@ impl Batch {
                 self.check_portion(run.store, portion, &verdicts)?;
             }
         })?;
-        let verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let verdicts = verdicts.into_inner();
         for (block, verdicts) in self.blocks.iter().zip(verdicts) {
             findings.settle(run.store, &block.unit.pack, verdicts)?;
             run.progress.advance(block.bytes.len() as u64);
@@ -135,7 +136,7 @@ impl Batch {
         store.read_full(bases, &mut |group, base| {
             let found: Vec<_> =
                 groups[group].iter().map(|delta| (delta.block, self.check_delta(*delta, &base, &mut plain))).collect();
-            let mut verdicts = verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut verdicts = verdicts.lock();
             for (block, verdict) in found {
                 verdicts[block].push(verdict);
             }

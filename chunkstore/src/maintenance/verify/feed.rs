@@ -1,7 +1,9 @@
 //! Gives out the records of all packs, in order, in portions that are read with one call.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::vec::IntoIter;
+
+use parking_lot::Mutex;
 
 use super::Run;
 use super::findings::Findings;
@@ -97,7 +99,7 @@ impl<'a> Feed<'a> {
     /// The next records; `None` when all packs are through.
     pub(super) fn next(&self) -> Result<Option<Unit>> {
         self.run.progress.check()?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         loop {
             if let Some(unit) = state.take_unit() {
                 return Ok(Some(unit));

@@ -1,7 +1,8 @@
 //! What the passes over the packs find out: which records are good, which are not, and what is wrong with packs.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::VerifyReport;
 use super::feed::OpenPack;
@@ -100,7 +101,7 @@ impl Findings {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Notes a pack that was opened.
@@ -243,7 +244,7 @@ impl Findings {
 
     /// Writes everything into a report. `entries` are those that the catalog has.
     pub(super) fn report(self, store: &Store, entries: &HashSet<RecordId>, report: &mut VerifyReport) -> Result<()> {
-        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.into_inner();
         state.bad.sort_unstable_by_key(|bad| bad.record);
         report.packs = state.packs.len() as u64;
         report.records = state.records;

@@ -13,8 +13,10 @@ mod tests;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 use imago::{FormatAccess, Mapping};
 
@@ -115,7 +117,7 @@ impl Qcow2Source {
         if self.imago_bytes.load(Ordering::Relaxed) <= IMAGO_BYTES_MAX {
             return Ok(());
         }
-        let _alone = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.in_use.write();
         if self.imago_bytes.swap(0, Ordering::Relaxed) <= IMAGO_BYTES_MAX {
             return Ok(());
         }
@@ -140,7 +142,7 @@ impl DiskSource for Qcow2Source {
 
     fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
         self.bound_caches()?;
-        let _in_use = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
+        let _in_use = self.in_use.read();
         let mut position = offset;
         let mut found: Option<Range<u64>> = None;
         while position < self.size_bytes {
@@ -165,7 +167,7 @@ impl DiskSource for Qcow2Source {
             return Err(Error::invalid(format!("{} ends before offset {offset} + {}", self.name(), buf.len())));
         }
         self.bound_caches()?;
-        let _in_use = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
+        let _in_use = self.in_use.read();
         let mut done_bytes = 0;
         while done_bytes < buf.len() {
             done_bytes += self.read_piece(&mut buf[done_bytes..], offset + done_bytes as u64)?;

@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::PoisonError;
 
 use imago::Mapping;
 use rustix::io::Errno;
@@ -75,7 +74,7 @@ impl Overlay {
     /// The first range within these bounds that the image itself has; it may reach past them.
     pub(crate) fn next_own(&self, bounds: Range<u64>) -> Result<Option<Range<u64>>> {
         self.own.bound_caches()?;
-        let _in_use = self.own.in_use.read().unwrap_or_else(PoisonError::into_inner);
+        let _in_use = self.own.in_use.read();
         let mut at = bounds.start;
         let mut found: Option<Range<u64>> = None;
         while at < bounds.end {

@@ -15,7 +15,7 @@ use crate::format::id::ChunkId;
 use crate::format::record::{Kind, Record};
 use crate::maintenance::gc;
 use crate::progress::Progress;
-use crate::storage::memory::MemStorage;
+use crate::storage::in_memory::MemStorage;
 use crate::storage::{AppendFile, Listing, ReadFile, Storage};
 use crate::store::crash_tests::new_storage;
 use crate::store::{OpenOptions, Store};

@@ -27,7 +27,7 @@ impl<'a> Kept<'a> {
     fn keep(&self, id: RecordId, place: Option<RecordLocation>) -> Option<RecordLocation> {
         let place = place?;
         self.files.note(self.store.packs().row(place.pack).map(|row| row.id).into_iter());
-        self.places.lock().unwrap().insert(id, place);
+        self.places.lock().insert(id, place);
         Some(place)
     }
 }
@@ -35,7 +35,7 @@ impl<'a> Kept<'a> {
 impl Locator for Kept<'_> {
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let find = |id: &RecordId| {
-            let kept = self.places.lock().unwrap().get(id).copied();
+            let kept = self.places.lock().get(id).copied();
             Ok(match kept {
                 Some(place) => Some(place),
                 None => self.keep(*id, self.store.places(&[*id])?[0]),
