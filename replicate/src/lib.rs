@@ -3,8 +3,6 @@
 //! One process owns a store ([`rpc::server`]); everyone else speaks to it ([`rpc::client`]) over a unix socket, TLS or ssh, and
 //! can't tell them apart. [`transfer`] brings snapshots from one store to another. PROTOCOL.md describes every byte.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub mod owner;
 pub mod remotes;
 pub mod repair;
@@ -13,8 +11,3 @@ pub mod transfer;
 
 /// This program and its version, as it introduces itself.
 pub const PROGRAM: &str = concat!("vmstore ", env!("CARGO_PKG_VERSION"));
-
-/// Locks a mutex whose content is whole whatever its holders do.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -7,11 +7,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunkstore::retry::Backoff;
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
@@ -233,7 +234,7 @@ impl Reconnecting {
     /// # Errors
     /// As [`connect`].
     pub fn client(&self) -> Result<Client> {
-        let mut client = crate::lock(&self.client);
+        let mut client = self.client.lock();
         if client.has_ended() {
             tracing::info!("the store's owner has ended; connecting to another");
             *client = self.runtime.block_on(connect_with(&self.dir, Some(&self.starter), &self.packs))?;
@@ -257,7 +258,7 @@ impl Reconnecting {
 impl Reconnecting {
     /// Whether there is an owner that can be asked at once.
     fn is_connected(&self) -> bool {
-        self.client.try_lock().is_ok_and(|client| !client.has_ended())
+        self.client.try_lock().is_some_and(|client| !client.has_ended())
     }
 }
 

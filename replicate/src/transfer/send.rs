@@ -4,8 +4,8 @@
 //! another sender has taken on is asked for again in the end.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chunkstore::format::codec::{Codec, Encoder};
@@ -14,6 +14,7 @@ use chunkstore::format::record::{HEADER_BYTES, Record};
 use chunkstore::progress::Progress;
 use chunkstore::store::sink::Claim;
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -48,11 +49,11 @@ pub(super) struct Seen {
 
 impl Seen {
     fn has(&self, id: RecordId) -> bool {
-        crate::lock(&self.ids).contains(&id)
+        self.ids.lock().contains(&id)
     }
 
     fn add(set: &Mutex<HashSet<RecordId>>, ids: impl IntoIterator<Item = RecordId>) {
-        let mut set = crate::lock(set);
+        let mut set = set.lock();
         if set.len() > SEEN_MAX {
             set.clear();
         }
@@ -61,7 +62,7 @@ impl Seen {
 
     /// In a dry run: the receiver would have the snapshot by now.
     pub(super) fn publish_planned(&self) {
-        let planned = std::mem::take(&mut *crate::lock(&self.planned_full));
+        let planned = std::mem::take(&mut *self.planned_full.lock());
         Self::add(&self.full, planned);
     }
 }
@@ -105,7 +106,7 @@ impl Sending {
         loop {
             self.progress.check()?;
             self.tell();
-            let elsewhere = crate::lock(&self.elsewhere).len();
+            let elsewhere = self.elsewhere.lock().len();
             if elsewhere == 0 {
                 decided_last = Instant::now();
             } else if decided_last.elapsed() > ELSEWHERE_TIME_MAX {
@@ -130,7 +131,7 @@ impl Sending {
                 Some(done) = tasks.join_next() => done.map_err(|_| failed())??,
                 Some(decided) = asking.join_next() => {
                     let wanted = decided.map_err(|_| failed())??;
-                    if crate::lock(&self.elsewhere).len() < elsewhere {
+                    if self.elsewhere.lock().len() < elsewhere {
                         decided_last = Instant::now();
                     }
                     if !wanted.is_empty() {
@@ -166,7 +167,7 @@ impl Sending {
                 Claim::Present => present.push(candidate.id),
                 Claim::Yours => wanted.push(Wanted { candidate, whole: false }),
                 Claim::YoursWhole => wanted.push(Wanted { candidate, whole: true }),
-                Claim::Elsewhere => drop(crate::lock(&self.elsewhere).insert((request, position), candidate)),
+                Claim::Elsewhere => drop(self.elsewhere.lock().insert((request, position), candidate)),
             }
         }
         Seen::add(&self.seen.ids, present);
@@ -189,7 +190,7 @@ impl Sending {
             sleep(STEP).await;
         }
         for Decided { request, position, claim } in decided {
-            let candidate = crate::lock(&self.elsewhere).remove(&(request, position));
+            let candidate = self.elsewhere.lock().remove(&(request, position));
             // An answer to a claim may be overtaken by what became of it.
             let Some(candidate) = candidate else { continue };
             match claim {
@@ -309,7 +310,7 @@ impl Sending {
     async fn full_at_sink(&self, ids: &HashSet<RecordId>) -> Result<HashSet<RecordId>> {
         let (mut full, mut unknown) = (HashSet::new(), Vec::new());
         for id in ids {
-            if crate::lock(&self.seen.full).contains(id) {
+            if self.seen.full.lock().contains(id) {
                 full.insert(*id);
             } else {
                 unknown.push(*id);

@@ -4,7 +4,6 @@
 //! the environment; it never appears in messages, logs or `Debug` output.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chunkstore::catalog::name::ImageName;
 use chunkstore::{Error, Result};
@@ -129,10 +128,6 @@ impl Grant {
 }
 
 /// Locks what is whole whatever its holders do.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{Grant, locked};
+use super::Grant;
 use crate::rpc::private_file::{self, KeepOut};
 
 /// The file's name in a store.
@@ -104,7 +104,7 @@ impl Quota {
 
     /// The file is read when it is first needed.
     fn with_state<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        let mut state = locked(&self.state);
+        let mut state = self.state.lock();
         let state = match &mut *state {
             Some(state) => state,
             unread => unread.insert(State { used: self.read()?, unsaved_bytes: 0 }),
@@ -126,7 +126,7 @@ impl Quota {
 
 impl Drop for Quota {
     fn drop(&mut self) {
-        let unsaved = locked(&self.state).as_ref().is_some_and(|state| state.unsaved_bytes > 0);
+        let unsaved = self.state.lock().as_ref().is_some_and(|state| state.unsaved_bytes > 0);
         if unsaved && let Err(error) = self.save() {
             tracing::warn!("what tokens have stored could not be written down: {error}");
         }

@@ -7,13 +7,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use chunkstore::{Error, Result};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{Grant, ImagePattern, Role, Token, TokenHash, locked};
+use super::{Grant, ImagePattern, Role, Token, TokenHash};
 use crate::rpc::private_file::{self, Changing, KeepOut};
 
 /// The file's name in a store.
@@ -175,7 +176,7 @@ impl TokenFile {
     }
 
     fn tokens(&self) -> Result<Arc<Vec<TokenEntry>>> {
-        let mut known = locked(&self.known);
+        let mut known = self.known.lock();
         // Before the content, so that what changes in between is noticed the next time.
         let Some(stamp) = Stamp::of(&self.path)? else {
             *known = None;

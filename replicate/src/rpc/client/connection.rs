@@ -1,12 +1,13 @@
 //! One connection: sends requests, and gives the frames of each answer to whoever waits for them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chunkstore::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -249,7 +250,7 @@ pub(crate) fn broken(what: impl Into<String>) -> Error {
 
 impl Shared {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     fn register(&self) -> Result<(u32, UnboundedReceiver<Unread>)> {

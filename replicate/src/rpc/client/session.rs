@@ -2,7 +2,6 @@
 //! safe from gc until it ends.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use chunkstore::Result;
@@ -12,6 +11,7 @@ use chunkstore::format::id::{EntryId, RecordId};
 use chunkstore::format::record::Record;
 use chunkstore::pack::direct_writer::DirectWriter;
 use chunkstore::store::sink::Claim;
+use parking_lot::Mutex;
 
 use super::Client;
 use super::connection::{Answer, broken};
@@ -196,7 +196,7 @@ impl ClientSession {
     async fn put_batch(&self, batch: RecordBatch) -> Result<()> {
         let answer = self.put(batch).await?;
         let oldest = {
-            let mut unanswered = crate::lock(&self.unanswered);
+            let mut unanswered = self.unanswered.lock();
             unanswered.push_back(answer);
             if unanswered.len() > UNANSWERED_MAX { unanswered.pop_front() } else { None }
         };
@@ -211,7 +211,7 @@ impl ClientSession {
     /// # Errors
     /// If it has not taken some of it.
     pub(crate) async fn settle(&self) -> Result<()> {
-        let unanswered = std::mem::take(&mut *crate::lock(&self.unanswered));
+        let unanswered = std::mem::take(&mut *self.unanswered.lock());
         for answer in unanswered {
             expect_done(&answer.reply().await?)?;
         }

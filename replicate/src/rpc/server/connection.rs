@@ -1,10 +1,11 @@
 //! One connection: admits its client, reads its requests, and writes the answers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use tokio::io::{BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -213,7 +214,7 @@ impl Welcomed {
         // Nobody waits for the answers; work on the store itself is not cut short, but its result is dropped.
         requests.shutdown().await;
         // Not on a thread that drives connections: a session that ends may wait for the disk.
-        let sessions = std::mem::take(&mut *crate::lock(&connection.sessions));
+        let sessions = std::mem::take(&mut *connection.sessions.lock());
         let _ = tokio::task::spawn_blocking(move || drop(sessions)).await;
         drop(connection);
         let _ = writing.await;
@@ -281,7 +282,7 @@ impl Connection {
     }
 
     fn add(&self, id: SessionId, session: Arc<Session>) -> Result<()> {
-        let mut sessions = crate::lock(&self.sessions);
+        let mut sessions = self.sessions.lock();
         if sessions.len() >= SESSIONS_MAX {
             return Err(Error::refused(format!("a connection has at most {SESSIONS_MAX} sessions")));
         }
@@ -293,12 +294,12 @@ impl Connection {
     }
 
     pub(super) fn session(&self, id: SessionId) -> Result<Arc<Session>> {
-        crate::lock(&self.sessions).get(&id).cloned().ok_or_else(|| Error::not_found("the session"))
+        self.sessions.lock().get(&id).cloned().ok_or_else(|| Error::not_found("the session"))
     }
 
     /// Ends a session, for this connection.
     pub(super) fn end(&self, id: SessionId) -> Option<Arc<Session>> {
-        crate::lock(&self.sessions).remove(&id)
+        self.sessions.lock().remove(&id)
     }
 
     /// Sends part of an answer.

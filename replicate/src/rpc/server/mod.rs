@@ -14,11 +14,12 @@ mod sessions;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chunkstore::store::Store;
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, timeout};
 
@@ -142,7 +143,7 @@ impl Server {
 
     /// For how long nobody has been connected.
     fn idle_time(&self) -> Option<Duration> {
-        let last_used = *crate::lock(&self.last_used);
+        let last_used = *self.last_used.lock();
         (self.connections.load(Ordering::SeqCst) == 0).then(|| last_used.elapsed())
     }
 
@@ -185,7 +186,7 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        *crate::lock(&self.0.last_used) = Instant::now();
+        *self.0.last_used.lock() = Instant::now();
         self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -197,7 +198,7 @@ struct Unauthenticated(Mutex<std::collections::VecDeque<tokio::task::AbortHandle
 impl Unauthenticated {
     /// Adds one; the oldest goes if there are too many.
     fn add(&self, stranger: tokio::task::AbortHandle) {
-        let mut strangers = crate::lock(&self.0);
+        let mut strangers = self.0.lock();
         strangers.retain(|stranger| !stranger.is_finished());
         strangers.push_back(stranger);
         if strangers.len() > STRANGERS_MAX

@@ -1,7 +1,7 @@
 //! Sessions at the owner: what a client writes, and what it counts on.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use chunkstore::store::sink::Claim;
 use chunkstore::store::{Store, WriteSession};
 use chunkstore::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 
 use super::Server;
 use super::rights;
@@ -56,7 +57,7 @@ impl Default for Flushes {
 
 impl Flushes {
     fn begin(&self, store: Arc<Store>) {
-        let mut flushes = crate::lock(&self.0);
+        let mut flushes = self.0.lock();
         let Some(flushes) = &mut *flushes else { return };
         flushes.retain(|flush| !flush.is_finished());
         flushes.push(std::thread::spawn(move || {
@@ -68,7 +69,7 @@ impl Flushes {
 
     /// Waits for all that have begun, and lets none begin any more: a process that ends beneath one may crash.
     pub(super) fn finish(&self) {
-        let flushes = crate::lock(&self.0).take();
+        let flushes = self.0.lock().take();
         for flush in flushes.into_iter().flatten() {
             let _ = flush.join();
         }
@@ -115,7 +116,7 @@ impl Session {
     pub(super) fn claim(&self, request: u32, ids: &[RecordId]) -> Result<Vec<Claim>> {
         self.check_writes()?;
         let claims = self.writer.claim(ids)?;
-        let mut elsewhere = crate::lock(&self.elsewhere);
+        let mut elsewhere = self.elsewhere.lock();
         for (position, (id, claim)) in ids.iter().zip(&claims).enumerate() {
             if *claim == Claim::Elsewhere {
                 elsewhere.push(Waiting { request, position: position as u32, id: *id });
@@ -129,10 +130,10 @@ impl Session {
 
     /// What became of records that were elsewhere; nothing, if nothing is known yet.
     pub(super) fn decided(&self) -> Result<Vec<(u32, u32, Claim)>> {
-        let looked_at: Vec<Waiting> = crate::lock(&self.elsewhere).iter().take(AWAIT_LOOKED_AT).copied().collect();
+        let looked_at: Vec<Waiting> = self.elsewhere.lock().iter().take(AWAIT_LOOKED_AT).copied().collect();
         let ids: Vec<_> = looked_at.iter().map(|waiting| waiting.id).collect();
         let claims = self.writer.claim(&ids)?;
-        let mut elsewhere = crate::lock(&self.elsewhere);
+        let mut elsewhere = self.elsewhere.lock();
         let looked_at_now = looked_at.len().min(elsewhere.len());
         let rest = elsewhere.split_off(looked_at_now);
         let (still, decided): (Vec<_>, Vec<_>) =
@@ -262,14 +263,14 @@ impl Server {
     }
 
     pub(super) fn register(&self, session: &Arc<Session>) {
-        let mut sessions = crate::lock(&self.sessions);
+        let mut sessions = self.sessions.lock();
         sessions.retain(|_, session| session.strong_count() > 0);
         sessions.insert(session.secret, Arc::downgrade(session));
     }
 
     /// The session with this secret, if it has not ended.
     pub(super) fn session(&self, secret: SessionSecret) -> Result<Arc<Session>> {
-        let session = crate::lock(&self.sessions).get(&secret).and_then(std::sync::Weak::upgrade);
+        let session = self.sessions.lock().get(&secret).and_then(std::sync::Weak::upgrade);
         session.ok_or_else(|| Error::not_found("the session"))
     }
 

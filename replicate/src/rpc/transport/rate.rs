@@ -2,9 +2,9 @@
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 /// So much may pass at once after a pause, in time at the limited rate.
@@ -46,12 +46,12 @@ impl RateLimit {
 
     /// Whether something waits that was slower than the link.
     pub(crate) fn holds_back(&self) -> bool {
-        *self.paid.lock().unwrap_or_else(PoisonError::into_inner) > Instant::now()
+        *self.paid.lock() > Instant::now()
     }
 
     /// Notes that bytes pass, and tells when they may.
     fn book(&self, bytes: u64, now: Instant) -> Instant {
-        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paid = self.paid.lock();
         let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
         *paid = match self.bytes_per_s.load(Ordering::Relaxed) {
             0 => start,
