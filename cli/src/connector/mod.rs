@@ -9,7 +9,7 @@ mod runtime;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chunkstore::Error;
@@ -19,6 +19,7 @@ use chunkstore::store::config::Config;
 use chunkstore::store::{OpenOptions, Reindexed, Store};
 use fusefs::mounts::refuse_on_view;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use replicate::owner::{self, Reconnecting, Starter};
 use replicate::rpc::client::Client;
 use replicate::rpc::server::{ServeOptions, Server};
@@ -116,7 +117,7 @@ impl Connector {
 
     /// The sockets that systemd opened for this process; once.
     pub(crate) fn take_inherited(&self) -> Vec<Inherited> {
-        std::mem::take(&mut *self.inherited.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.inherited.lock())
     }
 
     /// After how long without clients an owner ends, if that was told.
