@@ -9,8 +9,7 @@ use crate::catalog::lease;
 use crate::format::limits::{PACK_NUMBER_MAX, PLAIN_BYTES_MAX, STORED_BYTES_MAX};
 use crate::pack::{self, Inventory};
 use crate::pack::{PackRow, RecordLocation};
-use crate::storage::Storage;
-use crate::storage::in_memory::MemStorage;
+use crate::storage::{MemStorage, Storage};
 
 /// A lease's file.
 pub fn lease(file: &[u8]) -> bool {

@@ -18,11 +18,8 @@
     )
 )]
 
-#[cfg(test)]
-extern crate self as chunkstore;
-
 pub mod catalog;
-pub mod error;
+mod error;
 pub mod format;
 #[cfg(any(test, feature = "test-util"))]
 pub mod fuzzing;
@@ -31,14 +28,16 @@ pub mod maintenance;
 pub mod metrics;
 pub mod pack;
 mod parallel;
-pub mod progress;
+mod progress;
 pub mod restore;
-pub mod retry;
+mod retry;
 pub mod source;
 pub mod storage;
 pub mod store;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 pub mod truth_lock;
 
 pub use error::{Error, Result};
+pub use progress::Progress;
+pub use retry::Backoff;

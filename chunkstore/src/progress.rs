@@ -1,8 +1,13 @@
 //! What a long operation tells while it runs, and how it is asked to stop.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use crate::error::{Error, Result};
+
+/// [`Progress::sleep`] checks this often whether a stop was asked for.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Counters that a long operation raises and a caller may watch from another thread, and a request to stop.
 #[derive(Debug, Default)]
@@ -72,5 +77,22 @@ impl Progress {
     /// [`Error::Interrupted`] if a stop was asked for.
     pub fn check(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// Sleeps for `delay`, in parts.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] soon after a stop was asked for.
+    pub fn sleep(&self, delay: Duration) -> Result<()> {
+        let mut left = delay;
+        loop {
+            self.check()?;
+            if left.is_zero() {
+                return Ok(());
+            }
+            let part = left.min(CHECK_EVERY);
+            thread::sleep(part);
+            left -= part;
+        }
     }
 }

@@ -4,14 +4,10 @@
 //! how many there are: a caller that gives up after some time passes what is left of it, by its own clock.
 //! ARCHITECTURE.md lists which layer retries what.
 
-use std::thread;
 use std::time::Duration;
 
 use crate::error::Result;
 use crate::progress::Progress;
-
-/// A sleeping thread looks this often whether it is asked to stop.
-const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// The delays between attempts, without end.
 #[derive(Clone, Debug)]
@@ -49,30 +45,13 @@ impl Backoff {
     /// # Errors
     /// [`Error::Interrupted`](crate::Error::Interrupted) soon after a stop was asked for.
     pub fn sleep(&mut self, progress: &Progress) -> Result<()> {
-        sleep(self.next_delay(), progress)
-    }
-}
-
-/// Sleeps, in parts.
-///
-/// # Errors
-/// [`Error::Interrupted`](crate::Error::Interrupted) soon after a stop was asked for.
-pub fn sleep(delay: Duration, progress: &Progress) -> Result<()> {
-    let mut left = delay;
-    loop {
-        progress.check()?;
-        if left.is_zero() {
-            return Ok(());
-        }
-        let part = left.min(CHECK_EVERY);
-        thread::sleep(part);
-        left -= part;
+        progress.sleep(self.next_delay())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::iter;
+    use std::{iter, thread};
 
     use super::*;
     use crate::Error;

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chunkstore::catalog::name::{ImageName, SnapshotTime};
-use chunkstore::catalog::{IngestReport, Presence, Snapshot};
+use chunkstore::catalog::{ImageName, IngestReport, Presence, Snapshot, SnapshotTime};
 use jiff::Timestamp;
 use serde::Serialize;
 

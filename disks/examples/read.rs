@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::ChunkSource;
 use chunkstore::store::{OpenOptions, Store};
 use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use disks::snapshot::SnapshotDisk;

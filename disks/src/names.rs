@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use chunkstore::Result;
-use chunkstore::catalog::lease::Lease;
-use chunkstore::catalog::name::{ImageName, SnapshotName};
-use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::catalog::{Catalog, ImageName, Lease, Snapshot, SnapshotName};
 
 /// Lists and opens snapshots. Calls return soon.
 pub trait Names: Send + Sync {

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::{ImageName, SnapshotTime};
+use chunkstore::catalog::{ImageName, Snapshot, SnapshotTime};
 use chunkstore::{Error, Result};
 use fuser::{FileAttr, FileType, INodeNo};
 

@@ -8,9 +8,8 @@ use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::{ImageName, SnapshotName};
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{ImageName, Snapshot, SnapshotName};
+use chunkstore::format::EntryId;
 
 use crate::open_disk::OpenDisk;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::catalog::{ImageName, SnapshotName, SnapshotTime};
 use chunkstore::{Error, Result};
 
 use crate::inodes::{Node, SnapshotFile};

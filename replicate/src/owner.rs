@@ -10,17 +10,14 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunkstore::retry::Backoff;
-use chunkstore::{Error, Result};
+use chunkstore::{Backoff, Error, Result};
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Chunk, ChunkId, NodeId, RecordId};
 use tokio::runtime::Handle;
 
 use crate::rpc::address::Address;

@@ -6,14 +6,11 @@
 use std::collections::{HashMap, HashSet};
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::format::id::{NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::{Kind, Record};
-use chunkstore::pack::record_reader::check_plain;
-use chunkstore::progress::Progress;
-use chunkstore::store::sink::{Claim, Sink};
-use chunkstore::{Error, Result};
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Kind, NodeId, Record, RecordId};
+use chunkstore::pack::check_plain;
+use chunkstore::store::{Claim, Sink};
+use chunkstore::{Error, Progress, Result};
 use serde::Serialize;
 
 use crate::rpc::client::{Arrived, Bases, Client, ClientSession, decode};

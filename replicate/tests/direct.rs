@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
-#[path = "../../chunkstore/src/format/manifest/chunk_source/contract.rs"]
-mod contract;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,23 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use chunkstore::Error;
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, NodeId, PackId, RecordId};
+use chunkstore::catalog::{Snapshot, SnapshotName};
 use chunkstore::format::limits::STORED_BYTES_MAX;
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::{Header, Kind as RecordKind, Record};
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{ChunkId, Codec, Header, Kind as RecordKind, NodeId, PackId, Record, RecordId};
 use chunkstore::ingest::{Base, IngestInto, IngestOptions};
-use chunkstore::pack::Class;
-use chunkstore::pack::direct_writer::Extent;
-use chunkstore::pack::direct_writer::ExtentAllocator;
-use chunkstore::progress::Progress;
-use chunkstore::source::Source;
-use chunkstore::source::mem_disk::MemDisk;
-use chunkstore::store::sink::{Like, Sink};
+use chunkstore::pack::{Class, Extent, ExtentAllocator};
+use chunkstore::source::{MemDisk, Source};
+use chunkstore::store::{Like, Sink};
+use chunkstore::testing::contract;
+use chunkstore::{Error, Progress};
 use common::{Site, local, night, noise, read_back};
 use replicate::rpc::client::{Client, ClientSession, Link, Packs};
 use replicate::rpc::server::serve_stream;
@@ -101,10 +92,10 @@ fn a_client_that_reads_packs_keeps_the_contract_and_moves_no_records() {
     let before = owned.site.store.catalog().read(&night("web01", 0)).unwrap().entry().root.unwrap();
     let root = snapshot.entry().root.unwrap();
     let (client, _serving) = owned.direct();
-    contract::contract(&client, &chunks_of(&client, root), &[before, root]);
+    contract::chunk_source(&client, &chunks_of(&client, root), &[before, root]);
     assert_eq!(client.meter().record_bytes(), 0, "all that is there was read beside the owner");
     let (client, _serving) = owned.client(&Link::default());
-    contract::contract(&client, &chunks_of(&client, root), &[before, root]);
+    contract::chunk_source(&client, &chunks_of(&client, root), &[before, root]);
     assert!(client.meter().record_bytes() > 0);
 }
 

@@ -9,11 +9,8 @@ use std::time::Duration;
 
 use chunkstore::Error;
 use chunkstore::catalog::Snapshot;
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, EntryId, NodeId, RecordId};
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::manifest::{self, Node};
-use chunkstore::format::record::{Kind as RecordKind, Record};
+use chunkstore::format::manifest::{self, ChunkSource, Node};
+use chunkstore::format::{ChunkId, Codec, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
 use common::{Site, local, night, noise, push_all, read_back, run};
 use replicate::rpc::client::{Client, ClientSession, Link};
 use replicate::rpc::wire::{ForStream, Frame, Hello, Ids, Kind, Prefixes, Purpose, Request, SessionId};
@@ -125,7 +122,7 @@ fn lies() -> Vec<(&'static str, Record)> {
     wrong_id.header.id = ChunkId::of(b"another content").into();
     let bomb = |plain: usize, said: usize| {
         let bytes = vec![0; plain];
-        let payload = chunkstore::format::codec::Encoder::new(1).plain(&bytes).1;
+        let payload = chunkstore::format::Encoder::new(1).plain(&bytes).1;
         Record::new(RecordKind::Chunk, ChunkId::of(&bytes).into(), said, Codec::Zstd, payload, None)
     };
     let base: RecordId = ChunkId::of(b"a base that is nowhere").into();
@@ -134,7 +131,7 @@ fn lies() -> Vec<(&'static str, Record)> {
     let entry =
         Record::new(RecordKind::Entry, EntryId::of(entry).into(), entry.len(), Codec::Raw, entry.to_vec(), None);
     let not_a_node = b"not a node".to_vec();
-    let id = chunkstore::format::id::NodeId::of(&not_a_node).into();
+    let id = chunkstore::format::NodeId::of(&not_a_node).into();
     vec![
         ("wrong id", wrong_id),
         ("larger than it says", bomb(1 << 20, 1000)),

@@ -9,14 +9,13 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use chunkstore::Progress;
 use chunkstore::catalog::Snapshot;
-use chunkstore::format::id::RecordId;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::manifest::{self, Node};
+use chunkstore::format::RecordId;
+use chunkstore::format::manifest::{self, ChunkSource, Node};
 use chunkstore::maintenance::repair::RepairReport;
 use chunkstore::maintenance::verify::VerifyReport;
 use chunkstore::pack::{self, Class};
-use chunkstore::progress::Progress;
 use common::{Site, night, noise};
 use replicate::repair::{Far, Fetched, fetch};
 use replicate::rpc::client::Client;

@@ -192,7 +192,7 @@ async fn several_senders_of_the_same_send_each_chunk_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_that_cut_otherwise_are_refused() {
     let from = with_nights(1);
-    let params = chunkstore::format::chunker::ChunkParams { avg_bytes: 16 << 10, ..small_params() };
+    let params = chunkstore::format::ChunkParams { avg_bytes: 16 << 10, ..small_params() };
     let to = Site::with_params(2, params);
     let refused = try_transfer(&from, to.client().await, &push_all()).await.unwrap_err();
     assert!(matches!(refused, Error::Refused { .. }) && refused.to_string().contains("init --like"), "{refused}");

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::label;
 use crate::catalog::name::{ImageName, SnapshotName, SnapshotTime};
 use crate::error::{Error, Result};
-use crate::format::id::NodeId;
+use crate::format::NodeId;
 use crate::format::limits::{ENTRY_BYTES_MAX, IMAGE_BYTES_MAX, LABELS_MAX};
-use crate::format::manifest::compare::Tree;
+use crate::format::manifest::Tree;
 
 /// The reason of a hold that a person asked for without giving one.
 pub const DEFAULT_HOLD: &str = "operator";

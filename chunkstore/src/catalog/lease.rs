@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, Snapshot};
 use crate::error::{Error, Result};
-use crate::format::id::NodeId;
+use crate::format::NodeId;
 
 /// Directory of the leases in a store.
-pub const DIR: &str = "leases";
+pub(crate) const DIR: &str = "leases";
 const SUFFIX: &str = ".lease";
 const ASIDE_SUFFIX: &str = ".lease.tmp";
 const HEAD: &str = "vmstore-lease 1\n";

@@ -8,7 +8,6 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
 use crate::error::{Error, Result};
 use crate::format::limits::CATALOG_FILE_BYTES_MAX;
 use crate::storage::quarantine;
@@ -19,8 +18,8 @@ use crate::truth_lock::{TruthGuard, TruthMutex};
 pub mod boot_order;
 mod entry;
 pub mod label;
-pub mod lease;
-pub mod name;
+pub(crate) mod lease;
+mod name;
 pub mod retention;
 mod snapshot;
 #[cfg(test)]
@@ -28,6 +27,8 @@ pub(crate) mod tests;
 mod tombstone;
 
 pub use entry::{DEFAULT_HOLD, Entry, Extra, IngestReport, Presence, State};
+pub use lease::Lease;
+pub use name::{At, ImageName, Selector, SnapshotName, SnapshotTime};
 pub use snapshot::Snapshot;
 pub use tombstone::{Announced, Tombstone};
 use tombstone::{Announcements, tombstone};
@@ -392,7 +393,11 @@ impl Catalog {
 
     /// Forgets a removed snapshot, unless a pack may still repeat its entry: `is_repeated` is asked while no snapshot
     /// can be announced. The tombstone of one that is being published stays.
-    pub fn clear_tombstone(&self, tombstone: &Tombstone, is_repeated: impl FnOnce() -> Result<bool>) -> Result<()> {
+    pub(crate) fn clear_tombstone(
+        &self,
+        tombstone: &Tombstone,
+        is_repeated: impl FnOnce() -> Result<bool>,
+    ) -> Result<()> {
         let announcements = self.change();
         if announcements.has(tombstone) || is_repeated()? {
             return Ok(());

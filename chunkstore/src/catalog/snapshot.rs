@@ -13,7 +13,7 @@
 use super::entry::{Entry, State};
 use crate::catalog::name::SnapshotName;
 use crate::error::{Error, Result};
-use crate::format::id::EntryId;
+use crate::format::EntryId;
 use crate::format::limits::CATALOG_FILE_BYTES_MAX;
 
 const MAGIC: &str = "vmstore-snapshot";

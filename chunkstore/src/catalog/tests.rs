@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
 use super::*;
-use crate::format::id::NodeId;
-use crate::storage::in_memory::MemStorage;
+use crate::format::NodeId;
+use crate::storage::MemStorage;
 use crate::storage::power_cut::{Arrived, Recorder};
 
 pub(crate) fn name(name: &str) -> SnapshotName {

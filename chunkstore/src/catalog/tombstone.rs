@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Snapshot, image_dir};
 use crate::catalog::name::{SnapshotName, SnapshotTime};
-use crate::format::id::EntryId;
+use crate::format::EntryId;
 use crate::truth_lock::TruthMutex;
 
 const TOMBSTONE_SUFFIX: &str = ".removed";
@@ -39,7 +39,7 @@ impl Tombstone {
     }
 
     /// Whether this is the tombstone of the snapshot with this entry.
-    pub fn is_of(&self, snapshot: &Snapshot) -> bool {
+    pub(crate) fn is_of(&self, snapshot: &Snapshot) -> bool {
         *self == Self::of(snapshot)
     }
 

@@ -35,7 +35,7 @@ const DELTA_WINDOW_LOG: u32 = 20;
 /// Hash table of the delta match finder; measured on nightly chunks of 64 KiB.
 const DELTA_HASH_LOG: u32 = 17;
 /// Largest base that fits the window together with its chunk.
-pub const DELTA_BASE_BYTES_MAX: usize = 1 << (DELTA_WINDOW_LOG - 1);
+pub(crate) const DELTA_BASE_BYTES_MAX: usize = 1 << (DELTA_WINDOW_LOG - 1);
 
 /// A reusable zstd compressor.
 pub struct Encoder {

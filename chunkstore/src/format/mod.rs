@@ -3,10 +3,16 @@
 //! Pure functions and values. Nothing here opens a file. May import nothing but `error`.
 
 pub(crate) mod buffers;
-pub mod chunk;
-pub mod chunker;
-pub mod codec;
-pub mod id;
+mod chunk;
+pub(crate) mod chunker;
+pub(crate) mod codec;
+mod id;
 pub mod limits;
 pub mod manifest;
-pub mod record;
+pub(crate) mod record;
+
+pub use chunk::Chunk;
+pub use chunker::ChunkParams;
+pub use codec::{Codec, Decoder, Encoder};
+pub use id::{ChunkId, EntryId, NodeId, PackId, RecordId};
+pub use record::{HEADER_BYTES, Header, Kind, Record, check_lengths};

@@ -10,7 +10,7 @@ use crate::format::limits::{PLAIN_BYTES_MAX, STORED_BYTES_MAX};
 /// Length of a record's header.
 pub const HEADER_BYTES: usize = 96;
 /// First bytes of every record.
-pub const MAGIC: [u8; 4] = *b"VMR1";
+pub(crate) const MAGIC: [u8; 4] = *b"VMR1";
 
 // Offsets in the header. All integers are little-endian.
 const KIND: usize = 4;

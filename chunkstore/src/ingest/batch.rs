@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::format::NodeId;
 use crate::format::chunker::Cut;
-use crate::format::id::NodeId;
 use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::{Leaf, Node};
 

@@ -195,7 +195,7 @@ fn a_parent_with_damage_is_not_taken_for_granted() {
     let store = open(dir.path());
     let bytes = image(10);
     let first = put(&store, night("web01", 1), &bytes);
-    let root = crate::format::id::RecordId::from(first.entry().root.unwrap());
+    let root = crate::format::RecordId::from(first.entry().root.unwrap());
     let place = store.places(&[root]).unwrap()[0].unwrap();
     let pack = store.packs().row(place.pack).unwrap().id;
     let mut damaged = (*store.damaged()).clone();

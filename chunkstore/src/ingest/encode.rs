@@ -4,11 +4,9 @@ use super::batch::{NewChunk, NewNode};
 use super::sketch::{self, BASES_MAX, Full};
 use crate::error::Result;
 use crate::format::chunker::Cut;
-use crate::format::codec::{Codec, Encoder};
-use crate::format::id::RecordId;
 use crate::format::manifest::Leaf;
-use crate::format::record::{Kind, Record};
-use crate::store::sink::{Base, Claim, Like, Sink};
+use crate::format::{Codec, Encoder, Kind, Record, RecordId};
+use crate::store::{Base, Claim, Like, Sink};
 
 /// What is to be put, if the store lacks it.
 #[derive(Clone, Copy)]

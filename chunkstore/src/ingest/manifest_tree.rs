@@ -10,13 +10,11 @@ use super::encode;
 use super::{ELSEWHERE, IngestInto};
 use crate::catalog::Snapshot;
 use crate::error::Result;
-use crate::format::codec::Encoder;
-use crate::format::id::{NodeId, RecordId};
 use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::{Assembler, Leaf, LeafReader, Node};
-use crate::format::record::{Kind, Record};
+use crate::format::{Encoder, Kind, NodeId, Record, RecordId};
 use crate::progress::Progress;
-use crate::store::sink::{Claim, Like};
+use crate::store::{Claim, Like};
 
 /// The new manifest while its leaves arrive from several threads, and the parent's.
 pub(super) struct ManifestTree<'a> {

@@ -7,10 +7,9 @@ use parking_lot::Mutex;
 
 use super::ChangedRanges;
 use crate::error::Result;
-use crate::format::id::ChunkId;
+use crate::format::ChunkId;
 use crate::format::limits::SEGMENT_BYTES;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Leaf, LeafReader};
+use crate::format::manifest::{ChunkSource, Leaf, LeafReader};
 use crate::source::{DiskSource, Overlay};
 
 /// Leaves that are kept: a segment is read in several steps.

@@ -22,19 +22,15 @@ use std::time::{Duration, Instant};
 use self::merged_disk::MergedDisk;
 use self::segment_queue::SegmentQueue;
 use self::worker::Work;
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot};
+use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot, SnapshotName};
 use crate::error::{Error, Result};
-use crate::format::chunker::{ChunkParams, Cut};
-use crate::format::codec::Encoder;
-use crate::format::id::NodeId;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Entry, Leaf, LeafReader};
+use crate::format::chunker::Cut;
+use crate::format::manifest::{ChunkSource, Entry, Leaf, LeafReader};
+use crate::format::{ChunkParams, Encoder, NodeId};
 use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::{ChangedRanges, DiskSource, Overlay, Source};
-use crate::store::sink::Sink;
-use crate::store::{Store, WriteSession};
+use crate::store::{Sink, Store, WriteSession};
 
 /// Delays before asking again for records that another session stores.
 const ELSEWHERE: Backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(50));

@@ -111,7 +111,7 @@ fn a_damaged_base_is_read_chunk_by_chunk() {
     let place = Place::new();
     let expected = place.overlay("20M", &["write -P 7 1M 100k"]);
     // Damage that has nothing to do with it.
-    let stray = crate::format::id::RecordId::from(crate::format::id::ChunkId::of(b"stray"));
+    let stray = crate::format::RecordId::from(crate::format::ChunkId::of(b"stray"));
     let bad = crate::store::damaged::BadRecord { pack: place.some_pack(), offset: 0, id: stray, base_lost: false };
     let mut damaged = (*place.store.damaged()).clone();
     damaged.insert(bad);
@@ -122,8 +122,8 @@ fn a_damaged_base_is_read_chunk_by_chunk() {
 }
 
 impl Place {
-    fn some_pack(&self) -> crate::format::id::PackId {
-        let root = crate::format::id::RecordId::from(self.base.entry().root.unwrap());
+    fn some_pack(&self) -> crate::format::PackId {
+        let root = crate::format::RecordId::from(self.base.entry().root.unwrap());
         let place = self.store.places(&[root]).unwrap()[0].unwrap();
         self.store.packs().row(place.pack).unwrap().id
     }

@@ -7,9 +7,8 @@ use crate::catalog::IngestReport;
 use crate::catalog::Snapshot;
 use crate::error::Result;
 use crate::format::chunker::Cut;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Leaf, Listed};
-use crate::format::record::{Kind, Record};
+use crate::format::manifest::{ChunkSource, Leaf, Listed};
+use crate::format::{Kind, Record};
 
 /// What a thread did.
 #[derive(Default, Clone, Copy)]

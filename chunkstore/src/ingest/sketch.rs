@@ -6,10 +6,9 @@
 //! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
 
 use crate::error::Result;
-use crate::format::codec::{Codec, Encoder};
 use crate::format::limits::ZERO_BLOCK_BYTES;
-use crate::format::record::{Kind, Record};
-use crate::store::sink::{Base, Like, Sink};
+use crate::format::{Codec, Encoder, Kind, Record};
+use crate::store::{Base, Like, Sink};
 
 /// Bases that are asked for together, and so in memory at a time.
 pub(super) const BASES_MAX: usize = 64;

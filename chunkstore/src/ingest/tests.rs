@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::id::ChunkId;
+use crate::format::ChunkId;
 use crate::testing::{MemDisk, disk, init, night, noise, open, options, put, read_back};
 
 /// An image of a few segments: noise, zeros and repeats, with an odd length.
@@ -194,7 +194,7 @@ fn a_chunk_known_to_be_damaged_is_stored_again_whole() {
     let bytes = noise(1 << 20, 3);
     let snapshot = put(&store, night("web01", 1), &bytes);
     let crate::format::manifest::Node::Leaf(leaf) =
-        crate::format::manifest::chunk_source::ChunkSource::node(&*store, snapshot.entry().root.unwrap()).unwrap()
+        crate::format::manifest::ChunkSource::node(&*store, snapshot.entry().root.unwrap()).unwrap()
     else {
         panic!("one segment is one leaf")
     };

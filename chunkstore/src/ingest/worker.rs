@@ -12,14 +12,12 @@ use super::segment_queue::{Content, SegmentQueue, Ticket};
 use super::{ELSEWHERE, IngestInto, leaf_of};
 use crate::error::Result;
 use crate::format::chunker::{self, Hint};
-use crate::format::codec::Encoder;
-use crate::format::id::{NodeId, RecordId};
 use crate::format::manifest::Node;
-use crate::format::record::Record;
+use crate::format::{Encoder, NodeId, Record, RecordId};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::source::DiskSource;
-use crate::store::sink::Claim;
+use crate::store::Claim;
 
 /// Segments that a thread has in memory at a time, beside copies of what is new of others.
 const BATCH_BUFFERS: usize = 3;

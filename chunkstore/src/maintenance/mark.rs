@@ -8,9 +8,8 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, RecordId};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Node, wrong_height};
+use crate::format::manifest::{ChunkSource, Node, wrong_height};
+use crate::format::{NodeId, RecordId};
 use crate::pack::RecordLocation;
 use crate::progress::Progress;
 use crate::store::Store;

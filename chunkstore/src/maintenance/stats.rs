@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::catalog::Snapshot;
-use crate::catalog::name::ImageName;
+use crate::catalog::{ImageName, Snapshot};
 use crate::error::Result;
+use crate::format::HEADER_BYTES;
 use crate::format::manifest::Listed;
-use crate::format::record::HEADER_BYTES;
 use crate::maintenance::mark::{Gaps, Walk};
 use crate::pack::Class;
 use crate::pack::RecordLocation;

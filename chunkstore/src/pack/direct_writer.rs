@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
-use crate::format::record::{Header, Record};
+use crate::format::{Header, PackId, Record};
 use crate::pack::{self, Class};
 use crate::storage::Storage;
 

@@ -1,12 +1,8 @@
 //! The bytes of a pack's header, table and footer; stated once here and once in FORMAT.md.
 
-use crate::format::chunker::ChunkParams;
-use crate::format::codec::Codec;
-use crate::format::id::{PackId, RecordId};
 use crate::format::limits::{PACK_BYTES_MAX, PACK_RECORDS_MAX};
-use crate::format::record::{
-    HEADER_BYTES, Header, Kind, Unreadable, check_lengths, get_id, get_u32, get_u64, put_u32, put_u64,
-};
+use crate::format::record::{Unreadable, get_id, get_u32, get_u64, put_u32, put_u64};
+use crate::format::{ChunkParams, Codec, HEADER_BYTES, Header, Kind, PackId, RecordId, check_lengths};
 use crate::pack::Class;
 
 /// Length of a pack's header.
@@ -139,7 +135,7 @@ impl TableEntry {
     }
 
     /// Appends the entry's bytes to a table.
-    pub fn encode_to(&self, table: &mut Vec<u8>) {
+    pub(crate) fn encode_to(&self, table: &mut Vec<u8>) {
         let mut bytes = [0; TABLE_ENTRY_BYTES];
         bytes[..32].copy_from_slice(self.id.as_bytes());
         if let Some(base) = self.base {

@@ -1,8 +1,6 @@
 //! Where records lie: what the index keeps of each record, and of each pack.
 
-use crate::format::codec::Codec;
-use crate::format::id::PackId;
-use crate::format::record::Kind;
+use crate::format::{Codec, Kind, PackId};
 use crate::pack::{Class, TableEntry};
 
 /// Where a record is.

@@ -4,24 +4,25 @@
 //! which mean nothing. Four classes keep apart what is read apart: manifests from chunks, so that a mark reads
 //! sequentially, and deltas from full records, so that gc can unlink deltas before their bases. Layout: FORMAT.md, "Pack".
 
-pub mod direct_writer;
+pub(crate) mod direct_writer;
 mod layout;
 mod location;
 mod reader;
-pub mod record_reader;
+pub(crate) mod record_reader;
 mod set;
 mod writer;
 
+pub use direct_writer::{DirectWriter, EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent, ExtentAllocator};
 pub use layout::{FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 pub use location::{PackRow, RecordLocation};
 pub use reader::{PackReader, ScanOutcome, Scanned};
+pub use record_reader::{Locator, PackFiles, RecordReader, check_plain};
 pub(crate) use set::Inventory;
 pub use set::PackSet;
-pub use writer::{PackWriter, SealedPack, write_records};
+pub(crate) use writer::write_records;
+pub use writer::{PackWriter, SealedPack};
 
-use crate::format::codec::Codec;
-use crate::format::id::PackId;
-use crate::format::record::Kind;
+use crate::format::{Codec, Kind, PackId};
 
 /// Directory of the packs in a store.
 pub const DIR: &str = "packs";
@@ -71,7 +72,7 @@ pub fn path(id: PackId) -> String {
 }
 
 /// Path of a pack that is being written.
-pub fn part_path(id: PackId) -> String {
+pub(crate) fn part_path(id: PackId) -> String {
     format!("{DIR}/{id}.part")
 }
 

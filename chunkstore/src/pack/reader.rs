@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
 use crate::format::limits::{PACK_BYTES_MAX, STORED_BYTES_MAX};
-use crate::format::record::{HEADER_BYTES, Header, MAGIC, Record, Unreadable};
+use crate::format::record::{MAGIC, Unreadable};
+use crate::format::{HEADER_BYTES, Header, PackId, Record};
 use crate::pack::layout::{
     FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry, decode_table,
 };
@@ -68,7 +68,7 @@ impl PackReader {
     }
 
     /// Checks the bytes of one whole record that lay at `offset`, and splits them into header and payload.
-    pub fn parse_record<'b>(&self, bytes: &'b [u8], offset: u64) -> Result<(Header, &'b [u8])> {
+    pub(crate) fn parse_record<'b>(&self, bytes: &'b [u8], offset: u64) -> Result<(Header, &'b [u8])> {
         let header = self.parse_header(bytes, offset)?;
         let payload = &bytes[HEADER_BYTES..];
         if header.payload_matches(payload) {

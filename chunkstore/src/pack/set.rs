@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
+use crate::format::PackId;
 use crate::format::limits::PACK_NUMBER_MAX;
 use crate::pack::PackRow;
 use crate::pack::{DIR, PackReader};
@@ -139,7 +139,7 @@ fn own_id(stem: &str) -> Option<PackId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::in_memory::MemStorage;
+    use crate::storage::MemStorage;
 
     #[test]
     fn numbers_never_run_out_whatever_lies_there() {

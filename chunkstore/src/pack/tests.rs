@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::format::chunker::ChunkParams;
-use crate::format::id::{ChunkId, RecordId};
-use crate::format::record::{Record, put_u32};
-use crate::storage::Storage;
-use crate::storage::in_memory::MemStorage;
+use crate::format::record::put_u32;
+use crate::format::{ChunkId, ChunkParams, Record, RecordId};
+use crate::storage::{MemStorage, Storage};
 
 const ID: PackId = PackId { number: 3, tag: 0x0a0b_0c0d };
 

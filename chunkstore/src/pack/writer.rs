@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
 use crate::format::limits::PACK_RECORDS_MAX;
-use crate::format::record::{Header, Record};
+use crate::format::{Header, PackId, Record};
 use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, TABLE_ENTRY_BYTES, TableEntry};
 use crate::pack::{Class, DIR, part_path, path};
 use crate::storage::{AppendFile, Storage};
@@ -16,7 +15,7 @@ const WRITEBACK_BYTES: u64 = 8 << 20;
 /// Writes records one after another into a pack that another is writing, from where room was lent. Each is written by itself,
 /// as [`PackWriter::append`] does: larger writes take larger pages of memory, which a virtual machine may have to get from its
 /// host first.
-pub fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
+pub(crate) fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
     let path = part_path(pack);
     let failed = |error| Error::io("writing", storage.locate(&path), error);
     let file = storage.join(&path).map_err(failed)?;
@@ -52,8 +51,6 @@ pub struct SealedPack {
     pub entries: Vec<TableEntry>,
     /// Length of the file.
     pub bytes: u64,
-    /// Sum of its records' plain lengths.
-    pub plain_bytes: u64,
 }
 
 impl PackWriter {
@@ -119,7 +116,7 @@ impl PackWriter {
     }
 
     /// Adds the record with this header, of this pack's class, which someone else has written at the pack's end.
-    pub fn add_written(&mut self, header: &Header) {
+    pub(crate) fn add_written(&mut self, header: &Header) {
         assert_eq!(Class::of(header.kind, header.codec), self.header.class, "callers sort records by class");
         self.file.skip(header.record_bytes());
         self.add(header);
@@ -150,9 +147,9 @@ impl PackWriter {
         let footer = Footer {
             id: self.header.id,
             table_offset: self.bytes,
+            plain_bytes: self.plain_bytes,
             records: self.entries.len() as u32,
             table_crc: crc32c::crc32c(&table),
-            plain_bytes: self.plain_bytes,
         };
         table.extend_from_slice(&footer.encode());
         self.file.append(&table).map_err(|error| self.failed("writing", error))?;
@@ -161,7 +158,7 @@ impl PackWriter {
         self.storage.rename(&part, &sealed).map_err(|error| self.failed("renaming", error))?;
         self.storage.sync_dir(DIR).map_err(|error| Error::io("syncing", DIR, error))?;
         let bytes = self.bytes + table.len() as u64;
-        Ok(SealedPack { header: self.header, entries: self.entries, bytes, plain_bytes: self.plain_bytes })
+        Ok(SealedPack { header: self.header, entries: self.entries, bytes })
     }
 
     fn failed(&self, action: &'static str, error: std::io::Error) -> Error {

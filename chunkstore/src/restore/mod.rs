@@ -24,7 +24,7 @@ use self::file::PartFile;
 pub use self::qcow2_file::check_qcow2;
 use crate::catalog::Entry;
 use crate::error::{Error, Result};
-use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::ChunkSource;
 use crate::progress::Progress;
 
 /// How to restore.

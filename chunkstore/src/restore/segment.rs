@@ -5,10 +5,8 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::format::chunk::Chunk;
-use crate::format::id::ChunkId;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{self, Leaf, Segment};
+use crate::format::manifest::{self, ChunkSource, Leaf, Segment};
+use crate::format::{Chunk, ChunkId};
 
 /// A segment's chunks.
 pub(super) struct SegmentData {

@@ -8,8 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::segment::SegmentData;
 use crate::catalog::Entry;
 use crate::error::{Error, Result};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{self, Segment};
+use crate::format::manifest::{self, ChunkSource, Segment};
 use crate::progress::Progress;
 
 /// Most segments in memory, at 4 MiB each.

@@ -5,9 +5,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use super::*;
-use crate::format::chunk::Chunk;
-use crate::format::id::{ChunkId, NodeId};
 use crate::format::manifest::{Entry as Line, Leaf, Node};
+use crate::format::{Chunk, ChunkId, NodeId};
 use crate::store::Store;
 use crate::testing::{init, night, noise, open, put};
 

@@ -5,7 +5,7 @@
 
 mod host_file;
 #[cfg(any(test, feature = "test-util"))]
-pub mod mem_disk;
+mod mem_disk;
 mod page_cache;
 mod qcow2;
 mod qemu_lock;
@@ -21,6 +21,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+#[cfg(any(test, feature = "test-util"))]
+pub use self::mem_disk::MemDisk;
 pub use self::qcow2::{Overlay, SnapshotFile};
 use crate::error::{Error, Result};
 

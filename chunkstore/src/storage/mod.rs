@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 #[cfg(any(test, feature = "test-util"))]
-pub mod in_memory;
+mod in_memory;
 #[cfg(any(test, feature = "test-util"))]
 pub mod power_cut;
 pub(crate) mod quarantine;
 #[cfg(test)]
 pub(crate) mod tests;
-pub mod whole;
+pub(crate) mod whole;
+
+#[cfg(any(test, feature = "test-util"))]
+pub use in_memory::{Failure, MemStorage};
 
 /// File storage for ground truth. One suite of tests, `storage::tests::contract`, holds for each implementation.
 pub trait Storage: Send + Sync + 'static {

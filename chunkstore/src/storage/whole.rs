@@ -14,7 +14,7 @@ pub(crate) const ASIDE_SUFFIX: &str = ".tmp";
 ///
 /// # Errors
 /// [`Error::Damaged`] if it is longer than `bytes_max` (checked before allocating) or shrinks while being read.
-pub fn read_whole(storage: &dyn Storage, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_whole(storage: &dyn Storage, path: &str, bytes_max: u64) -> Result<Option<Vec<u8>>> {
     let file = match storage.open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -38,7 +38,7 @@ pub fn read_whole(storage: &dyn Storage, path: &str, bytes_max: u64) -> Result<O
 /// # Errors
 /// After an error the file is either the old or the new one, whole. If only the last sync failed the new one is
 /// seen, but may not survive a power cut.
-pub fn replace_whole(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_whole(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<()> {
     rename_into_place(storage, path, bytes)?;
     let dir = parent(path);
     storage.sync_dir(dir).map_err(|error| Error::io("syncing the directory", storage.locate(dir), error))

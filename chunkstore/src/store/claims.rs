@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::format::id::RecordId;
+use crate::format::RecordId;
 use crate::truth_lock::{TruthGuard, TruthMutex};
 
 /// A session that puts nothing for so long loses what it has taken on.
@@ -156,7 +156,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::format::id::ChunkId;
+    use crate::format::ChunkId;
 
     #[test]
     fn a_claim_lapses_without_progress_and_goes_to_the_next() {

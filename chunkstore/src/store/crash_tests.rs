@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use super::open::make_dirs;
 use super::{OpenOptions, Store};
-use crate::catalog::name::SnapshotName;
+use crate::catalog::SnapshotName;
 use crate::error::Result;
 use crate::maintenance::gc;
 use crate::maintenance::verify;
 use crate::progress::Progress;
-use crate::storage::Storage;
-use crate::storage::in_memory::{Failure, MemStorage};
 use crate::storage::power_cut::{Arrived, Recorder};
+use crate::storage::{Failure, MemStorage, Storage};
 use crate::store::config::Config;
 use crate::testing::{night, noise, open_options, put, read_back, small_params};
 

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::format::id::{PackId, RecordId};
+use crate::format::{PackId, RecordId};
 use crate::storage::{Storage, whole};
 
 /// The file's name in a store.
@@ -72,7 +72,7 @@ impl Damaged {
     }
 
     /// Whether the record at this place is damaged itself, so that the index must not name it.
-    pub fn is_bad_place(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
+    pub(crate) fn is_bad_place(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
         self.concerns(id) && self.records.contains(&BadRecord { pack, offset, id, base_lost: false })
     }
 
@@ -162,7 +162,7 @@ fn checksum_line(body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::id::ChunkId;
+    use crate::format::ChunkId;
     use crate::storage::LocalDir;
 
     fn bad(number: u32, base_lost: bool) -> BadRecord {

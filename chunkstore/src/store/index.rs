@@ -15,14 +15,13 @@ use rocksdb::{
 };
 
 use crate::error::{Error, Result};
-use crate::format::codec::Codec;
-use crate::format::id::{PackId, RecordId};
 use crate::format::limits::PACK_NUMBER_MAX;
-use crate::format::record::{Kind, check_lengths, get_u32, get_u64};
+use crate::format::record::{get_u32, get_u64};
+use crate::format::{Codec, Kind, PackId, RecordId, check_lengths};
 use crate::pack::{Class, PackRow, RecordLocation};
 
 /// Directory of the index in a store.
-pub const DIR: &str = "index";
+pub(crate) const DIR: &str = "index";
 
 const RECORDS: &str = "records";
 const PACKS: &str = "packs";
@@ -96,7 +95,7 @@ impl PackRow {
 
 /// A change to the index that is written in one synced batch.
 #[derive(Default)]
-pub struct Change {
+pub(crate) struct Change {
     records: Vec<(RecordId, Option<RecordLocation>)>,
     packs: Vec<(u32, Option<PackRow>)>,
     sketches: Vec<(u32, Option<(u32, u32)>)>,
@@ -104,38 +103,38 @@ pub struct Change {
 
 impl Change {
     /// Sets a record's place.
-    pub fn put(&mut self, id: RecordId, place: RecordLocation) {
+    pub(crate) fn put(&mut self, id: RecordId, place: RecordLocation) {
         self.records.push((id, Some(place)));
     }
 
     /// Forgets a record.
-    pub fn forget(&mut self, id: RecordId) {
+    pub(crate) fn forget(&mut self, id: RecordId) {
         self.records.push((id, None));
     }
 
     /// Names the record in this pack at this offset as the one to be found by a sketch.
-    pub fn put_sketch(&mut self, sketch: u32, pack: u32, offset: u32) {
+    pub(crate) fn put_sketch(&mut self, sketch: u32, pack: u32, offset: u32) {
         self.sketches.push((sketch, Some((pack, offset))));
     }
 
     /// Forgets a sketch.
-    pub fn forget_sketch(&mut self, sketch: u32) {
+    pub(crate) fn forget_sketch(&mut self, sketch: u32) {
         self.sketches.push((sketch, None));
     }
 
     /// Adds a pack.
-    pub fn put_pack(&mut self, row: PackRow) {
+    pub(crate) fn put_pack(&mut self, row: PackRow) {
         self.packs.push((row.id.number, Some(row)));
     }
 
     /// Forgets a pack.
-    pub fn forget_pack(&mut self, number: u32) {
+    pub(crate) fn forget_pack(&mut self, number: u32) {
         self.packs.push((number, None));
     }
 }
 
 /// The open index. Its memory is bounded by the cache it was opened with, whatever it holds.
-pub struct Index {
+pub(crate) struct Index {
     db: DB,
     path: PathBuf,
     /// Opened on a disk so full that nothing can be written.
@@ -148,7 +147,7 @@ impl Index {
     ///
     /// # Errors
     /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
-    pub fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
+    pub(crate) fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
         if let Ok(detail) = fs::read_to_string(path.join(DAMAGED_MARK)) {
             return Err(Error::IndexDamaged { detail });
         }
@@ -185,7 +184,7 @@ impl Index {
 
     /// Whether everything that snapshots need was found since it was last built: a pack that was gone by then is not known
     /// to be missing.
-    pub fn is_complete(&self) -> Result<bool> {
+    pub(crate) fn is_complete(&self) -> Result<bool> {
         Ok(self.db.get_cf(self.family(STATE), KEY_COMPLETE).map_err(|error| self.error(&error))?.is_some())
     }
 
@@ -193,7 +192,7 @@ impl Index {
     ///
     /// # Errors
     /// If it can't be written.
-    pub fn set_complete(&self, complete: bool) -> Result<()> {
+    pub(crate) fn set_complete(&self, complete: bool) -> Result<()> {
         if self.is_complete()? == complete {
             return Ok(());
         }
@@ -207,17 +206,17 @@ impl Index {
     }
 
     /// Whether it was opened on a disk so full that it can't be changed.
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
 
     /// The place of each id, in their order.
-    pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    pub(crate) fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.look_up(ids, &ReadOptions::default())
     }
 
     /// [`Index::places`] for a walk over everything, which would only sweep the cache empty.
-    pub fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         self.look_up(ids, &options)
@@ -243,7 +242,7 @@ impl Index {
     }
 
     /// The pack and offset of the last record that was given each sketch; `None` for sketch 0. Only hints.
-    pub fn similar(&self, sketches: &[u32]) -> Result<Vec<Option<(u32, u32)>>> {
+    pub(crate) fn similar(&self, sketches: &[u32]) -> Result<Vec<Option<(u32, u32)>>> {
         let keys: Vec<[u8; 4]> = sketches.iter().map(|sketch| sketch.to_be_bytes()).collect();
         let values = self.db.batched_multi_get_cf(self.family(SKETCHES), keys.iter().map(<[u8; 4]>::as_slice), false);
         let mut similar = Vec::with_capacity(sketches.len());
@@ -256,14 +255,14 @@ impl Index {
     }
 
     /// Whether the index has an id that begins with these bytes.
-    pub fn has_prefix(&self, prefix: &[u8]) -> Result<bool> {
+    pub(crate) fn has_prefix(&self, prefix: &[u8]) -> Result<bool> {
         let mode = IteratorMode::From(prefix, Direction::Forward);
         let first = self.db.iterator_cf(self.family(RECORDS), mode).next().transpose();
         Ok(first.map_err(|error| self.error(&error))?.is_some_and(|(key, _)| key.starts_with(prefix)))
     }
 
     /// Hands every record's place to `visit`, in the order of ids. Reads the whole index.
-    pub fn each_record(&self, visit: &mut dyn FnMut(RecordId, RecordLocation) -> Result<()>) -> Result<()> {
+    pub(crate) fn each_record(&self, visit: &mut dyn FnMut(RecordId, RecordLocation) -> Result<()>) -> Result<()> {
         for item in self.db.iterator_cf(self.family(RECORDS), IteratorMode::Start) {
             let (key, value) = item.map_err(|error| self.error(&error))?;
             let key: [u8; 32] =
@@ -273,13 +272,8 @@ impl Index {
         Ok(())
     }
 
-    /// The place of one id.
-    pub fn place(&self, id: RecordId) -> Result<Option<RecordLocation>> {
-        Ok(self.places(&[id])?[0])
-    }
-
     /// All packs the index knows, by number.
-    pub fn packs(&self) -> Result<HashMap<u32, PackRow>> {
+    pub(crate) fn packs(&self) -> Result<HashMap<u32, PackRow>> {
         let mut rows = HashMap::new();
         for item in self.db.iterator_cf(self.family(PACKS), IteratorMode::Start) {
             let (key, value) = item.map_err(|error| self.error(&error))?;
@@ -291,7 +285,7 @@ impl Index {
     }
 
     /// Writes a change; durable when it returns.
-    pub fn apply(&self, change: &Change) -> Result<()> {
+    pub(crate) fn apply(&self, change: &Change) -> Result<()> {
         if change.records.is_empty() && change.packs.is_empty() && change.sketches.is_empty() {
             return Ok(());
         }
@@ -321,7 +315,7 @@ impl Index {
     }
 
     /// Moves what was written from the log to sorted tables, so that the next open has nothing to replay.
-    pub fn flush(&self) -> Result<()> {
+    pub(crate) fn flush(&self) -> Result<()> {
         self.check_writable()?;
         // A log is kept until no family needs it.
         let families = [RECORDS, PACKS, SKETCHES, STATE].map(|name| self.family(name));

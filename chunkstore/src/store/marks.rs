@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::format::record::HEADER_BYTES;
+use crate::format::HEADER_BYTES;
 use crate::pack::RecordLocation;
 
 /// What has been reached so far.

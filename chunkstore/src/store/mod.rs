@@ -7,11 +7,11 @@
 //! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, pin_sets.
 
 mod claims;
-pub mod config;
+pub(crate) mod config;
 pub mod damaged;
 #[cfg(any(test, feature = "test-util"))]
-pub mod direct_session;
-pub mod index;
+mod direct_session;
+pub(crate) mod index;
 pub mod lock;
 pub(crate) mod marks;
 mod open;
@@ -23,32 +23,34 @@ mod read;
 mod recheck;
 pub mod reserve;
 mod session;
-pub mod sink;
+mod sink;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use claims::Claims;
 pub use claims::Clock;
+pub use config::{Config, Defaults, FormatSection};
+#[cfg(any(test, feature = "test-util"))]
+pub use direct_session::DirectWriteSession;
 pub use open::{InitOptions, OpenOptions, Reindexed};
 use open_packs::OpenPacks;
 use parking_lot::{Mutex, MutexGuard};
 pub(crate) use pins::Collecting;
 use pins::{CollectionLock, Move, PinSets};
 pub(crate) use publish::entry_record;
-pub use read::verify_record;
+pub(crate) use read::verify_record;
 pub use session::WriteSession;
+pub use sink::{Base, BaseBytes, Claim, Like, Sink};
 
 use crate::catalog::boot_order::{self, BootOrder};
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Catalog, State};
+use crate::catalog::{Catalog, SnapshotName, State};
 use crate::error::Result;
-use crate::format::id::{PackId, RecordId};
+use crate::format::{PackId, RecordId};
 use crate::metrics::Metrics;
 use crate::pack::{PackRow, RecordLocation};
 use crate::pack::{PackSet, TableEntry};
 use crate::storage::Storage;
-use crate::store::config::Config;
 use crate::store::damaged::{BadRecord, Damaged};
 use crate::store::index::{Change, Index};
 use crate::store::lock::StoreLock;

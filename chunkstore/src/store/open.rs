@@ -11,9 +11,8 @@ use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
-use crate::format::chunker::ChunkParams;
-use crate::format::id::PackId;
 use crate::format::limits::PACK_BYTES_TARGET;
+use crate::format::{ChunkParams, PackId};
 use crate::metrics::Metrics;
 use crate::pack::{self, Inventory, PackReader, PackSet, ScanOutcome};
 use crate::pack::{PackRow, RecordLocation};

@@ -18,12 +18,12 @@ use std::thread::{self, JoinHandle};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, PackId, RecordId};
 use crate::format::limits::{CHUNK_BYTES_MIN, PACK_BYTES_MAX, PACK_BYTES_TARGET, SEGMENT_BYTES};
-use crate::format::record::{HEADER_BYTES, Header, Record};
-use crate::pack::RecordLocation;
-use crate::pack::direct_writer::{EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent};
-use crate::pack::{Class, FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, PackWriter, TABLE_ENTRY_BYTES, part_path};
+use crate::format::{HEADER_BYTES, Header, NodeId, PackId, Record, RecordId};
+use crate::pack::{
+    Class, EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent, FOOTER_BYTES, PACK_HEADER_BYTES, PackHeader, PackWriter,
+    RecordLocation, TABLE_ENTRY_BYTES, part_path,
+};
 use crate::store::pins::PinSet;
 use crate::store::{Store, pack_row};
 use crate::truth_lock::{Condvar, TruthGuard, TruthMutex};

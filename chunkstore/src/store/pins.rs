@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLockReadGuard;
 
 use crate::error::{Error, Result};
-use crate::format::id::NodeId;
+use crate::format::NodeId;
 use crate::pack::RecordLocation;
 use crate::store::marks::{Mark, PackMark, Seen};
 use crate::truth_lock::{TruthMutex, TruthRwLock, TruthWriteGuard};

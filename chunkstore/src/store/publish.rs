@@ -8,12 +8,9 @@ use std::time::Instant;
 
 use crate::catalog::{Entry, IngestReport, Snapshot, State};
 use crate::error::{Error, Result};
-use crate::format::codec::Encoder;
-use crate::format::id::{ChunkId, NodeId, RecordId};
 use crate::format::limits::SEGMENT_BYTES;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{self, Leaf, Node, Subtree};
-use crate::format::record::{Kind, Record};
+use crate::format::manifest::{self, ChunkSource, Leaf, Node, Subtree};
+use crate::format::{ChunkId, Encoder, Kind, NodeId, Record, RecordId};
 use crate::metrics::{Description, Unit};
 use crate::pack::RecordLocation;
 use crate::store::Store;
@@ -283,7 +280,7 @@ impl ChunkSource for ProtectedNodes<'_> {
     fn chunks(
         &self,
         ids: &[ChunkId],
-        each: &mut dyn FnMut(usize, Result<crate::format::chunk::Chunk>) -> Result<()>,
+        each: &mut dyn FnMut(usize, Result<crate::format::Chunk>) -> Result<()>,
     ) -> Result<()> {
         self.session.store().chunks(ids, each)
     }

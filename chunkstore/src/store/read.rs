@@ -5,15 +5,10 @@ use std::sync::Arc;
 
 use crate::catalog::{Snapshot, State};
 use crate::error::{Error, Result};
-use crate::format::chunk::Chunk;
-use crate::format::codec;
-use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
-use crate::format::manifest::Node;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::record::{Kind, Record};
-use crate::pack::PackReader;
-use crate::pack::RecordLocation;
-use crate::pack::record_reader::{Locator, Plain, RecordReader, check_plain};
+use crate::format::manifest::{ChunkSource, Node};
+use crate::format::{Chunk, ChunkId, EntryId, Kind, NodeId, Record, RecordId, codec};
+use crate::pack::record_reader::Plain;
+use crate::pack::{Locator, PackReader, RecordLocation, RecordReader, check_plain};
 use crate::store::sink::Like;
 use crate::store::{Store, TRIES_MAX};
 
@@ -169,7 +164,7 @@ fn sketch_of(like: Like) -> Option<u32> {
 ///
 /// # Errors
 /// [`Error::Damaged`] if it is not, or its base is not there; [`Error::Refused`] for the entry of a newer version.
-pub fn verify_record(store: &Store, record: &Record) -> Result<()> {
+pub(crate) fn verify_record(store: &Store, record: &Record) -> Result<()> {
     let header = &record.header;
     let damaged = |detail: String| Error::damaged(format!("record {}", header.id), detail);
     if !header.payload_matches(&record.payload) {

@@ -1,10 +1,8 @@
 //! Records that a reader could not read: looked at again, and remembered if they are damaged indeed.
 
 use crate::error::{Error, Result};
-use crate::format::codec::Codec;
-use crate::format::id::{ChunkId, NodeId, RecordId};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::record::{Kind, Record};
+use crate::format::manifest::ChunkSource;
+use crate::format::{ChunkId, Codec, Kind, NodeId, Record, RecordId};
 use crate::pack::RecordLocation;
 use crate::store::damaged::BadRecord;
 use crate::store::{Store, verify_record};

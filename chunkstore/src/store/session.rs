@@ -7,14 +7,10 @@
 
 use std::sync::Arc;
 
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Entry, IngestReport, Snapshot};
+use crate::catalog::{Entry, IngestReport, Snapshot, SnapshotName};
 use crate::error::{Error, Result};
-use crate::format::id::RecordId;
-use crate::format::record::{Header, Record};
-use crate::pack::Class;
-use crate::pack::RecordLocation;
-use crate::pack::direct_writer::{EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent, ExtentAllocator};
+use crate::format::{Header, Record, RecordId};
+use crate::pack::{Class, EXTENT_BYTES_MAX, EXTENT_RECORDS_MAX, Extent, ExtentAllocator, RecordLocation};
 use crate::store::claims::Taken;
 use crate::store::open_packs::{OpenPacks, WriterHandle};
 use crate::store::pins::PinSet;
@@ -137,7 +133,7 @@ impl WriteSession {
     }
 
     /// Frees what was taken on and not put.
-    pub fn release_claims(&self) {
+    pub(crate) fn release_claims(&self) {
         self.store().claims.release(self.number());
     }
 

@@ -9,14 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::crash_tests::{new_storage, open_on};
 use super::{Clock, OpenOptions, Store, WriteSession, verify_record};
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Entry, IngestReport};
+use crate::catalog::{Entry, IngestReport, SnapshotName};
 use crate::error::Error;
-use crate::format::codec::{Codec, Encoder};
-use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Entry as Line, Inner, Leaf, Node};
-use crate::format::record::{Kind, Record};
+use crate::format::manifest::{ChunkSource, Entry as Line, Inner, Leaf, Node};
+use crate::format::{ChunkId, Codec, Encoder, EntryId, Kind, NodeId, Record, RecordId};
 use crate::maintenance::gc;
 use crate::progress::Progress;
 use crate::store::sink::Claim::{Elsewhere, Present, Yours};

@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
-use crate::format::buffers;
-use crate::format::id::RecordId;
-use crate::format::record::Record;
+use crate::format::{Record, RecordId, buffers};
 
 /// What became of a record that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

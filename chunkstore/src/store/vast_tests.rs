@@ -9,14 +9,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Entry, IngestReport, Snapshot, State};
+use crate::catalog::{Entry, IngestReport, Snapshot, SnapshotName, State};
 use crate::error::{Error, Result};
-use crate::format::codec::Codec;
-use crate::format::id::{ChunkId, NodeId};
 use crate::format::limits::{FANOUT, IMAGE_BYTES_MAX};
 use crate::format::manifest::{Entry as Line, Inner, Leaf, Node};
-use crate::format::record::{Kind, Record};
+use crate::format::{ChunkId, Codec, Kind, NodeId, Record};
 use crate::maintenance::gc;
 use crate::maintenance::stats::stats;
 use crate::maintenance::verify::{VerifyReport, verify};

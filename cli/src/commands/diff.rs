@@ -3,8 +3,8 @@
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 use std::ops::Range;
 
-use chunkstore::catalog::name::Selector;
-use chunkstore::format::manifest::compare::compare;
+use chunkstore::catalog::Selector;
+use chunkstore::format::manifest::compare;
 use chunkstore::{Error, catalog::Snapshot};
 use clap::Args;
 

@@ -1,7 +1,6 @@
 //! `vmstore hold` and `vmstore release`: whether snapshots may be removed and pruned.
 
-use chunkstore::catalog::name::Selector;
-use chunkstore::catalog::{DEFAULT_HOLD, State};
+use chunkstore::catalog::{DEFAULT_HOLD, Selector, State};
 use clap::Args;
 use replicate::rpc::wire::Job;
 

@@ -8,8 +8,7 @@ use std::str::FromStr;
 
 use chunkstore::Error;
 use chunkstore::catalog::label::{self, Label};
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
-use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::catalog::{Catalog, ImageName, Selector, Snapshot, SnapshotName, SnapshotTime};
 use chunkstore::ingest::{Base, IngestOptions};
 use chunkstore::source::{self, Overlay, SnapshotFile, Source};
 use clap::{Args, ValueHint};

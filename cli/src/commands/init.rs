@@ -1,7 +1,7 @@
 //! `vmstore init`: makes a store.
 
 use chunkstore::Error;
-use chunkstore::format::chunker::ChunkParams;
+use chunkstore::format::ChunkParams;
 use chunkstore::store::reserve::RESERVE_BYTES;
 use chunkstore::store::{InitOptions, Store};
 use clap::Args;

@@ -1,8 +1,7 @@
 //! `vmstore list`: the snapshots that there are.
 
 use chunkstore::catalog::label::{self, Label};
-use chunkstore::catalog::name::{ImageName, SnapshotTime};
-use chunkstore::catalog::{Listed, Snapshot};
+use chunkstore::catalog::{ImageName, Listed, Snapshot, SnapshotTime};
 use clap::Args;
 use serde::Serialize;
 

@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 
 use chunkstore::Error;
-use chunkstore::catalog::name::{ImageName, SnapshotName};
 use chunkstore::catalog::retention::{self, Decision, Reason, Retention};
-use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::store::config::Config;
+use chunkstore::catalog::{Catalog, ImageName, Snapshot, SnapshotName};
+use chunkstore::store::Config;
 use clap::Args;
 use jiff::tz::TimeZone;
 use serde::Serialize;

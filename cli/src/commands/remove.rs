@@ -1,8 +1,7 @@
 //! `vmstore remove`: removes snapshots.
 
-use chunkstore::catalog::Catalog;
-use chunkstore::catalog::name::{Selector, SnapshotName};
-use chunkstore::progress::Progress;
+use chunkstore::Progress;
+use chunkstore::catalog::{Catalog, Selector, SnapshotName};
 use clap::Args;
 use replicate::rpc::wire::Job;
 use serde_json::json;

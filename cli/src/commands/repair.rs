@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
-use chunkstore::Error;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{Catalog, Snapshot};
+use chunkstore::catalog::{Catalog, Snapshot, SnapshotName};
 use chunkstore::maintenance::repair::{self, RepairReport};
-use chunkstore::progress::Progress;
-use chunkstore::store::config::Config;
+use chunkstore::store::Config;
+use chunkstore::{Error, Progress};
 use clap::Args;
 use replicate::repair::{Far, Fetched, fetch};
 use replicate::rpc::wire::Job;

@@ -1,8 +1,7 @@
 //! From what people write to the snapshots that they mean, with help where there is none.
 
 use chunkstore::Error;
-use chunkstore::catalog::Catalog;
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
+use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
 
 use crate::failure::{Failure, Result};
 

@@ -6,9 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::lease::Lease;
-use chunkstore::catalog::name::Selector;
+use chunkstore::catalog::{Lease, Selector, Snapshot};
 use chunkstore::restore::{self, RestoreOptions, RestoreReport};
 use clap::{Args, ValueHint};
 use serde::Serialize;

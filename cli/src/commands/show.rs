@@ -1,6 +1,6 @@
 //! `vmstore show`: all about one snapshot.
 
-use chunkstore::catalog::name::Selector;
+use chunkstore::catalog::Selector;
 use clap::Args;
 
 use super::resolve;

@@ -1,6 +1,6 @@
 //! `vmstore token`: who may do what through `vmstore serve --listen`.
 
-use chunkstore::catalog::name::ImageName;
+use chunkstore::catalog::ImageName;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use replicate::rpc::auth::{Grant, ImagePattern, Role, TokenFile};

@@ -4,10 +4,8 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunkstore::Error;
-use chunkstore::catalog::name::{ImageName, Selector};
-use chunkstore::progress::Progress;
-use chunkstore::retry::{self, Backoff};
+use chunkstore::catalog::{ImageName, Selector};
+use chunkstore::{Backoff, Error, Progress};
 use clap::{ArgGroup, Args};
 use replicate::transfer::{self, Direction, Ends, TransferOptions, TransferReport, Wanted};
 
@@ -131,7 +129,7 @@ impl TransferArgs {
                 Err(failure) if matches!(failure.error(), Error::Unreachable { .. }) && left > 0 => {
                     let delay = delays.next_delay();
                     tracing::warn!("{}; trying again in {} s", failure.error(), delay.as_secs());
-                    retry::sleep(delay, progress)?;
+                    progress.sleep(delay)?;
                     left -= 1;
                 }
                 result => return result.map(|()| report),

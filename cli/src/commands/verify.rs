@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use chunkstore::catalog::name::Selector;
+use chunkstore::catalog::Selector;
 use chunkstore::maintenance::verify::VerifyReport;
 use clap::Args;
 use replicate::rpc::wire::Job;

@@ -3,17 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chunkstore::Error;
-use chunkstore::catalog::lease::Lease;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{Catalog, Snapshot};
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::catalog::{Catalog, Lease, Snapshot, SnapshotName};
+use chunkstore::format::manifest::ChunkSource;
 use chunkstore::ingest::{self, IngestInto, IngestOptions};
-use chunkstore::progress::Progress;
 use chunkstore::source::ChangedRanges;
 use chunkstore::source::{DiskSource, Overlay, Source};
-use chunkstore::store::Store;
-use chunkstore::store::config::Config;
+use chunkstore::store::{Config, Store};
+use chunkstore::{Error, Progress};
 use replicate::owner::Reconnecting;
 use replicate::rpc::client::{Client, ClientSession};
 use replicate::rpc::server;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chunkstore::Error;
-use chunkstore::format::chunker::ChunkParams;
+use chunkstore::format::ChunkParams;
 use clap::{Args, ValueHint};
 use replicate::owner::{self, Starter};
 use replicate::remotes::{Remote, Remotes};

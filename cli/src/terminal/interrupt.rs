@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use chunkstore::progress::Progress;
+use chunkstore::Progress;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 

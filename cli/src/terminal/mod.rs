@@ -11,7 +11,7 @@ mod progress;
 
 use std::sync::Arc;
 
-use chunkstore::progress::Progress;
+use chunkstore::Progress;
 use indicatif::MultiProgress;
 use serde::Serialize;
 

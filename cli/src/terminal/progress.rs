@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chunkstore::progress::Progress;
+use chunkstore::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::output::bytes;

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use chunkstore::Error;
-use chunkstore::catalog::Snapshot;
 use chunkstore::catalog::label::{self, Label};
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
+use chunkstore::catalog::{ImageName, Selector, Snapshot, SnapshotName, SnapshotTime};
 use chunkstore::ingest::IngestOptions;
-use chunkstore::progress::Progress;
+use chunkstore::{Error, Progress};
 use clap::{Args, Subcommand};
 use disks::chunk_cache::ChunkCache;
 use disks::clone::{CloneInfo, Clones, CommitOptions, Committed, FrozenDisk, Publisher};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::manifest::ChunkSource;
 use chunkstore::store::Store;
 use clap::{Args, ValueHint};
 use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunkstore::catalog::Catalog;
-use chunkstore::catalog::name::Selector;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::catalog::{Catalog, Selector};
+use chunkstore::format::manifest::ChunkSource;
 use clap::Args;
 use disks::upstream::{Connect, UpstreamService, UpstreamServiceOptions};
 use fusefs::mounts;

@@ -6,9 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::manifest::Node;
+use chunkstore::format::{Chunk, ChunkId, NodeId};
 use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 

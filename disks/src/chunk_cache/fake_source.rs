@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use chunkstore::catalog::{Entry as CatalogEntry, Snapshot, State};
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::manifest::{Assembler, Entry, Leaf, Node};
+use chunkstore::format::manifest::{Assembler, ChunkSource, Entry, Leaf, Node};
+use chunkstore::format::{Chunk, ChunkId, NodeId};
 use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
 

@@ -6,9 +6,8 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::manifest::Node;
+use chunkstore::format::{Chunk, ChunkId, NodeId};
 use chunkstore::{Error, Result};
 
 use super::decoded_cache::{Cached, Key};

@@ -21,8 +21,8 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
-use chunkstore::format::id::NodeId;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::NodeId;
+use chunkstore::format::manifest::ChunkSource;
 use chunkstore::{Error, Result};
 use quick_cache::sync::Cache as QuickCache;
 use tokio::runtime::Handle;

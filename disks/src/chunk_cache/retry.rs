@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chunkstore::retry::Backoff;
+use chunkstore::Backoff;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 

@@ -4,9 +4,8 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::manifest::Node;
+use chunkstore::format::{Chunk, ChunkId, NodeId};
 
 use super::fake_source::{Fake, cache, content};
 use super::*;

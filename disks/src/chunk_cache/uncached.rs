@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use chunkstore::format::id::NodeId;
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::format::NodeId;
+use chunkstore::format::manifest::{ChunkSource, Node};
 use chunkstore::{Error, Result};
 use tokio::sync::SemaphorePermit;
 

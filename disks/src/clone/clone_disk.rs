@@ -4,8 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use chunkstore::Result;
-use chunkstore::progress::Progress;
+use chunkstore::{Progress, Result};
 
 use super::BLOCK_BYTES;
 use super::commit::{CommitOptions, Committed};

@@ -10,12 +10,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, TryLockError};
 use std::thread;
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::lease::Lease;
-use chunkstore::catalog::name::{ImageName, SnapshotName, SnapshotTime};
+use chunkstore::catalog::{ImageName, Lease, Snapshot, SnapshotName, SnapshotTime};
 use chunkstore::ingest::{Base as IngestBase, IngestOptions};
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 

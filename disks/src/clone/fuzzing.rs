@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chunkstore::Progress;
 use chunkstore::format::limits::{CATALOG_FILE_BYTES_MAX, IMAGE_BYTES_MAX};
-use chunkstore::progress::Progress;
 use tokio::runtime::{Builder, Runtime};
 
 use super::files::LayerFile;

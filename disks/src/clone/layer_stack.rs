@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use chunkstore::Result;
-use chunkstore::catalog::lease::Lease;
+use chunkstore::catalog::Lease;
 
 use super::BLOCK_BYTES;
 use super::layer::{Layer, blocks_of};

@@ -8,8 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::{ImageName, SnapshotName};
+use chunkstore::catalog::{ImageName, Snapshot, SnapshotName};
 use chunkstore::store::Store;
 use chunkstore::{Error, Result};
 use jiff::Timestamp;

@@ -7,9 +7,8 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::str::FromStr;
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::{ImageName, SnapshotName};
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{ImageName, Snapshot, SnapshotName};
+use chunkstore::format::EntryId;
 use chunkstore::format::limits::IMAGE_BYTES_MAX;
 use chunkstore::{Error, Result};
 use jiff::Timestamp;

@@ -39,9 +39,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use chunkstore::catalog::name::{ImageName, SnapshotName};
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::catalog::{ImageName, SnapshotName};
+use chunkstore::{Error, Progress, Result};
 use jiff::Timestamp;
 
 pub use self::clone_disk::CloneDisk;

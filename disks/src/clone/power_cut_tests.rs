@@ -6,10 +6,9 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use chunkstore::Result;
 use chunkstore::maintenance::gc::{self, GcReport};
-use chunkstore::progress::Progress;
 use chunkstore::storage::LocalDir;
+use chunkstore::{Progress, Result};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -1,10 +1,8 @@
 //! What clones ask of the store's owner: the seam between this crate and the programs.
 
-use chunkstore::Result;
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::SnapshotName;
+use chunkstore::catalog::{Snapshot, SnapshotName};
 use chunkstore::ingest::IngestOptions;
-use chunkstore::progress::Progress;
+use chunkstore::{Progress, Result};
 
 use super::frozen_disk::FrozenDisk;
 

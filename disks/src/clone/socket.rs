@@ -12,8 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use chunkstore::catalog::Snapshot;
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 use replicate::rpc::wire::{WireError, shown};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt};

@@ -6,15 +6,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::{SnapshotName, SnapshotTime};
+use chunkstore::catalog::{Snapshot, SnapshotName, SnapshotTime};
 use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
-use chunkstore::progress::Progress;
-use chunkstore::source::Source;
-use chunkstore::source::mem_disk::MemDisk;
+use chunkstore::source::{MemDisk, Source};
 use chunkstore::storage::Storage;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 

@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 
-use chunkstore::format::id::NodeId;
+use chunkstore::format::NodeId;
 use chunkstore::format::limits::FANOUT;
 use chunkstore::format::manifest::{Leaf, Node};
 use chunkstore::{Error, Result};

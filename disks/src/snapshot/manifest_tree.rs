@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chunkstore::format::id::NodeId;
+use chunkstore::format::NodeId;
 use chunkstore::format::limits::{FANOUT, SEGMENT_BYTES};
 use chunkstore::format::manifest::{Inner, Leaf, Node, height_for, slot_segments};
 use chunkstore::{Error, Result};

@@ -13,11 +13,10 @@ mod tests;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chunkstore::catalog::Snapshot;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::format::id::{ChunkId, EntryId};
+use chunkstore::catalog::{Snapshot, SnapshotName};
 use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::Leaf;
+use chunkstore::format::{ChunkId, EntryId};
 use chunkstore::{Error, Result};
 
 use self::manifest_tree::{ManifestTree, read_leaf};

@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chunkstore::catalog::Catalog;
 use chunkstore::catalog::boot_order::{BootOrder, RANGES_MAX};
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{Catalog, SnapshotName};
+use chunkstore::format::EntryId;
 use chunkstore::{Error, Result};
 
 use super::ReadObserver;

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use chunkstore::format::id::{ChunkId, RecordId};
-use chunkstore::format::record::{Kind, Record};
-use chunkstore::store::sink::Claim;
+use chunkstore::format::{ChunkId, Kind, Record, RecordId};
+use chunkstore::store::Claim;
 use chunkstore::{Error, Result};
 use replicate::rpc::client::ClientSession;
 use replicate::rpc::wire::Purpose;

@@ -4,13 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::codec::{Codec, Decoder, Encoder};
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::{Kind, Record};
-use chunkstore::pack::record_reader::check_plain;
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Chunk, ChunkId, Codec, Decoder, Encoder, Kind, NodeId, Record, RecordId};
+use chunkstore::pack::check_plain;
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::{Fetch, WireError};
 

@@ -9,11 +9,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::Kind;
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Chunk, ChunkId, Kind, NodeId, RecordId};
 use chunkstore::{Error, Result};
 use replicate::rpc::client::{Arrived, Client};
 use replicate::rpc::wire::Fetch;

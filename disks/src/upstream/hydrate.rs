@@ -7,10 +7,8 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chunkstore::catalog::name::{Selector, SnapshotName};
-use chunkstore::progress::Progress;
-use chunkstore::retry::Backoff;
-use chunkstore::{Error, Result};
+use chunkstore::catalog::{Selector, SnapshotName};
+use chunkstore::{Backoff, Error, Progress, Result};
 use replicate::rpc::transport::rate::RateLimit;
 use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
 use serde::Serialize;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use chunkstore::catalog::Entry;
-use chunkstore::format::id::{NodeId, RecordId};
 use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::{Leaf, Node, height_for, slot_segments};
+use chunkstore::format::{NodeId, RecordId};
 use chunkstore::{Error, Result};
 
 use super::fetch::{Fetcher, FetcherSource};

@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
-use chunkstore::catalog::name::{At, ImageName, Selector, SnapshotName, SnapshotTime};
-use chunkstore::catalog::{Catalog, Snapshot, State};
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{At, Catalog, ImageName, Selector, Snapshot, SnapshotName, SnapshotTime, State};
+use chunkstore::format::EntryId;
 use chunkstore::{Error, Result};
 use replicate::rpc::client::Selected;
 use replicate::rpc::wire::{ENTRY_PREFIX_BYTES, Names as Which, Prefixes};

@@ -26,9 +26,8 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::mpsc;
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, EntryId, NodeId};
 use chunkstore::format::manifest::Node;
+use chunkstore::format::{Chunk, ChunkId, EntryId, NodeId};
 use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
 

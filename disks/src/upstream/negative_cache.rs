@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chunkstore::format::id::ChunkId;
+use chunkstore::format::ChunkId;
 
 /// Most chunks remembered, at half their ids.
 const REMEMBERED_MAX: usize = 256 << 10;

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chunkstore::format::id::ChunkId;
+use chunkstore::format::ChunkId;
 
 /// Segments remembered.
 const SEGMENTS_MAX: usize = 512;

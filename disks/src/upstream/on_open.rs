@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chunkstore::catalog::boot_order::{self, BootOrder};
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{Catalog, Entry, Snapshot};
-use chunkstore::format::id::ChunkId;
+use chunkstore::catalog::{Catalog, Entry, Snapshot, SnapshotName};
+use chunkstore::format::ChunkId;
 use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::Leaf;
-use chunkstore::progress::Progress;
 use chunkstore::storage::LocalDir;
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 use replicate::rpc::client::{Client, ClientSession};
 use replicate::rpc::wire::{Job, Purpose};
 use tokio::sync::mpsc;

@@ -3,10 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::RecordId;
 use chunkstore::format::manifest::Node;
-use chunkstore::format::record::Kind;
+use chunkstore::format::{Chunk, Kind, RecordId};
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::WireError;
 use tokio::sync::{Notify, oneshot};
@@ -187,7 +185,7 @@ pub(super) fn copy<T: Clone>(answer: &Result<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::format::id::ChunkId;
+    use chunkstore::format::ChunkId;
 
     use super::*;
 

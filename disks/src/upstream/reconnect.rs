@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use chunkstore::retry::Backoff;
-use chunkstore::{Error, Result};
+use chunkstore::{Backoff, Error, Result};
 use replicate::rpc::client::Client;
 use replicate::rpc::transport::rate::RateLimit;
 use replicate::rpc::wire::Welcome;

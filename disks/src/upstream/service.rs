@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chunkstore::Result;
-use chunkstore::catalog::Catalog;
-use chunkstore::catalog::name::Selector;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
+use chunkstore::catalog::{Catalog, Selector};
+use chunkstore::format::manifest::ChunkSource;
 use chunkstore::storage::LocalDir;
 use replicate::rpc::transport::rate::RateLimit;
 use serde::Serialize;
@@ -299,7 +298,7 @@ impl Background {
     }
 }
 
-fn hydration(selector: &Selector) -> (Selector, Hydration, Arc<chunkstore::progress::Progress>) {
+fn hydration(selector: &Selector) -> (Selector, Hydration, Arc<chunkstore::Progress>) {
     let told = Hydration { snapshot: selector.to_string(), ..Hydration::default() };
     (selector.clone(), told, Arc::default())
 }

@@ -6,8 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chunkstore::format::id::RecordId;
-use chunkstore::format::record::Record;
+use chunkstore::format::{Record, RecordId};
 
 /// Most bytes kept.
 const BYTES_MAX: usize = 40 << 20;
@@ -76,9 +75,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::format::codec::Codec;
-    use chunkstore::format::id::ChunkId;
-    use chunkstore::format::record::Kind;
+    use chunkstore::format::{ChunkId, Codec, Kind};
 
     use super::*;
 

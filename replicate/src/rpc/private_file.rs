@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use chunkstore::catalog::name::ImageName;
+use chunkstore::catalog::ImageName;
 use chunkstore::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -16,8 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chunkstore::catalog::Catalog;
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 
 pub use self::plan::Wanted;
 use self::plan::{Item, Plan};

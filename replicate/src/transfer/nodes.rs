@@ -1,9 +1,7 @@
 //! Manifest nodes on both sides of a transfer: the near store is asked first, because it costs no link.
 
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{NodeId, RecordId};
 use chunkstore::format::manifest::Node;
-use chunkstore::format::record::Record;
+use chunkstore::format::{Codec, NodeId, Record, RecordId};
 use chunkstore::{Error, Result};
 
 use super::Direction;

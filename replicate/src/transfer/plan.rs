@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
-use chunkstore::catalog::{Catalog, Entry, Snapshot, State};
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{Catalog, Entry, ImageName, Selector, Snapshot, SnapshotName, State};
+use chunkstore::format::EntryId;
 use chunkstore::{Error, Result};
 
 use super::{Direction, Ends, TransferOptions};

@@ -8,12 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chunkstore::format::codec::{Codec, Encoder};
-use chunkstore::format::id::RecordId;
-use chunkstore::format::record::{HEADER_BYTES, Record};
-use chunkstore::progress::Progress;
-use chunkstore::store::sink::Claim;
-use chunkstore::{Error, Result};
+use chunkstore::format::{Codec, Encoder, HEADER_BYTES, Record, RecordId};
+use chunkstore::store::Claim;
+use chunkstore::{Error, Progress, Result};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -237,7 +234,7 @@ impl Sending {
         for (record, _) in records {
             let tally = &self.tally;
             tally.record_bytes.fetch_add((HEADER_BYTES + record.payload.len()) as u64, Ordering::Relaxed);
-            if record.header.kind == chunkstore::format::record::Kind::Chunk {
+            if record.header.kind == chunkstore::format::Kind::Chunk {
                 tally.chunks_sent.fetch_add(1, Ordering::Relaxed);
                 tally.plain_bytes_sent.fetch_add(u64::from(record.header.plain_bytes), Ordering::Relaxed);
                 tally.deltas_sent.fetch_add(u64::from(record.header.codec == Codec::Delta), Ordering::Relaxed);
@@ -362,7 +359,7 @@ fn delta(whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::format::id::ChunkId;
+    use chunkstore::format::ChunkId;
 
     use super::*;
     use crate::rpc::client::testing::client_of;

@@ -4,12 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chunkstore::catalog::Entry;
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
 use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::{Leaf, Node, height_for, slot_segments};
-use chunkstore::format::record::Record;
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::format::{ChunkId, NodeId, Record, RecordId};
+use chunkstore::{Error, Progress, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 

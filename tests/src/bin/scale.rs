@@ -12,14 +12,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use chunkstore::catalog::name::SnapshotTime;
-use chunkstore::catalog::{Entry as CatalogEntry, IngestReport};
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
+use chunkstore::Progress;
+use chunkstore::catalog::{Entry as CatalogEntry, IngestReport, SnapshotTime};
 use chunkstore::format::manifest::{Assembler, Entry, Leaf, Node};
-use chunkstore::format::record::{Kind, Record};
+use chunkstore::format::{ChunkId, Codec, Kind, NodeId, Record, RecordId};
 use chunkstore::maintenance::gc;
-use chunkstore::progress::Progress;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use serde_json::json;
 

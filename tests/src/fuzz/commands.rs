@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chunkstore::catalog::name::SnapshotTime;
+use chunkstore::catalog::SnapshotTime;
 use chunkstore::catalog::retention::{Decision, Reason, Retention, plan};
 use jiff::tz::TimeZone;
 

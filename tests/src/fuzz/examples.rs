@@ -11,18 +11,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use chunkstore::catalog::boot_order::BootOrder;
-use chunkstore::catalog::lease::{self, Lease};
 use chunkstore::catalog::retention::Retention;
-use chunkstore::catalog::{Entry, Snapshot, State};
-use chunkstore::format::chunker::ChunkParams;
-use chunkstore::format::codec::{Codec, Encoder};
-use chunkstore::format::id::{ChunkId, EntryId, NodeId, PackId, RecordId};
+use chunkstore::catalog::{Entry, Lease, Snapshot, State};
 use chunkstore::format::manifest::{self, Inner, Leaf, Node};
-use chunkstore::format::record::{Kind, Record};
+use chunkstore::format::{ChunkId, ChunkParams, Codec, Encoder, EntryId, Kind, NodeId, PackId, Record, RecordId};
 use chunkstore::pack::{Class, DIR, PackHeader, PackWriter, path};
-use chunkstore::storage::Storage;
-use chunkstore::storage::in_memory::MemStorage;
-use chunkstore::store::config::Config;
+use chunkstore::storage::{MemStorage, Storage};
+use chunkstore::store::Config;
 use chunkstore::store::damaged::{BadRecord, Damaged, FILE};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -221,7 +216,7 @@ pub(super) fn lease() -> Vec<Example> {
 fn lease_of(roots: &[NodeId]) -> Vec<u8> {
     let dir = TempDir::new().expect("a directory for a lease");
     let _held = Lease::take(dir.path(), roots).expect("a lease can be taken there");
-    let mut files = fs::read_dir(dir.path().join(lease::DIR)).expect("it was just made");
+    let mut files = fs::read_dir(dir.path().join("leases")).expect("it was just made");
     let file = files.next().expect("the lease is there").expect("it can be listed");
     fs::read(file.path()).expect("it can be read")
 }

@@ -4,14 +4,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use chunkstore::Error;
-use chunkstore::format::codec::{Codec, Decoder, Encoder};
-use chunkstore::format::id::{NodeId, PackId};
 use chunkstore::format::limits::{PLAIN_BYTES_MAX, SEGMENT_BYTES, STORED_BYTES_MAX};
 use chunkstore::format::manifest::Node;
-use chunkstore::format::record::{HEADER_BYTES, Header, Record};
+use chunkstore::format::{Codec, Decoder, Encoder, HEADER_BYTES, Header, NodeId, PackId, Record};
 use chunkstore::pack::{Class, DIR, PackReader, PackWriter, ScanOutcome, TableEntry, path};
-use chunkstore::storage::Storage;
-use chunkstore::storage::in_memory::MemStorage;
+use chunkstore::storage::{MemStorage, Storage};
 
 use super::{Verdict, as_given_and_resealed, reseal};
 

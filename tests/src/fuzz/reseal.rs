@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use chunkstore::format::record::HEADER_BYTES;
+use chunkstore::format::HEADER_BYTES;
 use chunkstore::pack::{FOOTER_BYTES, PACK_HEADER_BYTES, TABLE_ENTRY_BYTES};
 
 /// A record's header.

@@ -6,14 +6,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chunkstore::catalog::boot_order::BootOrder;
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName, SnapshotTime};
-use chunkstore::catalog::{Catalog, Entry, Snapshot, State, label};
-use chunkstore::format::id::{ChunkId, EntryId, NodeId, PackId};
+use chunkstore::catalog::{Catalog, Entry, ImageName, Selector, Snapshot, SnapshotName, SnapshotTime, State, label};
 use chunkstore::format::limits::{CATALOG_FILE_BYTES_MAX, ENTRY_BYTES_MAX, IMAGE_BYTES_MAX};
+use chunkstore::format::{ChunkId, EntryId, NodeId, PackId};
 use chunkstore::source::Format;
-use chunkstore::storage::Storage;
-use chunkstore::storage::in_memory::MemStorage;
-use chunkstore::store::config::Config;
+use chunkstore::storage::{MemStorage, Storage};
+use chunkstore::store::Config;
 use chunkstore::store::damaged::{Damaged, FILE};
 
 use super::{Verdict, as_given_and_resealed, reseal};

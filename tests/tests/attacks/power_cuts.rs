@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use chunkstore::storage::Storage;
-use chunkstore::storage::in_memory::MemStorage;
 use chunkstore::storage::power_cut::{Arrived, Recorder, Recording};
+use chunkstore::storage::{MemStorage, Storage};
 use tempfile::TempDir;
 use tests::images::Rng;
 use tests::scripted::{Act, Effect, Expected, Far, IndexFiles, Worked, index_dir, new_storage, night};

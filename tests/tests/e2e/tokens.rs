@@ -7,9 +7,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, EntryId, RecordId};
-use chunkstore::format::record::{Kind as RecordKind, Record};
+use chunkstore::format::{ChunkId, Codec, EntryId, Kind as RecordKind, Record, RecordId};
 use jiff::{SignedDuration, Timestamp};
 use replicate::rpc::wire::{
     Fetch, ForStream, Hello, Ids, Job, Kind, Names, Prefixes, Purpose, Reply, Request, SessionId, WireError,

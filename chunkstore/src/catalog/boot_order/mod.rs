@@ -10,7 +10,7 @@ use std::ops::Range;
 use crate::catalog::name::SnapshotName;
 use crate::catalog::{Catalog, Snapshot};
 use crate::error::{Error, Result};
-use crate::format::id::EntryId;
+use crate::format::EntryId;
 use crate::format::limits::IMAGE_BYTES_MAX;
 use crate::storage::{Storage, whole};
 
@@ -19,7 +19,7 @@ pub const DIR: &str = "boot";
 /// Most ranges of an order.
 pub const RANGES_MAX: usize = 32 << 10;
 /// Largest file: two numbers of up to 19 digits a line. It travels in one frame.
-pub const FILE_BYTES_MAX: u64 = 3 << 19;
+pub(crate) const FILE_BYTES_MAX: u64 = 3 << 19;
 const SUFFIX: &str = ".order";
 const HEAD: &str = "vmstore-boot-order 1\n";
 

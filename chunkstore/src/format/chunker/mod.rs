@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use fastcdc::v2020::{self, FastCDC, Normalization};
 
-pub use rechunk::{SegmentBytes, rechunk_ranges};
+pub(crate) use rechunk::{SegmentBytes, rechunk_ranges};
 
 use crate::format::id::ChunkId;
 use crate::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
@@ -38,13 +38,13 @@ impl Default for ChunkParams {
 /// What the parent snapshot had in this segment: where its chunk begins at the same offset, and proves equal by one
 /// hash, its end is a cut here too if the byte after it allows, because FastCDC decides from a chunk's first byte on.
 #[derive(Clone, Copy, Default)]
-pub struct Hint<'a> {
+pub(crate) struct Hint<'a> {
     parent: Option<&'a Leaf>,
 }
 
 impl<'a> Hint<'a> {
     /// The parent's leaf of the same segment, if it has one.
-    pub fn new(parent: Option<&'a Leaf>) -> Self {
+    pub(crate) fn new(parent: Option<&'a Leaf>) -> Self {
         Self { parent }
     }
 
@@ -59,7 +59,7 @@ impl<'a> Hint<'a> {
 
 /// A chunk found in a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// Where it lies in the segment.
     pub range: Range<usize>,
     /// Its name.
@@ -69,7 +69,7 @@ pub struct Cut {
 }
 
 /// Cuts a segment of at most 4 MiB. What the cuts leave out is zero runs.
-pub fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
+pub(crate) fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
     assert!(segment.len() <= SEGMENT_BYTES, "a segment is at most 4 MiB");
     let cdc = params.fast_cdc(segment);
     let mut cuts = Vec::with_capacity(segment.len() / params.avg_bytes as usize + 1);
@@ -127,7 +127,7 @@ impl ChunkParams {
 
 /// The ranges between zero runs of at least `zero_run_min_bytes`. A zero run is a maximal run of aligned zero
 /// blocks, a short last block included.
-pub fn data_extents(segment: &[u8], zero_run_min_bytes: usize) -> Vec<Range<usize>> {
+pub(crate) fn data_extents(segment: &[u8], zero_run_min_bytes: usize) -> Vec<Range<usize>> {
     extents_of(segment.chunks(ZERO_BLOCK_BYTES).map(is_zero), segment.len(), zero_run_min_bytes)
 }
 
@@ -161,7 +161,7 @@ fn extents_of(are_zero: impl Iterator<Item = bool>, len: usize, zero_run_min_byt
 }
 
 /// Whether all bytes are zero, by comparing with zeros at the speed of memory.
-pub fn is_zero(block: &[u8]) -> bool {
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     static ZEROS: [u8; ZERO_BLOCK_BYTES] = [0; ZERO_BLOCK_BYTES];
     block.chunks(ZERO_BLOCK_BYTES).all(|part| *part == ZEROS[..part.len()])
 }

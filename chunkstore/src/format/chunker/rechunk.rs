@@ -16,7 +16,7 @@ use crate::format::manifest::Leaf;
 const BLOCKS: usize = SEGMENT_BYTES / ZERO_BLOCK_BYTES;
 
 /// A whole segment of 4 MiB whose bytes are read when they are asked for.
-pub trait SegmentBytes {
+pub(crate) trait SegmentBytes {
     /// The segment, of which at least this range has been read.
     ///
     /// # Errors
@@ -29,7 +29,7 @@ pub trait SegmentBytes {
 ///
 /// # Errors
 /// If the segment can't be read.
-pub fn rechunk_ranges(
+pub(crate) fn rechunk_ranges(
     bytes: &mut dyn SegmentBytes,
     params: &ChunkParams,
     parent: Option<&Leaf>,

@@ -34,7 +34,7 @@ impl Assembler {
 
     /// Adds a whole subtree of another tree in its place: a node of this height with its number among those of its
     /// height, which with height 0 is a leaf and its segment. Otherwise as [`Assembler::push`].
-    pub fn push_subtree<E>(
+    pub(crate) fn push_subtree<E>(
         &mut self,
         height: u8,
         number: u64,

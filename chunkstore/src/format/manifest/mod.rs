@@ -5,13 +5,15 @@
 //! so nights and VMs share what is equal. Layout: FORMAT.md, "Manifest".
 
 mod build;
-pub mod chunk_source;
-pub mod compare;
+pub(crate) mod chunk_source;
+mod compare;
 mod listed;
 mod node;
 mod walk;
 
 pub use build::Assembler;
+pub use chunk_source::ChunkSource;
+pub use compare::{Tree, compare};
 pub(crate) use listed::Listed;
 pub use node::{Entry, Inner, Leaf, Node};
 pub use walk::{LeafReader, Segment, diff, walk};

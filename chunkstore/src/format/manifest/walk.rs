@@ -211,7 +211,7 @@ impl<'a> LeafReader<'a> {
 
     /// The name of the node of this height that has this number among those of its height (a leaf: its segment);
     /// `None` if all below it is zero, or the tree is not that tall or wide.
-    pub fn id_at(&self, height: u8, number: u64) -> Result<Option<NodeId>> {
+    pub(crate) fn id_at(&self, height: u8, number: u64) -> Result<Option<NodeId>> {
         if height > self.height || number >= (FANOUT as u64).saturating_pow(u32::from(self.height - height)) {
             return Ok(None);
         }
@@ -303,7 +303,7 @@ impl<'a> LeafReader<'a> {
     }
 
     /// The first segment from this one on that is not all zero.
-    pub fn next_leaf(&self, segment: u64) -> Result<Option<u64>> {
+    pub(crate) fn next_leaf(&self, segment: u64) -> Result<Option<u64>> {
         match self.root {
             Some(root) => self.next_leaf_of(root, self.height, 0, segment),
             None => Ok(None),

@@ -17,7 +17,7 @@ use crate::catalog::Snapshot;
 use crate::catalog::boot_order;
 use crate::catalog::lease;
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, RecordId};
+use crate::format::{NodeId, RecordId};
 use crate::maintenance::mark::{Gaps, Walk};
 use crate::metrics::{Description, Unit};
 use crate::pack::PackRow;

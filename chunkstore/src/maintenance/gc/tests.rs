@@ -6,22 +6,15 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::IngestReport;
-use crate::catalog::lease::Lease;
-use crate::catalog::name::SnapshotName;
-use crate::format::codec::{Codec, Encoder};
-use crate::format::id::ChunkId;
-use crate::format::manifest::Node;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::record::{Kind, Record};
+use crate::catalog::{IngestReport, Lease, SnapshotName};
+use crate::format::manifest::{ChunkSource, Node};
+use crate::format::{ChunkId, Codec, Encoder, Kind, Record};
 use crate::ingest::{Base, IngestInto};
 use crate::maintenance::verify::verify;
 use crate::pack;
 use crate::storage::whole::read_whole;
-use crate::store::WriteSession;
 use crate::store::crash_tests::{new_storage, open_on};
-use crate::store::direct_session::DirectWriteSession;
-use crate::store::sink::Claim;
+use crate::store::{Claim, DirectWriteSession, WriteSession};
 use crate::testing::{disk, init, night, noise, open, open_options, options, put, read_back};
 
 fn gc(store: &Arc<Store>, dry_run: bool) -> GcReport {

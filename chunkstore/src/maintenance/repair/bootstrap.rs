@@ -11,15 +11,15 @@ use jiff::Timestamp;
 
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
+use crate::format::PackId;
 use crate::format::limits::CONFIG_FILE_BYTES_MAX;
 use crate::pack::{self, Inventory, PackHeader, PackReader};
 use crate::storage::quarantine;
 use crate::storage::{LocalDir, Storage, whole};
-use crate::store::OpenOptions;
-use crate::store::config::{self, Config, FormatSection};
+use crate::store::config::{self, FormatSection};
 use crate::store::damaged::{self, Damaged};
 use crate::store::lock::StoreLock;
+use crate::store::{Config, OpenOptions};
 
 /// Packs whose headers are read.
 const HEADERS_READ_MAX: usize = 256;

@@ -3,11 +3,9 @@
 //! A snapshot's state is lost with its file. So one that is restored is held: it can't be pruned before a person has looked.
 
 use super::{HOLD, Mending};
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Snapshot, State};
+use crate::catalog::{Snapshot, SnapshotName, State};
 use crate::error::{Error, Result};
-use crate::format::codec;
-use crate::format::id::{EntryId, RecordId};
+use crate::format::{EntryId, RecordId, codec};
 use crate::maintenance::verify;
 use crate::storage::quarantine;
 use crate::store::Store;

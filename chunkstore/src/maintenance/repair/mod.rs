@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::store::Store;
 
 /// The reason for which a snapshot is held whose state was lost with its catalog file.
-pub const HOLD: &str = "repaired: what held it is not known";
+pub(crate) const HOLD: &str = "repaired: what held it is not known";
 
 /// What a repair did, or would do, and how the store is after it.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]

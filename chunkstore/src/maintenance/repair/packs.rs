@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use super::Mending;
 use crate::catalog::Snapshot;
 use crate::error::{Error, Result};
-use crate::format::id::{PackId, RecordId};
+use crate::format::{PackId, RecordId};
 use crate::maintenance::verify::NO_PACK;
 use crate::pack::{self, Inventory, PackReader, TableEntry};
 use crate::storage::quarantine;

@@ -10,8 +10,7 @@ use crate::catalog::Snapshot;
 use crate::error::Error;
 use crate::maintenance::gc;
 use crate::pack::Class;
-use crate::storage::in_memory::MemStorage;
-use crate::storage::{Storage, whole};
+use crate::storage::{MemStorage, Storage, whole};
 use crate::testing::{init, night, noise, open, open_options, put, read_back};
 
 const WEB: &str = "web01";

@@ -3,10 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::findings::FoundEntry;
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Snapshot, Tombstone};
+use crate::catalog::{Snapshot, SnapshotName, Tombstone};
 use crate::error::Result;
-use crate::format::id::EntryId;
+use crate::format::EntryId;
 use crate::store::Store;
 
 /// What can be read of a catalog, and what can't.

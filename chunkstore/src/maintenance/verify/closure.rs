@@ -15,9 +15,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::catalog::Snapshot;
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, RecordId};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Node, height_for};
+use crate::format::manifest::{ChunkSource, Node, height_for};
+use crate::format::{NodeId, RecordId};
 use crate::pack::RecordLocation;
 use crate::parallel;
 use crate::progress::Progress;

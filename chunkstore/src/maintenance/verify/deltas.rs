@@ -13,8 +13,7 @@ use super::feed::{Feed, Pass, Unit};
 use super::findings::Findings;
 use super::records::{self, Fault, Unreadable, Verdict};
 use crate::error::Result;
-use crate::format::codec;
-use crate::format::id::RecordId;
+use crate::format::{RecordId, codec};
 use crate::pack::RecordLocation;
 use crate::pack::TableEntry;
 use crate::pack::record_reader::{Plain, id_of};
@@ -160,7 +159,7 @@ impl Batch {
 
 impl Block {
     /// The stored form of a record, if it is whole.
-    fn stored(&self, at: usize, entry: &TableEntry) -> Result<(crate::format::record::Header, &[u8]), String> {
+    fn stored(&self, at: usize, entry: &TableEntry) -> Result<(crate::format::Header, &[u8]), String> {
         records::record_bytes(&self.unit, &self.unreadable, &self.bytes, at, entry)
             .and_then(|bytes| records::parse(&self.unit.pack, entry, bytes))
     }

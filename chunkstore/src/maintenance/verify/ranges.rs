@@ -6,10 +6,9 @@ use super::closure::Lost;
 use super::{DamagedRange, VerifyReport};
 use crate::catalog::Snapshot;
 use crate::error::{Error, Result};
-use crate::format::id::{ChunkId, NodeId, RecordId};
 use crate::format::limits::{FANOUT, SEGMENT_BYTES};
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Leaf, Node, height_for};
+use crate::format::manifest::{ChunkSource, Leaf, Node, height_for};
+use crate::format::{ChunkId, NodeId, RecordId};
 use crate::progress::Progress;
 use crate::store::Store;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
-use crate::format::id::PackId;
+use crate::format::PackId;
 use crate::pack::PackReader;
 use crate::storage::LocalDir;
 

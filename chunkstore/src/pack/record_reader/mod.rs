@@ -10,11 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::format::chunk::Chunk;
-use crate::format::codec::{self, Codec};
-use crate::format::id::{ChunkId, EntryId, NodeId, RecordId};
 use crate::format::manifest::Node;
-use crate::format::record::{Header, Kind, Record};
+use crate::format::{Chunk, ChunkId, Codec, EntryId, Header, Kind, NodeId, Record, RecordId, codec};
 use crate::pack::PackReader;
 use crate::pack::RecordLocation;
 
@@ -88,7 +85,7 @@ impl<'a> RecordReader<'a> {
         Self { places }
     }
 
-    /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::chunk_source::ChunkSource::chunks) does, in the order of their
+    /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::ChunkSource::chunks) does, in the order of their
     /// places.
     ///
     /// # Errors

@@ -4,8 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::format::buffers;
-use crate::format::record::HEADER_BYTES;
+use crate::format::{HEADER_BYTES, buffers};
 use crate::pack::PackReader;
 use crate::pack::RecordLocation;
 use crate::pack::record_reader::{Locator, Parsed};

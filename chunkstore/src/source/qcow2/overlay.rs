@@ -12,9 +12,9 @@ use rustix::io::Errno;
 
 use super::chain::{Below, Chain};
 use super::{Qcow2Source, RUN_BYTES_MAX};
-use crate::catalog::name::SnapshotName;
+use crate::catalog::SnapshotName;
 use crate::error::{Error, Result};
-use crate::format::id::NodeId;
+use crate::format::NodeId;
 use crate::source::{ChangedRanges, DiskSource};
 
 /// The attribute with a snapshot's root id in hex, or [`NO_ROOT`].

@@ -17,7 +17,7 @@ use toml::Value;
 
 use crate::catalog::retention::Retention;
 use crate::error::{Error, Result};
-use crate::format::chunker::ChunkParams;
+use crate::format::ChunkParams;
 use crate::format::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CONFIG_FILE_BYTES_MAX, SEGMENT_BYTES, ZERO_BLOCK_BYTES};
 use crate::storage::{Storage, whole};
 
@@ -25,11 +25,11 @@ use crate::storage::{Storage, whole};
 mod tests;
 
 /// The file's path in a store.
-pub const PATH: &str = "config.toml";
+pub(crate) const PATH: &str = "config.toml";
 /// The path of its copy.
-pub const COPY_PATH: &str = "config.toml.copy";
+pub(crate) const COPY_PATH: &str = "config.toml.copy";
 /// The format that this program writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Memory of the index, unless configured otherwise.
 const INDEX_CACHE_BYTES: u64 = 32 << 20;
 /// Below this the index reads its filters again for every look-up.

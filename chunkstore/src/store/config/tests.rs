@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use super::*;
-use crate::storage::in_memory::MemStorage;
+use crate::storage::MemStorage;
 
 const GOLDEN: &str = r#"# The configuration of a vmstore store.
 

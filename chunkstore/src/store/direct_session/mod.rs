@@ -2,9 +2,8 @@
 
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
-use crate::format::id::RecordId;
-use crate::format::record::Record;
-use crate::pack::direct_writer::DirectWriter;
+use crate::format::{Record, RecordId};
+use crate::pack::DirectWriter;
 use crate::store::WriteSession;
 use crate::store::sink::{Base, Claim, Like, Sink};
 

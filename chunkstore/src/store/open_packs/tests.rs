@@ -10,13 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::format::codec::Codec;
-use crate::format::id::ChunkId;
-use crate::format::record::{Kind, Record};
+use crate::format::{ChunkId, Codec, Kind, Record};
 use crate::maintenance::gc;
 use crate::progress::Progress;
-use crate::storage::in_memory::MemStorage;
-use crate::storage::{AppendFile, Listing, ReadFile, Storage};
+use crate::storage::{AppendFile, Listing, MemStorage, ReadFile, Storage};
 use crate::store::crash_tests::new_storage;
 use crate::store::{OpenOptions, Store};
 use crate::testing::{init, open, open_options};

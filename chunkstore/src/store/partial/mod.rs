@@ -5,13 +5,11 @@
 
 use std::collections::HashMap;
 
-use crate::catalog::name::SnapshotName;
-use crate::catalog::{Entry, Presence};
+use crate::catalog::{Entry, Presence, SnapshotName};
 use crate::error::{Error, Result};
-use crate::format::id::{NodeId, RecordId};
 use crate::format::limits::SEGMENT_BYTES;
-use crate::format::manifest::chunk_source::ChunkSource;
-use crate::format::manifest::{Node, height_for, slot_segments};
+use crate::format::manifest::{ChunkSource, Node, height_for, slot_segments};
+use crate::format::{NodeId, RecordId};
 use crate::store::Store;
 
 /// Counts what is here of a snapshot. What the parts need of which the manifest is not here is taken to be as much as the

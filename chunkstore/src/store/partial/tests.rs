@@ -6,11 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::catalog::{Snapshot, State};
-use crate::format::chunk::Chunk;
-use crate::format::codec::Codec;
-use crate::format::id::ChunkId;
-use crate::format::manifest;
-use crate::format::record::{HEADER_BYTES, Kind, Record};
+use crate::format::{Chunk, ChunkId, Codec, HEADER_BYTES, Kind, Record, manifest};
 use crate::ingest::{Base, ingest};
 use crate::maintenance::gc;
 use crate::maintenance::stats;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use chunkstore::catalog::name::ImageName;
+use chunkstore::catalog::ImageName;
 use chunkstore::{Error, Result};
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chunkstore::catalog::name::ImageName;
+use chunkstore::catalog::ImageName;
 use chunkstore::{Error, Result};
 use serde::{Deserialize, Serialize};
 

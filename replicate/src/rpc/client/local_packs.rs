@@ -11,13 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::pack::PackReader;
-use chunkstore::pack::RecordLocation;
-use chunkstore::pack::record_reader::{Locator, PackFiles, RecordReader};
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Chunk, ChunkId, NodeId, RecordId};
+use chunkstore::pack::{Locator, PackFiles, PackReader, RecordLocation, RecordReader};
 use chunkstore::storage::Storage;
 use chunkstore::{Error, Result};
 use quick_cache::sync::Cache;

@@ -1,10 +1,9 @@
 //! What a mount with an upstream asks of the owner of its own store.
 
 use chunkstore::Result;
-use chunkstore::catalog::Snapshot;
 use chunkstore::catalog::boot_order::BootOrder;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::format::id::{EntryId, RecordId};
+use chunkstore::catalog::{Snapshot, SnapshotName};
+use chunkstore::format::{EntryId, RecordId};
 
 use super::requests::unexpected;
 use super::session::{expect_done, published};

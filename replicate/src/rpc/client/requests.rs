@@ -3,10 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use chunkstore::format::id::RecordId;
-use chunkstore::format::record::Record;
-use chunkstore::progress::Progress;
-use chunkstore::{Error, Result};
+use chunkstore::format::{Record, RecordId};
+use chunkstore::{Error, Progress, Result};
 
 use super::Client;
 use super::connection::broken;

@@ -5,12 +5,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use chunkstore::Result;
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{IngestReport, Snapshot};
-use chunkstore::format::id::{EntryId, RecordId};
-use chunkstore::format::record::Record;
-use chunkstore::pack::direct_writer::DirectWriter;
-use chunkstore::store::sink::Claim;
+use chunkstore::catalog::{IngestReport, Snapshot, SnapshotName};
+use chunkstore::format::{EntryId, Record, RecordId};
+use chunkstore::pack::DirectWriter;
+use chunkstore::store::Claim;
 use parking_lot::Mutex;
 
 use super::Client;

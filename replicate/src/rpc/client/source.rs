@@ -4,17 +4,10 @@
 use std::collections::HashMap;
 
 use chunkstore::catalog::{Entry, IngestReport, Snapshot};
-use chunkstore::format::chunk::Chunk;
-use chunkstore::format::codec::{Codec, Decoder};
-use chunkstore::format::id::{ChunkId, NodeId, RecordId};
-use chunkstore::format::manifest::Node;
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::{Header, Record};
-use chunkstore::pack::Class;
-use chunkstore::pack::direct_writer::Extent;
-use chunkstore::pack::direct_writer::ExtentAllocator;
-use chunkstore::pack::record_reader::RecordReader;
-use chunkstore::store::sink::{Base, Claim, Like, Sink};
+use chunkstore::format::manifest::{ChunkSource, Node};
+use chunkstore::format::{Chunk, ChunkId, Codec, Decoder, Header, NodeId, Record, RecordId};
+use chunkstore::pack::{Class, Extent, ExtentAllocator, RecordReader};
+use chunkstore::store::{Base, Claim, Like, Sink};
 use chunkstore::{Error, Result};
 
 use super::connection::broken;
@@ -46,10 +39,7 @@ pub(crate) fn decode(record: &Record, bases: &Bases) -> Result<Vec<u8>> {
 /// Keeps a base that came along.
 fn keep(bases: &mut Bases, record: &Record) -> Result<()> {
     let plain = decode(record, &Bases::new())?;
-    bases.insert(
-        record.header.id,
-        chunkstore::pack::record_reader::check_plain(record.header.kind, record.header.id, plain)?,
-    );
+    bases.insert(record.header.id, chunkstore::pack::check_plain(record.header.kind, record.header.id, plain)?);
     Ok(())
 }
 

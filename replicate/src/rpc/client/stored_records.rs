@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use chunkstore::Result;
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::RecordId;
-use chunkstore::format::record::Record;
-use chunkstore::pack::record_reader::RecordReader;
+use chunkstore::format::{Codec, Record, RecordId};
+use chunkstore::pack::RecordReader;
 
 use super::{Arrived, Client, Direct, Packs};
 use crate::rpc::wire::Fetch;

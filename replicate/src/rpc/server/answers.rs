@@ -3,15 +3,11 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use chunkstore::catalog::Catalog;
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
-use chunkstore::format::codec::{Codec, Encoder};
-use chunkstore::format::id::{ChunkId, EntryId, NodeId, RecordId};
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::format::record::{Kind as RecordKind, Record};
+use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
+use chunkstore::format::manifest::ChunkSource;
+use chunkstore::format::{ChunkId, Codec, Encoder, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
 use chunkstore::pack::RecordLocation;
-use chunkstore::store::sink::Like;
-use chunkstore::store::{Store, WriteSession};
+use chunkstore::store::{Like, Store, WriteSession};
 use chunkstore::{Error, Result};
 
 use super::connection::Connection;

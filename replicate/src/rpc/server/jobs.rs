@@ -3,17 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunkstore::catalog::State;
-use chunkstore::catalog::name::SnapshotName;
+use chunkstore::catalog::{SnapshotName, State};
 use chunkstore::maintenance::gc;
 use chunkstore::maintenance::repair;
 use chunkstore::maintenance::stats;
 use chunkstore::maintenance::verify;
-use chunkstore::progress::Progress;
 use chunkstore::store::Store;
 use chunkstore::store::partial;
 use chunkstore::store::reserve;
-use chunkstore::{Error, Result};
+use chunkstore::{Error, Progress, Result};
 use serde::Serialize;
 
 use super::Server;

@@ -2,9 +2,8 @@
 //! boot orders.
 
 use chunkstore::catalog::boot_order::{self, BootOrder};
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{Snapshot, State};
-use chunkstore::format::id::EntryId;
+use chunkstore::catalog::{Snapshot, SnapshotName, State};
+use chunkstore::format::EntryId;
 use chunkstore::storage::LocalDir;
 use chunkstore::store::Store;
 use chunkstore::{Error, Result};

@@ -1,6 +1,6 @@
 //! What a client may ask for. One function decides, before anything is done.
 
-use chunkstore::catalog::name::{ImageName, Selector, SnapshotName};
+use chunkstore::catalog::{ImageName, Selector, SnapshotName};
 use chunkstore::{Error, Result};
 
 use crate::rpc::auth::Grant;
@@ -113,9 +113,8 @@ fn check_select(grant: &Grant, names: &Names) -> Result<()> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use chunkstore::format::id::{ChunkId, PackId};
-    use chunkstore::pack::Class;
-    use chunkstore::pack::direct_writer::Extent;
+    use chunkstore::format::{ChunkId, PackId};
+    use chunkstore::pack::{Class, Extent};
 
     use super::*;
     use crate::rpc::auth::Role;

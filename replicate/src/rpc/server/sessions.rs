@@ -5,14 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use chunkstore::catalog::name::SnapshotName;
-use chunkstore::catalog::{IngestReport, Snapshot, State};
-use chunkstore::format::id::{EntryId, RecordId};
-use chunkstore::format::record::{Header, Kind, Record};
-use chunkstore::pack::Class;
-use chunkstore::pack::direct_writer::Extent;
-use chunkstore::store::sink::Claim;
-use chunkstore::store::{Store, WriteSession};
+use chunkstore::catalog::{IngestReport, Snapshot, SnapshotName, State};
+use chunkstore::format::{EntryId, Header, Kind, Record, RecordId};
+use chunkstore::pack::{Class, Extent};
+use chunkstore::store::{Claim, Store, WriteSession};
 use chunkstore::{Error, Result};
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;

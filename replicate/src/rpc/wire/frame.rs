@@ -1,9 +1,9 @@
 //! A frame: a header of twelve bytes and a payload of bounded length.
 
 use bytes::Bytes;
+use chunkstore::format::HEADER_BYTES;
 use chunkstore::format::limits::{PLAIN_BYTES_MAX, STORED_BYTES_MAX};
-use chunkstore::format::record::HEADER_BYTES;
-use chunkstore::pack::direct_writer::EXTENT_RECORDS_MAX;
+use chunkstore::pack::EXTENT_RECORDS_MAX;
 use zerocopy::byteorder::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -1,11 +1,7 @@
 //! Places of records on the wire, 24 bytes each, all zero where there is none; and room for new ones.
 
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::PackId;
-use chunkstore::format::record::{Kind, check_lengths};
-use chunkstore::pack::Class;
-use chunkstore::pack::RecordLocation;
-use chunkstore::pack::direct_writer::Extent;
+use chunkstore::format::{Codec, Kind, PackId, check_lengths};
+use chunkstore::pack::{Class, Extent, RecordLocation};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

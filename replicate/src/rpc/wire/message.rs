@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use chunkstore::format::id::RecordId;
-use chunkstore::store::sink::Claim;
+use chunkstore::format::RecordId;
+use chunkstore::store::Claim;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -521,7 +521,7 @@ mod as_bytes {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::format::id::ChunkId;
+    use chunkstore::format::ChunkId;
     use proptest::prelude::*;
 
     use super::*;

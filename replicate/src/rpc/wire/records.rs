@@ -1,7 +1,7 @@
 //! Records on the wire: as they lie in packs, one after another, header and payload. They never pass through serde.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chunkstore::format::record::{HEADER_BYTES, Header, Record};
+use chunkstore::format::{HEADER_BYTES, Header, Record};
 
 use super::SessionId;
 
@@ -97,9 +97,7 @@ pub fn headers_from_bytes(bytes: &[u8]) -> Result<Vec<Header>, String> {
 
 #[cfg(test)]
 mod tests {
-    use chunkstore::format::codec::Codec;
-    use chunkstore::format::id::ChunkId;
-    use chunkstore::format::record::Kind;
+    use chunkstore::format::{ChunkId, Codec, Kind};
 
     use super::*;
 

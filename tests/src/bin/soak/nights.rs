@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use chunkstore::catalog::name::SnapshotTime;
+use chunkstore::catalog::SnapshotTime;
 use jiff::{SignedDuration, Timestamp};
 use tests::Vmstore;
 use tests::images::Rng;

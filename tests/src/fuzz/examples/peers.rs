@@ -1,13 +1,9 @@
 //! Valid inputs of the targets that read what other sites and their users send.
 
 use chunkstore::catalog::State;
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, PackId, RecordId};
-use chunkstore::format::record::Kind as RecordKind;
-use chunkstore::pack::Class;
-use chunkstore::pack::RecordLocation;
-use chunkstore::pack::direct_writer::Extent;
-use chunkstore::store::sink::Claim;
+use chunkstore::format::{ChunkId, Codec, Kind as RecordKind, PackId, RecordId};
+use chunkstore::pack::{Class, Extent, RecordLocation};
+use chunkstore::store::Claim;
 use replicate::rpc::wire::{
     ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, FrameWriter, Hello, Ids, Job, Kind, Located, Locations, Names,
     Prefixes, Purpose, RecordBatch, Reply, Request, Resemblance, ReservedExtent, SessionId, SessionSecret, Welcome,

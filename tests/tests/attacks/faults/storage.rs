@@ -4,9 +4,9 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use chunkstore::error::Error;
-use chunkstore::storage::in_memory::{Failure, MemStorage};
+use chunkstore::Error;
 use chunkstore::storage::power_cut::{Arrived, Recorder};
+use chunkstore::storage::{Failure, MemStorage};
 use tests::images::Rng;
 use tests::scripted::{Act, Expected, Far, IndexFiles, Worked, index_dir, new_storage, night};
 use tests::torture::Torture;

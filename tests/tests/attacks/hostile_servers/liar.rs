@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chunkstore::format::codec::{Codec, Encoder};
-use chunkstore::format::record::{HEADER_BYTES, Record};
+use chunkstore::format::{Codec, Encoder, HEADER_BYTES, Record};
 use replicate::rpc::wire::{
     Bits, FRAME_HEADER_BYTES, ForStream, Frame, FrameReader, Kind, Meter, RecordBatch, Reply, Request, WireError,
     records_of,
@@ -300,8 +299,8 @@ fn changed(lie: Lie, frame: &Frame, request: Option<&Request>) -> Option<Vec<Vec
         })),
         Lie::OtherKind => said(&each(&|record| {
             let mut other = record.clone();
-            other.header.kind = chunkstore::format::record::Kind::from_number(3 - other.header.kind as u8)
-                .unwrap_or(record.header.kind);
+            other.header.kind =
+                chunkstore::format::Kind::from_number(3 - other.header.kind as u8).unwrap_or(record.header.kind);
             other
         })),
         Lie::Exchanged => {
@@ -331,8 +330,8 @@ fn changed(lie: Lie, frame: &Frame, request: Option<&Request>) -> Option<Vec<Vec
         Lie::Again => Some(vec![bytes_of(frame); 50]),
         Lie::Bases => {
             let noise: Vec<u8> = (0..64_u32 << 10).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-            let id = chunkstore::format::id::ChunkId::of(&noise).into();
-            let base = Record::new(chunkstore::format::record::Kind::Chunk, id, noise.len(), Codec::Raw, noise, None);
+            let id = chunkstore::format::ChunkId::of(&noise).into();
+            let base = Record::new(chunkstore::format::Kind::Chunk, id, noise.len(), Codec::Raw, noise, None);
             Some(vec![framed(Kind::Bases, frame.request, &batch(&vec![base; 8]))])
         }
         Lie::Progress => Some(vec![framed(Kind::Progress, frame.request, &(1_u64, u64::MAX).to_bytes())]),

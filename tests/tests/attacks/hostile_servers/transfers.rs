@@ -13,11 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use chunkstore::catalog::{Entry, Snapshot, State};
-use chunkstore::format::codec::Codec;
-use chunkstore::format::id::{ChunkId, NodeId};
 use chunkstore::format::limits::{FANOUT, IMAGE_BYTES_MAX};
 use chunkstore::format::manifest::{Entry as Line, Inner, Leaf, Node};
-use chunkstore::format::record::{Kind as RecordKind, Record};
+use chunkstore::format::{ChunkId, Codec, Kind as RecordKind, NodeId, Record};
 use chunkstore::store::{OpenOptions, Store};
 use replicate::rpc::wire::{Bits, ForStream, Kind, Reply, WireError, records_of};
 use tests::torture::Torture;

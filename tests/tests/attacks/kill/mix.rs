@@ -325,7 +325,7 @@ fn image_file(number: usize) -> String {
 /// The time of a snapshot by its number.
 fn time(number: u64) -> String {
     let time = jiff::Timestamp::from_second((FIRST_TIME_S + number) as i64).unwrap();
-    chunkstore::catalog::name::SnapshotTime::new(time).unwrap().to_string()
+    chunkstore::catalog::SnapshotTime::new(time).unwrap().to_string()
 }
 
 /// Writes pages here and there, and every fourth time a quarter of the image anew.

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::pack::Class;
-use crate::storage::in_memory::Failure;
-use crate::storage::{AppendFile, Listing, LocalDir, ReadFile, Storage};
+use crate::storage::{AppendFile, Failure, Listing, LocalDir, ReadFile, Storage};
 use crate::store::OpenOptions;
 use crate::store::crash_tests::{new_storage, open_on};
 use crate::testing::{init, open, open_options};

@@ -2,10 +2,8 @@
 
 use super::*;
 use crate::catalog::{Entry, State};
-use crate::format::codec::{Codec, Encoder};
-use crate::format::id::{ChunkId, EntryId, NodeId};
 use crate::format::manifest::{Entry as Line, Leaf, Node};
-use crate::format::record::{Kind, Record};
+use crate::format::{ChunkId, Codec, Encoder, EntryId, Kind, NodeId, Record};
 use crate::store::WriteSession;
 use crate::testing::{init, open};
 

@@ -1,10 +1,8 @@
 //! Reading a store's packs without its index, by what it tells of places.
 
 use super::*;
-use crate::format::chunk::Chunk;
-use crate::format::id::{ChunkId, NodeId, RecordId};
-use crate::format::manifest::Node;
-use crate::format::manifest::chunk_source::ChunkSource;
+use crate::format::manifest::{ChunkSource, Node};
+use crate::format::{Chunk, ChunkId, NodeId, RecordId};
 use crate::maintenance::gc;
 use crate::pack::RecordLocation;
 use crate::pack::record_reader::{Locator, RecordReader};

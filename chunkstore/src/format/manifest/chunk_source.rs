@@ -47,12 +47,9 @@ pub trait ChunkSource: Send + Sync {
 }
 
 #[cfg(test)]
-pub(crate) mod contract;
-
-#[cfg(test)]
 mod tests {
-    use super::contract::contract;
     use super::*;
+    use crate::testing::contract::chunk_source;
     use crate::testing::{init, night, noise, open, put};
 
     #[test]
@@ -68,6 +65,6 @@ mod tests {
         let Node::Leaf(leaf) = store.node(root).unwrap() else { panic!("one segment is one leaf") };
         let known: Vec<ChunkId> = leaf.chunks().map(|(_, id, _)| id).collect();
         assert!(known.len() > 10);
-        contract(&*store, &known, &[before, root]);
+        chunk_source(&*store, &known, &[before, root]);
     }
 }

@@ -1,13 +1,13 @@
-//! What every [`ChunkSource`] must do. Other crates' tests include this file for sources of their own.
+//! What every [`ChunkSource`] must do, for the tests of each implementation.
 
 use std::collections::BTreeMap;
 
-use chunkstore::format::id::{ChunkId, NodeId};
-use chunkstore::format::manifest::chunk_source::ChunkSource;
-use chunkstore::{Error, Result};
+use crate::error::{Error, Result};
+use crate::format::manifest::ChunkSource;
+use crate::format::{ChunkId, NodeId};
 
 /// Runs the whole contract; `known` are some of the source's chunks, and `nodes` some of its nodes.
-pub(crate) fn contract(source: &dyn ChunkSource, known: &[ChunkId], nodes: &[NodeId]) {
+pub fn chunk_source(source: &dyn ChunkSource, known: &[ChunkId], nodes: &[NodeId]) {
     let absent = ChunkId::of(b"no source has this");
     source.expect(&[known, &[absent]].concat());
     let asked: Vec<ChunkId> = known.iter().rev().chain([&absent]).chain(known).copied().collect();
