@@ -13,8 +13,8 @@ use crate::terminal::Terminal;
 
 const AFTER_HELP: &str = "\
 Snapshots:
-  A snapshot is named IMAGE or IMAGE@latest (the newest of the image) or IMAGE@TIME,
-  where a unique beginning of the time is enough: web01@20261120.
+  IMAGE or IMAGE@latest is the newest snapshot of an image, IMAGE@TIME a certain one.
+  A unique beginning of the time is enough: web01@20261120.
 
 Examples:
   vmstore --store /srv/vmstore init
@@ -25,15 +25,15 @@ Examples:
   vmstore prune --keep-daily 14 --keep-weekly 8 && vmstore gc
 
 Exit codes:
-    0  done, and durable
+    0  success; all changes are durable
     1  failed
-    2  the command line, or something it names, can't be right
+    2  invalid command line or input
     3  damage was found
-    4  another process is using the store
+    4  the store is in use by another process
     5  not found
-    6  refused: a rule forbids it, and nothing was changed
-    7  the other side can't be reached, or the connection was lost
-    8  the other side does not allow it
+    6  refused by a rule; nothing was changed
+    7  unreachable, or the connection was lost
+    8  not permitted by the other side
   130  interrupted";
 
 /// Keeps snapshots of virtual machine images, deduplicated and compressed.

@@ -101,16 +101,16 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
 fn hint_of(error: &Error) -> Option<String> {
     let hint = match error {
         Error::Damaged { .. } => {
-            "`vmstore verify` finds all damage and names the snapshots that it hurts, `vmstore repair` mends it"
+            "`vmstore verify` finds all damage and the snapshots that it affects, `vmstore repair` repairs it"
         }
         Error::IndexDamaged { .. } => "`vmstore reindex` rebuilds the index",
-        Error::Busy { .. } => "--wait waits for it, --wait=SECONDS for at most that long",
+        Error::Busy { .. } => "--wait waits for it, --wait=SECONDS at most that long",
         Error::OutOfSpace { .. } => "in a store, `vmstore remove` or `prune` and then `vmstore gc` free space",
         Error::Io { action: "running", path, .. } if path == Path::new("qemu-img") => {
             "writing qcow2 needs `qemu-img` (in Debian: apt install qemu-utils); --format raw does without"
         }
         Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            "run it as a user who may do this"
+            "run it as a user with this permission"
         }
         Error::Io { action: "creating", source, .. } if source.kind() == io::ErrorKind::NotFound => {
             "its directory does not exist"

@@ -41,7 +41,7 @@ pub(crate) struct Global {
     /// Show progress on standard error; `auto` does on a terminal
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
     pub(crate) progress: ProgressMode,
-    /// Open the store in this process alone, without an owner that others could use as well
+    /// Open the store in this process alone, instead of through its owner, which serves several
     #[arg(long, global = true, env = "VMSTORE_STANDALONE", value_parser = clap::builder::BoolishValueParser::new())]
     #[arg(action = ArgAction::SetTrue)]
     pub(crate) standalone: bool,

@@ -15,17 +15,17 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         _ => None,
     };
     let size = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
-    size.ok_or_else(|| "write a number of bytes, such as 65536 or 64KiB".to_owned())
+    size.ok_or_else(|| "not a size; use a number of bytes such as 65536 or 64KiB".to_owned())
 }
 
 /// [`parse`] for sizes below 4 GiB.
 pub(crate) fn parse_u32(text: &str) -> Result<u32, String> {
-    parse(text)?.try_into().map_err(|_| "this is too large".to_owned())
+    parse(text)?.try_into().map_err(|_| "too large".to_owned())
 }
 
 /// [`parse`] for sizes that can't be nothing.
 pub(crate) fn parse_positive(text: &str) -> Result<NonZeroU64, String> {
-    NonZeroU64::new(parse(text)?).ok_or_else(|| "this can't be nothing".to_owned())
+    NonZeroU64::new(parse(text)?).ok_or_else(|| "must not be zero".to_owned())
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ impl<'a> SnapshotView<'a> {
                 let percent = self.present_percent.unwrap_or_default();
                 format!("{percent} %, {} of {}", bytes(present_bytes), bytes(needed_bytes))
             }
-            None => "not all of it is here".to_owned(),
+            None => "not complete".to_owned(),
         }
     }
 

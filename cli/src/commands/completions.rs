@@ -6,11 +6,11 @@ use clap_complete::Shell;
 use crate::failure::{Exit, Result};
 use crate::terminal::output::print;
 
-/// Print a script that completes vmstore's command line in a shell
+/// Print a completion script for a shell
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmstore completions bash > /etc/bash_completion.d/vmstore")]
 pub(crate) struct Completions {
-    /// Which shell
+    /// The shell
     shell: Shell,
 }
 

@@ -14,16 +14,16 @@ use crate::failure::{Exit, Result};
 use crate::terminal::Terminal;
 use crate::terminal::output::{STDOUT, bytes, counted};
 
-/// Show in which byte ranges two snapshots differ, of one image or of two
+/// Show the byte ranges in which two snapshots, of one image or of two, differ
 ///
-/// The cost follows the difference, not the size. A range is as fine as the chunks in it: all bytes outside the ranges
-/// are equal, not all inside differ. Prints a line a range, its offset and its length in bytes, then the sum.
+/// The time depends on the difference, not on the size. Ranges are as fine as chunks: all bytes outside of them are
+/// equal, but not all inside differ. Each line has the offset and the length of a range in bytes; the last has the sum.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmstore diff web01@20261119 web01@20261120")]
 pub(crate) struct Diff {
-    /// The one snapshot
+    /// The first snapshot
     a: Selector,
-    /// The other
+    /// The second snapshot
     b: Selector,
 }
 

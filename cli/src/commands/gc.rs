@@ -11,16 +11,16 @@ use crate::failure::{Exit, Result};
 use crate::terminal::output::{bytes, counted, seconds};
 use crate::terminal::{Terminal, Unit};
 
-/// Free what no snapshot needs any more
+/// Free the space of data that no snapshot needs
 ///
-/// Removes packs in which nothing is needed, and writes those anew in which little is. Damaged packs that may still be
-/// of use are kept and named, and the exit code is then 3.
+/// Removes packs in which nothing is needed, and rewrites those in which little is. Damaged packs that may still be of
+/// use are kept and named; the exit code is then 3.
 #[derive(Debug, Args)]
 pub(crate) struct Gc {
-    /// Only print what would be freed
+    /// Print what would be freed, and free nothing
     #[arg(long)]
     dry_run: bool,
-    /// Threads that work [default: as in config.toml, else all cores]
+    /// Threads to use [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

@@ -10,15 +10,15 @@ use crate::failure::{Exit, Result};
 use crate::snapshot_view::SnapshotView;
 use crate::terminal::Terminal;
 
-/// Hold a snapshot: it is neither removed nor pruned until it is released
+/// Hold a snapshot: until it is released, it can't be removed or pruned
 ///
-/// A snapshot may be held for several reasons, and each has to be released.
+/// A snapshot can be held for several reasons; each is released separately.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmstore hold web01@20261120 --reason 'audit 2026'")]
 pub(crate) struct Hold {
-    /// Which one: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
     snapshot: Selector,
-    /// Why
+    /// Reason for the hold
     #[arg(long, default_value = DEFAULT_HOLD)]
     reason: String,
 }
@@ -26,12 +26,12 @@ pub(crate) struct Hold {
 /// Release a snapshot that is held
 #[derive(Debug, Args)]
 pub(crate) struct Release {
-    /// Which one: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
     snapshot: Selector,
-    /// The reason that it was held for
+    /// Reason to release
     #[arg(long, default_value = DEFAULT_HOLD)]
     reason: String,
-    /// Release it whatever it is held for
+    /// Release all holds
     #[arg(long, conflicts_with = "reason")]
     all: bool,
 }
@@ -61,7 +61,7 @@ impl Release {
             if snapshot.state.is_held() {
                 format!("{name} is still held: {}\n", reasons(&snapshot.state))
             } else {
-                format!("{name} is not held any more\n")
+                format!("{name} is no longer held\n")
             }
         })?;
         Ok(Exit::Done)

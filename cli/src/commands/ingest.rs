@@ -31,43 +31,43 @@ Examples:
   vmstore ingest vda.raw vdb.raw --image db1-vda --image db1-vdb --group db1
   zstdcat web01.raw.zst | vmstore ingest - --image web01 --time 2026-11-20T02:00:00Z";
 
-/// Make a snapshot of a disk, or one each of several disks at a common time
+/// Make a snapshot of a disk, or of several disks with a common time
 ///
-/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. Of a qcow2
-/// file whose backing file is its base in a mount only its own clusters are read. All sources are opened before the
-/// first is read. With --json one object is printed for each snapshot, on a line of its own. When the command returns,
-/// the snapshots are durable; if it is interrupted, the next one goes on from what was stored.
+/// A source is a raw file, a block device, a qcow2 file with its backing files, or - for standard input. If the backing
+/// file of a qcow2 file is its base in a mount, only the clusters of the qcow2 file are read. All sources are opened
+/// before the first is read. With --json, each snapshot is printed as one object on a line of its own. The snapshots
+/// are durable when the command returns; after an interruption, the next ingest reuses what was stored.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Ingest {
-    /// What to read
+    /// The disks to read
     #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
     sources: Vec<String>,
-    /// The image's name; once for each source, in their order
+    /// Name of the image; once for each source, in the same order
     #[arg(long = "image", required = true, value_name = "NAME")]
     images: Vec<ImageName>,
-    /// When the disk was like this [default: now]
+    /// Time of the snapshot [default: now]
     #[arg(long, value_name = "TIME")]
     time: Option<SnapshotTime>,
-    /// Keep a label with the snapshot; may be repeated
+    /// Add a label to the snapshot; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label::parse)]
     labels: Vec<Label>,
-    /// The snapshot that the disk resembles, of any image, or `none` [default: the newest of the same image]
+    /// Snapshot of any image that the disk resembles, or `none` [default: the newest of the same image]
     #[arg(long, value_name = "SNAPSHOT")]
     base: Option<BaseArg>,
-    /// The name that the disks of one machine share
+    /// Name that the disks of one machine share
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
-    /// The sources' format [default: by the suffix: .qcow2 or .qcow, else raw; never by content]
+    /// Format of the sources [default: qcow2 for the suffixes .qcow2 and .qcow, else raw; never by content]
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
-    /// Where qcow2 backing files may lie besides the image's own directory
+    /// Allow qcow2 backing files in this directory, besides the image's own
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     backing_dir: Option<PathBuf>,
-    /// Read an image even while QEMU has it open for writing; the snapshot may then be torn
+    /// Read an image that QEMU has open for writing; the snapshot may be inconsistent
     #[arg(long)]
     live: bool,
-    /// Threads that read, cut and compress [default: as in config.toml, else all cores]
+    /// Threads that read, chunk and compress [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
@@ -130,12 +130,12 @@ impl Ingest {
     fn jobs(&self, now: Timestamp) -> Result<Vec<Job<'_>>> {
         let (sources, images) = (&self.sources, &self.images);
         if sources.len() != images.len() {
-            let counts = format!("{} sources, but {} times --image", sources.len(), images.len());
-            return Err(Failure::usage(counts).hint("give each source its --image, in the order of the sources"));
+            let counts = format!("{} sources, but {} --image options", sources.len(), images.len());
+            return Err(Failure::usage(counts).hint("give one --image for each source, in the same order"));
         }
         let mut seen = HashSet::new();
         if let Some(twice) = images.iter().find(|image| !seen.insert(*image)) {
-            return Err(Failure::usage(format!("image {twice} is given twice, but has one snapshot a time")));
+            return Err(Failure::usage(format!("image {twice} is given twice; it can have one snapshot at a time")));
         }
         self.check_stdin()?;
         let time = self.time.map_or_else(|| SnapshotTime::new(now), Ok)?;
@@ -147,7 +147,7 @@ impl Ingest {
         match self.sources.iter().filter(|source| *source == STDIN).count() {
             1 if io::stdin().is_terminal() => Err(Failure::usage("standard input is a terminal, not an image")),
             0 | 1 => Ok(()),
-            _ => Err(Failure::usage("standard input can be read once only")),
+            _ => Err(Failure::usage("standard input can be read only once")),
         }
     }
 
@@ -199,11 +199,11 @@ fn open(catalog: &Catalog, job: &Job<'_>, base: &Base, options: &source::OpenOpt
             return Ok((Opened::Overlay(overlay), Base::Snapshot(snapshot)));
         }
         // Whoever made the overlay chose the file below it, and must not choose another machine's disk.
-        let what = format!("{}: its backing file shows {snapshot}, which is of another image", job.source);
-        return Err(Failure::refused(what).hint(format!("if it belongs there, say so with --base {snapshot}")));
+        let what = format!("{}: its backing file shows {snapshot}, a snapshot of another image", job.source);
+        return Err(Failure::refused(what).hint(format!("--base {snapshot} allows it")));
     }
     tracing::warn!(
-        "{}: its backing file {} is not the base as this store has it, and is read as a file",
+        "{}: its backing file {} differs from the base in this store, and is read as a file",
         job.source,
         below.path
     );
@@ -256,7 +256,7 @@ fn ingest_one(terminal: &Terminal, store: &Access, source: Opened, options: &Ing
     ingested.map_err(|error| {
         let interrupted = matches!(error, Error::Interrupted);
         let failure = Failure::from(error);
-        if interrupted { failure.hint("no snapshot was made; the next ingest uses what was stored") } else { failure }
+        if interrupted { failure.hint("no snapshot was made; the next ingest reuses what was stored") } else { failure }
     })
 }
 

@@ -16,27 +16,27 @@ use crate::size;
 use crate::terminal::Terminal;
 use crate::terminal::output::{bytes, fields};
 
-/// Make a store in the directory that --store names, which must be empty or not exist
+/// Create a store in the directory --store, which must be empty or missing
 ///
-/// The chunk sizes are fixed for the life of a store. The defaults suit images of disks; sizes are powers of two.
+/// The chunk sizes can't be changed later. The defaults suit disk images; sizes are powers of two.
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Do not hold 256 MiB back for the day when the disk is full and space has to be freed
+    /// Do not reserve 256 MiB for a full disk
     #[arg(long)]
     no_reserve: bool,
-    /// Cut chunks as this store does, so that snapshots can be pushed and pulled between them
+    /// Use the chunk sizes of this store, so that snapshots can be copied between the two
     #[arg(long, value_name = "REMOTE", conflicts_with_all = ["chunk_avg", "chunk_min", "chunk_max", "zero_run_min"])]
     like: Option<String>,
-    /// Average bytes of a chunk; without the other two, they become a quarter and four times this
+    /// Average chunk size; minimum and maximum default to a quarter and four times of it
     #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_avg: Option<u32>,
-    /// Least bytes of a chunk
+    /// Minimum chunk size
     #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_min: Option<u32>,
-    /// Most bytes of a chunk
+    /// Maximum chunk size
     #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     chunk_max: Option<u32>,
-    /// Shorter runs of zeros stay inside chunks
+    /// Minimum length of a run of zeros that is not stored
     #[arg(long, value_name = "SIZE", value_parser = size::parse_u32)]
     zero_run_min: Option<u32>,
     #[command(flatten)]
@@ -73,7 +73,7 @@ impl Init {
                 ("chunks", format!("{avg}, from {min} to {max}")),
                 ("reserve", bytes(reserve_bytes)),
             ];
-            format!("made a store in {}\n{}", dir.display(), fields(&lines))
+            format!("created a store in {}\n{}", dir.display(), fields(&lines))
         })?;
         Ok(Exit::Done)
     }
@@ -93,7 +93,7 @@ impl Init {
         let is_full = matches!(error, Error::OutOfSpace { .. });
         let failure = Failure::from(error);
         if is_full && !self.no_reserve {
-            return failure.hint("a store holds 256 MiB back; --no-reserve does without");
+            return failure.hint("a store reserves 256 MiB; --no-reserve omits it");
         }
         failure
     }

@@ -14,13 +14,13 @@ use crate::terminal::output::table;
 
 /// List snapshots, sorted by image and time; works while the store is in use
 ///
-/// DATA is what is not zeros, ADDED what ingesting it added to the store. An entry that can't be read is listed as
-/// such, and gives exit code 3.
+/// DATA is the size without zeros, ADDED what the ingest added to the store. An unreadable entry is listed as such, and
+/// the exit code is then 3.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only this image's
+    /// List only snapshots of this image
     image: Option<ImageName>,
-    /// Only those with this label; with several, those that have all of them
+    /// List only snapshots with this label; may be repeated, and all must match
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label::parse)]
     labels: Vec<Label>,
 }

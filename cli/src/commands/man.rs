@@ -8,7 +8,7 @@ use clap::{Args, ValueHint};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::output::print;
 
-/// Print the manual page, or write one for each command
+/// Print the manual page, or write the pages of all commands
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  vmstore man | man -l -\n  vmstore man --dir /usr/local/share/man/man1")]
 pub(crate) struct Man {

@@ -30,7 +30,7 @@ use clap::ValueEnum;
 /// A format of image files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ImageFormat {
-    /// The disk's bytes as they are
+    /// The plain bytes of the disk
     Raw,
     /// QEMU's copy-on-write format
     Qcow2,

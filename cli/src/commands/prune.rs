@@ -26,24 +26,24 @@ Examples:
 
 /// Remove the snapshots that no rule keeps
 ///
-/// Each rule keeps the newest snapshot of each of its N latest periods that have one; a snapshot is removed if no rule
-/// keeps it. The rules count for each image by itself, and within it for each store that the snapshots come from.
-/// Without a rule on the command line those of the store's config.toml are used. Held snapshots are kept.
+/// Each rule keeps the newest snapshot of each of the N latest periods that have one; a snapshot that no rule keeps is
+/// removed. Each image, and within it each store that snapshots come from, is counted separately. Without rules on the
+/// command line, those of config.toml apply. Held snapshots are kept.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Prune {
     #[command(flatten)]
     keep: Keep,
-    /// Only this image's; may be repeated
+    /// Prune only this image; may be repeated
     #[arg(long = "image", value_name = "NAME")]
     images: Vec<ImageName>,
-    /// Only print what would be removed
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// Whose hours, days, weeks, months and years count, such as Europe/Berlin [default: as in config.toml]
+    /// Time zone for the rules, such as Europe/Berlin [default: from config.toml]
     #[arg(long, value_name = "NAME", value_parser = parse_zone)]
     time_zone: Option<TimeZone>,
-    /// Then free the space, as `vmstore gc` does
+    /// Free the space afterwards, as `vmstore gc` does
     #[arg(long, conflicts_with = "dry_run")]
     gc: bool,
 }
@@ -51,22 +51,22 @@ pub(crate) struct Prune {
 #[derive(Clone, Copy, Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "the fields are named like their options")]
 struct Keep {
-    /// Keep the newest N
+    /// Keep the newest N snapshots
     #[arg(long, value_name = "N")]
     keep_last: Option<u32>,
-    /// Keep the newest of each of N hours
+    /// Keep the newest snapshot of each of N hours
     #[arg(long, value_name = "N")]
     keep_hourly: Option<u32>,
-    /// Of each of N days
+    /// Keep the newest snapshot of each of N days
     #[arg(long, value_name = "N")]
     keep_daily: Option<u32>,
-    /// Of each of N weeks, from Monday to Sunday
+    /// Keep the newest snapshot of each of N weeks, Monday to Sunday
     #[arg(long, value_name = "N")]
     keep_weekly: Option<u32>,
-    /// Of each of N months
+    /// Keep the newest snapshot of each of N months
     #[arg(long, value_name = "N")]
     keep_monthly: Option<u32>,
-    /// Of each of N years
+    /// Keep the newest snapshot of each of N years
     #[arg(long, value_name = "N")]
     keep_yearly: Option<u32>,
 }
@@ -87,7 +87,7 @@ impl Keep {
 }
 
 pub(crate) fn parse_zone(name: &str) -> Result<TimeZone, String> {
-    TimeZone::get(name).map_err(|_| "no such time zone; write one such as UTC or Europe/Berlin".to_owned())
+    TimeZone::get(name).map_err(|_| "unknown time zone; use a name such as UTC or Europe/Berlin".to_owned())
 }
 
 /// What becomes of a snapshot.
@@ -152,8 +152,8 @@ impl Prune {
     fn judge(&self, config: &Config, catalog: &Catalog) -> Result<Vec<Verdict>> {
         let retention = self.keep.retention().unwrap_or(config.defaults.retention);
         if retention.is_empty() {
-            return Err(Failure::usage("no rule says what to keep")
-                .hint("give one, such as --keep-daily 14, or write them into [defaults.retention] of config.toml"));
+            return Err(Failure::usage("no retention rule is given")
+                .hint("give one, such as --keep-daily 14, or set [defaults.retention] in config.toml"));
         }
         let zone = self.time_zone.clone().map_or_else(|| config.defaults.zone(), Ok)?;
         self.images.iter().try_for_each(|image| resolve::image(catalog, image))?;

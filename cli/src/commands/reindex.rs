@@ -8,9 +8,9 @@ use crate::failure::{Exit, Result};
 use crate::terminal::Terminal;
 use crate::terminal::output::counted;
 
-/// Build the index anew from the packs
+/// Rebuild the index from the packs
 ///
-/// Rarely needed: an index that is missing, damaged or behind is noticed and rebuilt when the store is opened.
+/// Rarely needed: a missing, damaged or outdated index is detected and rebuilt when the store is opened.
 #[derive(Debug, Args)]
 pub(crate) struct Reindex {}
 

@@ -12,7 +12,7 @@ use crate::failure::{Exit, Result};
 use crate::terminal::Terminal;
 use crate::terminal::output::table;
 
-/// Name other stores, to push to and pull from
+/// Manage names of other stores to push to and pull from
 #[derive(Debug, Args)]
 pub(crate) struct RemoteCommand {
     #[command(subcommand)]
@@ -22,13 +22,13 @@ pub(crate) struct RemoteCommand {
 /// What to do with remotes.
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Give a store a name, with all that is needed to reach it
+    /// Add a name for a store, with what is needed to reach it
     Add(Box<Add>),
     /// List the named stores
     List,
-    /// Forget a name
+    /// Remove a name
     Remove {
-        /// Which
+        /// The name to remove
         name: String,
     },
 }
@@ -39,16 +39,16 @@ enum Action {
     after_help = "Example:\n  vmstore remote add site-b tls://b.example:7878 --pin sha256:… --token-file /etc/vmstore/site-b"
 )]
 struct Add {
-    /// Its name here
+    /// Name of the store
     name: String,
-    /// Its address: a path, unix:PATH, ssh://… or tls://…
+    /// Address: a path, unix:PATH, ssh://… or tls://…
     address: Address,
     #[command(flatten)]
     access: RemoteArgs,
-    /// Use at most so many bytes a second of the link, such as 10MiB
+    /// Limit transfers to this many bytes per second, such as 10MiB
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_positive)]
     limit_rate: Option<NonZeroU64>,
-    /// Connections to use
+    /// Number of connections
     #[arg(long, value_name = "N")]
     streams: Option<NonZeroU32>,
 }

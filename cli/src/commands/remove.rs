@@ -11,17 +11,17 @@ use crate::connector::{Access, Connector, Purpose};
 use crate::failure::{Exit, Failure, Result};
 use crate::terminal::Terminal;
 
-/// Remove snapshots; `vmstore gc` then frees what no other one needs
+/// Remove snapshots; `vmstore gc` then frees what no other snapshot needs
 ///
-/// All are looked up before the first is removed, and if one of them is held, none is. IMAGE alone means its newest
+/// All are looked up before the first is removed; if one is missing or held, none is removed. IMAGE alone is its newest
 /// snapshot, not all of them.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmstore remove web01@20261119 web01@20261120")]
 pub(crate) struct Remove {
-    /// Which ones: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshots: IMAGE, IMAGE@latest or IMAGE@TIME
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<Selector>,
-    /// Only print what would be removed
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -56,7 +56,7 @@ impl Remove {
                     "snapshot {name} is held ({}); nothing was removed",
                     holds.join(", ")
                 ))
-                .hint(format!("`vmstore release {name} --all` lets go of it")));
+                .hint(format!("`vmstore release {name} --all` releases it")));
             }
         }
         Ok(names)

@@ -19,31 +19,31 @@ use crate::terminal::output::{bytes, counted};
 use crate::terminal::{Terminal, Unit};
 
 const AFTER_HELP: &str = "\
-REMOTE is a name that `vmstore remote add` gave, or an address, as for `vmstore pull`. Several are asked in turn.
+REMOTE is a name from `vmstore remote add` or an address, as for `vmstore pull`. Several are asked in turn.
 
-Nothing is deleted: damaged files are moved to quarantine/ in the store, which is yours to remove when you need nothing
-of them any more.
+Nothing is deleted: damaged files are moved to quarantine/ in the store, which can be removed when nothing in it is
+needed any more.
 
 Examples:
   vmstore repair --dry-run
   vmstore repair --from site-b --from ssh://backup@hv8/srv/vmstore";
 
-/// Mend a damaged store: from what it has twice and, with --from, from other stores
+/// Repair a damaged store from its own redundancy and, with --from, from other stores
 ///
-/// Reads everything first, as verify does. Then the configuration and catalog files are restored from what repeats
-/// them, packs with damaged parts are replaced by new ones of their sound records, and what snapshots lack is fetched.
-/// A snapshot whose catalog file was restored is held, because what held it before is lost with the file. Exits with 0
-/// only if the store is sound afterwards, and with 3 if something is beyond help, which is named.
+/// Reads everything first, as verify does. Then restores configuration and catalog files from their copies, replaces
+/// damaged packs by new ones with the sound records, and fetches what snapshots lack. A snapshot whose catalog file was
+/// restored is held, because its previous holds are lost with the file. The exit code is 0 only if the store is sound
+/// afterwards, and 3 if damage remains, which is named.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Repair {
-    /// Fetch from this store what snapshots here need and lack
+    /// Fetch missing records from this store; may be repeated
     #[arg(long, value_name = "REMOTE")]
     from: Vec<String>,
-    /// Only tell what would be mended
+    /// Print what would be repaired, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Threads that decode and check [default: as in config.toml, else all cores]
+    /// Threads that decode and check [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -70,7 +70,7 @@ impl Repair {
         report.repair.dry_run = self.dry_run;
         report.repair.mended = repair::look(connector.store_dir()?)?;
         if self.dry_run && !report.repair.mended.is_empty() {
-            report.repair.beyond_help.push("what else is damaged shows only when that is mended".into());
+            report.repair.beyond_help.push("further damage can be found only after this is mended".into());
             return finish(terminal, report);
         }
         if !report.repair.mended.is_empty() {
@@ -176,9 +176,10 @@ impl Report {
         let Self { repair, fetched, .. } = self;
         let verb = if repair.dry_run { "would mend" } else { "mended" };
         let mended = repair.mended.iter().map(|line| format!("{verb}: {line}\n"));
-        let in_part = repair.restored_in_part.iter().map(|name| {
-            format!("beyond help: {name}: something that it needs is not here; `vmstore pull` completes it\n")
-        });
+        let in_part = repair
+            .restored_in_part
+            .iter()
+            .map(|name| format!("beyond help: {name}: data is missing; `vmstore pull` completes it\n"));
         let beyond_help = repair.beyond_help.iter().map(|line| format!("beyond help: {line}\n"));
         let brought = match fetched.records {
             0 => String::new(),

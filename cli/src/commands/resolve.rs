@@ -42,7 +42,7 @@ fn with_near_name(catalog: &Catalog, wanted: &ImageName, error: Error) -> Failur
     }
     match nearest(wanted.as_ref(), images.iter().map(AsRef::as_ref)) {
         Some(near) => failure.hint(format!("did you mean {near}?")),
-        None => failure.hint("`vmstore list` shows what there is"),
+        None => failure.hint("`vmstore list` lists them"),
     }
 }
 

@@ -27,28 +27,28 @@ Examples:
   vmstore restore web01@20261120 web01.qcow2
   vmstore restore web01 - | ssh hv8 'cat > web01.raw'";
 
-/// Write a snapshot to a file, a block device or standard output, every byte verified
+/// Write a snapshot to a file, a block device or standard output; every byte is verified
 ///
-/// A file becomes sparse, and appears whole or not at all. When the command returns, the bytes are on disk. Standard
-/// output gets the image and nothing else, zeros included.
+/// A file becomes sparse, and appears whole or not at all. The bytes are on disk when the command returns. Standard
+/// output gets the whole image, zeros included, and nothing else.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Restore {
-    /// Which one: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
     snapshot: Selector,
-    /// Where to: a file, a block device, or - for standard output
+    /// The destination: a file, a block device, or - for standard output
     #[arg(value_name = "DEST", value_hint = ValueHint::AnyPath)]
     dest: PathBuf,
-    /// Replace a file that exists, or write to a block device
+    /// Replace an existing file, or write to a block device
     #[arg(long)]
     force: bool,
-    /// Return without waiting until the bytes are on disk, as `cp` does
+    /// Return before the bytes are on disk, as `cp` does
     #[arg(long)]
     no_sync: bool,
-    /// The format to write; qcow2 needs `qemu-img` [default: by the suffix: .qcow2, else raw]
+    /// Format to write; qcow2 needs `qemu-img` [default: qcow2 for the suffix .qcow2, else raw]
     #[arg(long, value_enum)]
     format: Option<ImageFormat>,
-    /// Threads that decode and verify [default: as in config.toml, else all cores]
+    /// Threads that decode and verify [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
@@ -122,7 +122,7 @@ impl Restore {
             return Err(Failure::usage("qcow2 can't be written to a stream").hint("name a file, or use --format raw"));
         }
         if io::stdout().is_terminal() {
-            return Err(Failure::usage("standard output is a terminal; an image is not for reading"));
+            return Err(Failure::usage("standard output is a terminal; redirect it, or name a file"));
         }
         let store = connector.access(Purpose::Use)?;
         let (_lease, snapshot) = self.snapshot(&store)?;

@@ -21,44 +21,44 @@ use crate::terminal::log_file::{self, LogFile};
 const AFTER_HELP: &str = "\
 Examples:
   vmstore serve --listen tls://0.0.0.0:7878
-  ssh://host/path needs no server: push and pull run `vmstore serve --stdio` there
 
-The first start with a tls address makes a key and prints its fingerprint, which clients name with
-`vmstore remote add NAME tls://HOST --pin FINGERPRINT`. `vmstore token add` makes tokens for clients.";
+The first start with a tls address creates a key and prints its fingerprint, which clients give in
+`vmstore remote add NAME tls://HOST --pin FINGERPRINT`. `vmstore token add` creates tokens for clients.
+ssh://HOST/PATH needs no server: push and pull run `vmstore serve --stdio` there.";
 
-/// Own the store and serve everyone who uses it, here through its socket and elsewhere through --listen
+/// Own the store and serve its clients: through its socket, and with --listen over the network
 ///
-/// Commands that find no owner start one in the background, which ends when it is idle; a service for systemd ships
-/// with vmstore. SIGTERM ends it: what was acknowledged is durable.
+/// A command that finds no owner starts one in the background, which ends when it is idle. A systemd service ships with
+/// vmstore. SIGTERM ends the server; acknowledged data is durable.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Serve {
-    /// Listen on tls://ADDRESS:PORT, too, or without encryption on tcp://127.0.0.1:PORT; may be repeated
+    /// Also listen on tls://ADDRESS:PORT, or without encryption on tcp://127.0.0.1:PORT; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<Address>,
     /// Allow tcp:// addresses, which are not encrypted
     #[arg(long)]
     allow_plain: bool,
-    /// The certificate to show, as PEM, with --key [default: one made at the first start]
+    /// Server certificate, in PEM format [default: created at the first start]
     #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
     cert: Option<PathBuf>,
-    /// The certificate's key, as PEM
+    /// Key of the server certificate, in PEM format
     #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
     key: Option<PathBuf>,
-    /// Take clients' certificates that this authority issued, as PEM
+    /// Accept client certificates of this authority, in PEM format
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     client_ca: Option<PathBuf>,
-    /// Take no clients without such a certificate
+    /// Refuse clients without such a certificate
     #[arg(long, requires = "client_ca")]
     require_client_cert: bool,
-    /// Serve one client on standard input and output, through the store's owner: what ssh runs
+    /// Serve one client on standard input and output, as ssh runs it
     #[arg(long, conflicts_with_all = ["listen", "background"])]
     stdio: bool,
-    /// Write logs to `owner.log` in the store, as an owner that a command starts does
+    /// Write logs to owner.log in the store, as an owner that a command started does
     #[arg(long)]
     background: bool,
-    /// On a full disk, give up the store's reserve to be able to start
+    /// On a full disk, release the store's reserve to be able to start
     #[arg(long, hide = true)]
     frees_space: bool,
 }
@@ -119,7 +119,7 @@ impl Serve {
         for address in &self.listen {
             if matches!(address, Address::Tcp(_)) && !self.allow_plain {
                 return Err(Failure::refused(format!("{address} is not encrypted"))
-                    .hint("--allow-plain allows it, for this machine only"));
+                    .hint("--allow-plain allows it within this machine"));
             }
             let acceptor = Acceptor::at(address, tls.as_ref()).await?;
             tell_address(address, &acceptor, identity.as_ref());
@@ -145,7 +145,7 @@ impl Serve {
     /// Joins the owner, and passes bytes on both ways until one side ends.
     fn serve_stdio(connector: &Connector) -> Result<Exit> {
         if io::stdin().is_terminal() {
-            return Err(Failure::usage("--stdio is for programs, and standard input is a terminal"));
+            return Err(Failure::usage("--stdio is for programs, but standard input is a terminal"));
         }
         let dir = connector.store_dir()?;
         let starter = connector.starter(Purpose::Use)?;

@@ -9,10 +9,10 @@ use crate::failure::{Exit, Result};
 use crate::snapshot_view::SnapshotView;
 use crate::terminal::Terminal;
 
-/// Show all about a snapshot; works while the store is in use
+/// Show the details of a snapshot; works while the store is in use
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Which one: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
     snapshot: Selector,
 }
 

@@ -11,13 +11,13 @@ use crate::failure::{Exit, Result};
 use crate::terminal::output::{bytes, counted, fields, table};
 use crate::terminal::{Terminal, Unit};
 
-/// Show what the store holds, what it saves and what each image costs
+/// Show the size of the store, its savings, and the share of each image
 ///
-/// LOGICAL is what keeping each snapshot's data for itself would take; ONLY ITS OWN is what only this image needs, and
-/// what removing it would free.
+/// LOGICAL is the size without deduplication and compression; ONLY ITS OWN is what no other image needs, and what
+/// removing the image would free.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
-    /// Threads that work [default: as in config.toml, else all cores]
+    /// Threads to use [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }

@@ -11,7 +11,7 @@ use crate::failure::{Exit, Result};
 use crate::terminal::Terminal;
 use crate::terminal::output::{bytes, table};
 
-/// Manage the tokens by which clients elsewhere are admitted
+/// Manage the tokens that admit remote clients
 #[derive(Debug, Args)]
 pub(crate) struct TokenCommand {
     #[command(subcommand)]
@@ -21,13 +21,13 @@ pub(crate) struct TokenCommand {
 /// What to do with tokens.
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Make a token and print it, this once
+    /// Create a token and print it, only this once
     Add(Add),
-    /// List the tokens' names and what they may do
+    /// List the tokens and their rights
     List,
-    /// Make a token worthless at once
+    /// Revoke a token at once
     Remove {
-        /// Whose
+        /// Name of the token
         name: ImageName,
     },
 }
@@ -38,19 +38,18 @@ enum Action {
     after_help = "Example:\n  (umask 077; vmstore token add site-a --role push --image 'web*' --quota 200GiB > site-a.token)"
 )]
 struct Add {
-    /// Whose token it is
+    /// Name of the token
     name: ImageName,
-    /// read: list and read; push: add, and neither remove nor read; admin: everything, or with --image to read and push
-    /// those
+    /// Rights: `read` lists and reads, `push` only adds, `admin` does everything; with --image, admin reads and pushes
     #[arg(long)]
     role: Role,
-    /// Only images whose names match, with * and ? for any characters; may be repeated [default: all]
+    /// Restrict to matching images, with the wildcards * and ?; may be repeated [default: all]
     #[arg(long = "image", value_name = "PATTERN")]
     images: Vec<ImagePattern>,
-    /// How many bytes may be pushed in all, such as 200GiB
+    /// Limit the bytes that may be pushed in total, such as 200GiB
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_positive)]
     quota: Option<std::num::NonZeroU64>,
-    /// Admit a client's certificate with this name, instead of a token
+    /// Admit the client certificate with this name instead of a token
     #[arg(long, value_name = "NAME")]
     client_cert: Option<String>,
 }

@@ -20,7 +20,7 @@ const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins
 const STREAMS_MAX: u32 = 16;
 
 const ADDRESSES: &str = "\
-REMOTE is a name that `vmstore remote add` gave, or an address:
+REMOTE is a name from `vmstore remote add` or an address:
   /srv/vmstore, ./store     a store on this machine
   unix:PATH                 the socket of a store's owner
   ssh://[USER@]HOST[:PORT]/PATH
@@ -31,9 +31,9 @@ Examples:
   vmstore push ssh://backup@hv8/srv/vmstore web01@latest
   vmstore pull site-b --image web01";
 
-/// Bring snapshots to another store; only what it lacks travels
+/// Copy snapshots to another store; only what it lacks is sent
 ///
-/// When the command returns, the snapshots are durable there. Interrupted, it is repeated and goes on where it was.
+/// The snapshots are durable there when the command returns. After an interruption, the same command resumes.
 #[derive(Debug, Args)]
 #[command(after_help = ADDRESSES, override_usage = "vmstore push [OPTIONS] REMOTE <SNAPSHOT...|--image NAME|--all>")]
 #[command(group = ArgGroup::new("which").required(true).multiple(false))]
@@ -42,9 +42,9 @@ pub(crate) struct Push {
     args: TransferArgs,
 }
 
-/// Bring snapshots from another store; only what is lacking here travels
+/// Copy snapshots from another store; only what is missing here is sent
 ///
-/// When the command returns, the snapshots are durable here. Interrupted, it is repeated and goes on where it was.
+/// The snapshots are durable here when the command returns. After an interruption, the same command resumes.
 #[derive(Debug, Args)]
 #[command(after_help = ADDRESSES, override_usage = "vmstore pull [OPTIONS] REMOTE <SNAPSHOT...|--image NAME|--all>")]
 #[command(group = ArgGroup::new("which").required(true).multiple(false))]
@@ -59,10 +59,10 @@ struct TransferArgs {
     /// The other store: a remote's name or an address
     #[arg(value_name = "REMOTE")]
     remote: String,
-    /// Which snapshots: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshots: IMAGE, IMAGE@latest or IMAGE@TIME
     #[arg(value_name = "SNAPSHOT", group = "which")]
     snapshots: Vec<Selector>,
-    /// All snapshots of this image
+    /// Copy all snapshots of this image
     #[arg(long, value_name = "NAME", group = "which")]
     image: Option<ImageName>,
     /// All snapshots
@@ -71,13 +71,13 @@ struct TransferArgs {
     /// Only find out what would travel
     #[arg(long)]
     dry_run: bool,
-    /// Use at most so many bytes a second of the link, such as 10MiB
+    /// Limit the transfer to this many bytes per second, such as 10MiB
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_positive)]
     limit_rate: Option<NonZeroU64>,
-    /// Connections to use, where one can't fill the link
+    /// Number of connections, for links that one can't fill
     #[arg(long, value_name = "N")]
     streams: Option<NonZeroU32>,
-    /// How often to try again when the connection is lost
+    /// Number of retries after the connection is lost
     #[arg(long, value_name = "N", default_value_t = 5)]
     retries: u32,
     #[command(flatten)]
@@ -164,7 +164,7 @@ impl TransferArgs {
 fn with_hint(failure: Failure) -> Failure {
     match failure.error() {
         Error::Interrupted | Error::Unreachable { .. } => {
-            failure.hint("what has arrived stays: the same command goes on from there")
+            failure.hint("what has arrived is kept; the same command resumes from there")
         }
         _ => failure,
     }

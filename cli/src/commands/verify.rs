@@ -16,14 +16,14 @@ use crate::terminal::{Terminal, Unit};
 
 /// Read and check every record of every pack, every manifest and the catalog
 ///
-/// Names each damaged chunk with the snapshots and byte ranges that it hurts, and then exits with 3. What is damaged
-/// is remembered: the next ingest of the same data stores it anew. With SNAPSHOTs only what these need is checked.
+/// Names each damaged chunk with the snapshots and byte ranges that need it; the exit code is then 3. Damage is
+/// remembered: the next ingest of the same data stores it again.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Only what these snapshots need
+    /// Check only what these snapshots need
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<Selector>,
-    /// Threads that decode and check [default: as in config.toml, else all cores]
+    /// Threads that decode and check [default: from config.toml, else one per core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
@@ -75,14 +75,14 @@ pub(crate) fn summary(report: &VerifyReport) -> String {
     let healed = match report.healed_records {
         0 => String::new(),
         count => format!(
-            "{}: whole elsewhere, so nothing is lost; `vmstore repair` puts the packs aside that they are in\n",
+            "{}: whole copies exist, so nothing is lost; `vmstore repair` quarantines the damaged packs\n",
             counted(count, "damaged record"),
         ),
     };
     let partial = match report.partial_snapshots {
         0 => String::new(),
         count => format!(
-            "{}: {} not fetched yet, as far as is known, which is no damage\n",
+            "{}: {} not fetched yet, which is no damage\n",
             counted(count, "partial snapshot"),
             counted(report.absent_records, "record"),
         ),

@@ -71,7 +71,7 @@ impl Connector {
     /// The directory of the store.
     pub(crate) fn store_dir(&self) -> Result<&Path> {
         self.global.common.store.as_deref().ok_or_else(|| {
-            Failure::usage("no store is named").hint("name its directory with --store DIR or in VMSTORE_STORE")
+            Failure::usage("no store is given").hint("give its directory with --store DIR or in VMSTORE_STORE")
         })
     }
 
@@ -245,12 +245,12 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>, config: &Config) -> usize {
 fn stays(error: Error) -> Failure {
     let is_busy = matches!(error, Error::Busy { .. });
     let failure = Failure::from(error);
-    if is_busy { failure.hint("this needs the store for itself: try again when nothing else uses it") } else { failure }
+    if is_busy { failure.hint("this needs exclusive use of the store; try again when it is unused") } else { failure }
 }
 
 /// What is not found when a store is opened is the store.
 fn no_store(dir: &Path, error: Error) -> Failure {
     let missing = matches!(error, Error::NotFound { .. });
     let failure = Failure::from(error);
-    if missing { failure.hint(format!("`vmstore --store {} init` makes one", dir.display())) } else { failure }
+    if missing { failure.hint(format!("`vmstore --store {} init` creates one", dir.display())) } else { failure }
 }

@@ -24,19 +24,19 @@ use crate::failure::Result;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "The other side")]
 pub(crate) struct RemoteArgs {
-    /// The fingerprint of the server's key, as `vmstore serve` prints it
+    /// Fingerprint of the server's key, as `vmstore serve` prints it
     #[arg(long, value_name = "FINGERPRINT")]
     pin: Option<Fingerprint>,
-    /// The authority that certifies the server, as PEM
+    /// Certificate authority of the server, in PEM format
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     ca: Option<PathBuf>,
-    /// This side's certificate, as PEM
+    /// Client certificate, in PEM format
     #[arg(long, value_name = "FILE", requires = "key", value_hint = ValueHint::FilePath)]
     cert: Option<PathBuf>,
-    /// The key of this side's certificate, as PEM
+    /// Key of the client certificate, in PEM format
     #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
     key: Option<PathBuf>,
-    /// The file with the token; without it, the variable `VMSTORE_TOKEN`
+    /// File with the token [default: the variable VMSTORE_TOKEN]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     token_file: Option<PathBuf>,
     /// Allow a tcp:// address, which is not encrypted
@@ -155,7 +155,7 @@ impl Reachable {
 pub(crate) fn check_rate(address: &Address, rate: Option<NonZeroU64>) -> chunkstore::Result<()> {
     match address {
         Address::Path(dir) if rate.is_some() => Err(Error::invalid(format!(
-            "no link leads to {}, so no rate can limit it; to unix:{0}/{SOCKET_FILE}, one does",
+            "--limit-rate needs a socket or a network address; use unix:{}/{SOCKET_FILE}",
             dir.display()
         ))),
         _ => Ok(()),

@@ -50,7 +50,7 @@ fn stop_gently(interrupt: Interrupt) -> Result<()> {
                 std::process::exit(Exit::Interrupted as i32);
             }
             interrupt.progress.stop();
-            let _ = io::stderr().write_all(b"vmstore: stopping; once more to end at once\n");
+            let _ = io::stderr().write_all(b"vmstore: stopping; interrupt again to end at once\n");
         }
     });
     Ok(())

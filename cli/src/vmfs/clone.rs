@@ -32,9 +32,8 @@ Examples:
 
 /// Make and manage writable clones of snapshots
 ///
-/// A clone is a disk that can be written, in no time and without taking room, as clones/NAME.raw of every mount of the
-/// store. What is written goes into files of its own; the snapshot stays as it is, and is held while the clone is
-/// there.
+/// A clone is a writable disk, clones/NAME.raw in every mount of the store; it is made at once and takes no space. Its
+/// writes go to files of its own. The snapshot does not change, and is held as long as the clone exists.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct CloneCommand {
@@ -56,43 +55,43 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmfs clone create web01-test web01@latest")]
 struct Create {
-    /// Its name
+    /// Name of the clone
     name: String,
-    /// Of which snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
+    /// The snapshot: IMAGE, IMAGE@latest or IMAGE@TIME
     snapshot: Selector,
 }
 
-/// Make a snapshot of a clone, also while it is being written
+/// Make a snapshot of a clone, even while it is written
 ///
-/// The snapshot is what a power cut at this moment would leave on the disk. Only what was written is read. When it is
-/// done, the clone is one of the new snapshot. With nothing written, the new snapshot equals the old one.
+/// The snapshot is what a power cut at this moment would leave on the disk. Only written blocks are read. Afterwards
+/// the clone is based on the new snapshot.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmfs clone commit web01-test --label state=installed")]
 struct Commit {
-    /// Which clone
+    /// The clone
     name: String,
-    /// The new snapshot's image [default: that of the clone's snapshot]
+    /// Image of the new snapshot [default: that of the clone's snapshot]
     #[arg(long, value_name = "NAME")]
     image: Option<ImageName>,
-    /// The new snapshot's time [default: now]
+    /// Time of the new snapshot [default: now]
     #[arg(long, value_name = "TIME")]
     time: Option<SnapshotTime>,
-    /// Keep a label with the snapshot; may be repeated
+    /// Add a label to the snapshot; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label::parse)]
     labels: Vec<Label>,
 }
 
-/// Throw a clone away with all that was written to it
+/// Delete a clone and all that was written to it
 #[derive(Debug, Args)]
 struct Discard {
-    /// Which clone
+    /// The clone
     name: String,
 }
 
-/// Throw away what was written to a clone since its snapshot, or since it was last committed
+/// Discard what was written to a clone since it was created or last committed
 #[derive(Debug, Args)]
 struct Rollback {
-    /// Which clone
+    /// The clone
     name: String,
 }
 
@@ -157,7 +156,7 @@ impl Discard {
     fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let name = &self.name;
         clones(connector, connector.store_dir()?)?.discard(name).map_err(explain)?;
-        terminal.report(&Discarded { discarded: name }, || format!("clone {name} is gone\n"))?;
+        terminal.report(&Discarded { discarded: name }, || format!("discarded clone {name}\n"))?;
         Ok(Exit::Done)
     }
 }
@@ -242,9 +241,9 @@ pub(super) fn clones(connector: &Connector, dir: &Path) -> Result<Clones> {
 fn explain(error: Error) -> Failure {
     let hint = match &error {
         Error::Busy { what, .. } if what.starts_with("clone") => {
-            "close what uses it; `vmfs clone list` tells which process that is"
+            "close what uses it; `vmfs clone list` shows the process"
         }
-        Error::NotFound { what } if what.starts_with("clone") => "`vmfs clone list` shows what there is",
+        Error::NotFound { what } if what.starts_with("clone") => "`vmfs clone list` lists them",
         _ => return error.into(),
     };
     Failure::from(error).hint(hint)

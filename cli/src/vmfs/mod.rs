@@ -30,20 +30,20 @@ Examples:
   vmfs umount /mnt/vm
 
 Files of a mount:
-  snapshots/IMAGE/TIME.raw    a snapshot's bytes, as they were
-  snapshots/IMAGE/latest.raw  leads to the newest of the image
-  clones/NAME.raw             a disk that can be written
+  snapshots/IMAGE/TIME.raw    a snapshot, read-only
+  snapshots/IMAGE/latest.raw  a link to the newest snapshot of the image
+  clones/NAME.raw             a clone, writable
 
 Exit codes:
-    0  done
+    0  success
     1  failed
-    2  the command line, or something it names, can't be right
+    2  invalid command line or input
     3  damage was found
     4  in use
     5  not found
-    6  refused: a rule forbids it, and nothing was changed
-    7  what is asked does not answer
-    8  not allowed
+    6  refused by a rule; nothing was changed
+    7  a mount or a store does not answer
+    8  not permitted
   130  interrupted";
 
 /// Shows the snapshots of a store as files, and writable clones of them.

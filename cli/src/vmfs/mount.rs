@@ -33,8 +33,8 @@ Examples:
   vmfs mount /mnt/vm --allow-other --cache 4GiB
   vmfs mount /mnt/vm --store /srv/vmstore --upstream site-a --hydrate web01@latest --record
 
-SIGTERM unmounts it, as soon as nobody uses it; a second one whoever uses it. Logs go to vmfs.log in the store, and with
---foreground to standard error.";
+SIGTERM unmounts as soon as the mount is unused, a second one even while it is in use. Logs go to vmfs.log in the
+store, and with --foreground to standard error.";
 
 /// What the status calls what the data path tells.
 pub(crate) const READING: &str = "reading";
@@ -54,7 +54,7 @@ pub(crate) struct Mount {
     /// Stay in the foreground
     #[arg(long)]
     foreground: bool,
-    /// Let other users in, too, such as the one that runs the hypervisor
+    /// Let other users in, such as the one that runs the hypervisor
     #[arg(long)]
     allow_other: bool,
     /// Mount over a directory that is not empty
@@ -63,7 +63,7 @@ pub(crate) struct Mount {
     /// Memory for decoded chunks
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
     cache: u64,
-    /// How long a read waits for what can't be reached before it fails
+    /// How long a read waits for an unreachable store before it fails
     #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = duration)]
     timeout: Duration,
     /// Threads that take requests from the kernel
@@ -161,7 +161,7 @@ fn end_on_signal(mut signals: Signals, mount: mounts::Mount) {
         let mut was_asked = false;
         for _ in signals.forever() {
             if was_asked {
-                tracing::warn!("unmounting {} although it is in use", mount.mountpoint.display());
+                tracing::warn!("unmounting {} while it is in use", mount.mountpoint.display());
                 tell(mount.force());
             } else {
                 let mount = mount.clone();
@@ -177,7 +177,7 @@ fn unmount_when_unused(mount: &mounts::Mount) -> chunkstore::Result<()> {
     while mount.unmount()? == Unmounted::Busy {
         if !was_told {
             let mountpoint = mount.mountpoint.display();
-            tracing::warn!("{mountpoint} is in use: it is unmounted when nobody uses it, or at the next signal");
+            tracing::warn!("{mountpoint} is in use: it is unmounted when it is unused, or at the next signal");
             was_told = true;
         }
         thread::sleep(RETRY);
@@ -196,8 +196,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
     match parsed {
         Some(duration) if duration <= DURATION_MAX => Ok(duration),
-        Some(_) => Err("this is too long".to_owned()),
-        None => Err("write a time such as 90s or 2min".to_owned()),
+        Some(_) => Err("too long".to_owned()),
+        None => Err("not a duration; use one such as 90s or 2min".to_owned()),
     }
 }
 

@@ -16,13 +16,13 @@ use crate::failure::{Exit, Result};
 use crate::terminal::Terminal;
 use crate::terminal::output::{bytes, counted, fields, seconds};
 
-/// Show how the mounts of this machine are doing
+/// Show the state of the mounts on this machine
 ///
-/// Ends with 7 if one does not answer.
+/// The exit code is 7 if one does not answer.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  vmfs status\n  vmfs status /mnt/vm --json")]
 pub(crate) struct StatusCommand {
-    /// Only the one that is mounted here
+    /// Show only this mount
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
     mountpoint: Option<PathBuf>,
 }
@@ -65,9 +65,11 @@ impl StatusCommand {
 pub(crate) fn view(mount: Mount, probed: Probed) -> MountView {
     let (state, detail, status) = match probed {
         Probed::Well(status) => ("mounted", None, Some(status)),
-        Probed::Dead => ("dead", Some("its vmfs was killed; `vmfs umount --force` takes it away".to_owned()), None),
-        Probed::Hangs => ("hangs", Some("it does not answer; `vmfs umount --force` takes it away".to_owned()), None),
-        Probed::Closed => ("closed", Some("it is another user's, mounted without --allow-other".to_owned()), None),
+        Probed::Dead => ("dead", Some("its process was killed; `vmfs umount --force` removes it".to_owned()), None),
+        Probed::Hangs => ("hangs", Some("it does not answer; `vmfs umount --force` removes it".to_owned()), None),
+        Probed::Closed => {
+            ("closed", Some("it belongs to another user, mounted without --allow-other".to_owned()), None)
+        }
         Probed::Strange(said) => ("strange", Some(said), None),
     };
     MountView { mountpoint: mount.mountpoint, store: mount.source, state, detail, status }

@@ -19,16 +19,16 @@ const ENDS_WITHIN: Duration = Duration::from_mins(1);
 /// Users of a mount that are named.
 const NAMED_MAX: usize = 10;
 
-/// End a mount
+/// Unmount
 ///
-/// What was written to clones is durable when this returns.
+/// Writes to clones are durable when the command returns.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  vmfs umount /mnt/vm")]
 pub(crate) struct Umount {
-    /// Where it is mounted
+    /// The mount point
     #[arg(value_name = "MOUNTPOINT", value_hint = ValueHint::DirPath)]
     mountpoint: PathBuf,
-    /// Also if somebody uses it, or nothing serves it any more: who waits for it gets an error
+    /// Unmount while in use, and clean up after a crash; pending requests fail
     #[arg(long)]
     force: bool,
 }
@@ -63,9 +63,9 @@ pub(crate) fn find(mountpoint: &Path) -> Result<mounts::Mount> {
 
 fn busy(mountpoint: &Path) -> Failure {
     let users = users(mountpoint);
-    let by = if users.is_empty() { "somebody".to_owned() } else { users.join(", ") };
+    let by = if users.is_empty() { "another process".to_owned() } else { users.join(", ") };
     let failure = Failure::from(Error::busy(mountpoint.display().to_string(), by));
-    failure.hint("`vmfs umount --force` does not wait for them")
+    failure.hint("`vmfs umount --force` unmounts while in use")
 }
 
 /// The processes that use something below a directory, as far as this user may know.
@@ -99,6 +99,6 @@ fn await_end(pid: u32) {
     let limit = Timespec { tv_sec: ENDS_WITHIN.as_secs() as i64, tv_nsec: 0 };
     let ended = rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
     if !matches!(ended, Ok(1)) {
-        tracing::warn!("process {} still makes clones durable", pid.as_raw_nonzero());
+        tracing::warn!("process {} has not ended: writes to clones may not be durable yet", pid.as_raw_nonzero());
     }
 }

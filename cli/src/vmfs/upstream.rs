@@ -17,15 +17,15 @@ use crate::failure::Result;
 
 /// What a mount takes about a store elsewhere.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "A store elsewhere")]
+#[command(next_help_heading = "Upstream store")]
 pub(crate) struct UpstreamOptions {
-    /// Show another store's snapshots, too: a remote's name or an address. What is read of them is kept in this store
+    /// Also show the snapshots of this store, a remote's name or an address; what is read is kept in the local store
     #[arg(long, value_name = "REMOTE")]
     upstream: Option<String>,
-    /// Bring all of a snapshot of the other store here, in the background; for several, write it several times
+    /// Copy a snapshot of the other store completely, in the background; may be repeated
     #[arg(long, value_name = "SNAPSHOT", requires = "upstream")]
     hydrate: Vec<Selector>,
-    /// Record what is read first of each snapshot, in the first two minutes, so that a later mount fetches it ahead
+    /// Record what is read in the first two minutes of each snapshot, so that later mounts prefetch it
     #[arg(long)]
     record: bool,
     #[command(flatten)]
