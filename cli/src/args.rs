@@ -1,4 +1,4 @@
-//! The command line of `vmstore`: its commands, and what runs each. What a command takes is defined in its own file.
+//! The command line of `vmstore`: its commands, and the call that runs each. A command's arguments are in its own file.
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -46,7 +46,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Init(init::Init),

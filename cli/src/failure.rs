@@ -70,7 +70,7 @@ impl Failure {
         self.hint.clone().or_else(|| hint_of(&self.error))
     }
 
-    /// Tells the user of `program`, and says how it is to end.
+    /// Prints the failure of `program`, and returns its exit code.
     pub(crate) fn report(&self, program: &str, format: LogFormat) -> Exit {
         let exit = exit_of(&self.error);
         let hint = self.told_hint();
@@ -123,7 +123,7 @@ fn hint_of(error: &Error) -> Option<String> {
 fn print_text(program: &str, words: &str, hint: Option<&str>) {
     let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
     let text = format!("{program}: {words}\n{hint}");
-    // Nobody is left to tell if standard error is closed.
+    // A closed standard error leaves no way to report it.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 

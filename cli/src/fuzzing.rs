@@ -1,7 +1,7 @@
-//! Decoders that nobody else may call, for the fuzz targets in `tests/src/fuzz`.
+//! Private decoders, for the fuzz targets in `tests/src/fuzz` only.
 //!
-//! Each tells whether it accepted its input, and fails as a test does if what it accepted does not survive being
-//! encoded again, or can't be shown.
+//! Each returns whether it accepted its input, and panics if an accepted value does not survive a round trip, or can't
+//! be shown.
 
 use std::fmt::Debug;
 use std::time::Instant;
@@ -24,7 +24,7 @@ use crate::vmfs::mount::duration;
 use crate::vmfs::probe::{Probed, understand};
 use crate::vmfs::status;
 
-/// What options take: a size, a time to wait, a time zone.
+/// The value of an option: a size, a duration, a time zone.
 pub fn option_value(text: &str) -> bool {
     let size = size::parse(text);
     if let Ok(bytes) = size {
@@ -41,7 +41,7 @@ pub fn option_value(text: &str) -> bool {
     size.is_ok() || time.is_ok() || prune::parse_zone(text).is_ok()
 }
 
-/// What a mount says of itself, of which `vmfs status` makes text.
+/// The status of a mount, which `vmfs status` turns into text.
 pub fn mount_status(told: &str) -> bool {
     let probed = understand(told, "");
     let accepted = matches!(probed, Probed::Well(_));
@@ -55,7 +55,7 @@ pub fn mount_status(told: &str) -> bool {
     accepted
 }
 
-/// What a store's owner reports of a job, as JSON.
+/// The report of a job by a store's owner, as JSON.
 pub fn report(json: &[u8]) -> bool {
     let repair = |report: &RepairReport| {
         let mut rounds = Report::default();

@@ -28,9 +28,9 @@ pub(crate) fn bound_heaps() {
     }
 }
 
-/// Lets the process open as many files and connections as it may: the usual limit is made for programs with few.
+/// Raises the soft limit of open files to the hard one: the default suits programs with few files.
 pub(crate) fn allow_descriptors() {
     let limit = getrlimit(Resource::Nofile);
-    // Without it there are fewer; whoever finds none left is told.
+    // If it fails, fewer are allowed, and an open that exceeds them reports it.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

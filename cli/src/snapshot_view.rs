@@ -64,7 +64,7 @@ impl<'a> SnapshotView<'a> {
         }
     }
 
-    /// What an ingest did, for people.
+    /// The report of an ingest, for people.
     pub(crate) fn ingest_report(&self) -> String {
         format!("{}\n{}", self.snapshot, fields(&self.ingest_lines()))
     }
@@ -139,7 +139,7 @@ impl<'a> SnapshotView<'a> {
     }
 }
 
-/// What an ingest did, for people.
+/// The report of an ingest, for people.
 pub(crate) fn lines_of(ingest: &IngestReport) -> Vec<(&'static str, String)> {
     let IngestReport { chunks, new_chunks, delta_chunks, .. } = ingest;
     let rate = bytes(ingest.throughput_bytes_per_s as u64);

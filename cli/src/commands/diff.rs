@@ -28,7 +28,7 @@ pub(crate) struct Diff {
 }
 
 impl Diff {
-    /// Ranges are printed as they are found, so there is no second attempt with a new index.
+    /// Not repeated after a damaged index, because ranges are printed as they are found.
     pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
         let store = connector.access(Purpose::Use)?;
         let read =

@@ -1,4 +1,4 @@
-//! `vmstore hold` and `vmstore release`: whether snapshots may be removed and pruned.
+//! `vmstore hold` and `vmstore release`: protect snapshots from removal and pruning.
 
 use chunkstore::catalog::{DEFAULT_HOLD, Selector, State};
 use clap::Args;

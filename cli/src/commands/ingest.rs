@@ -72,7 +72,7 @@ pub(crate) struct Ingest {
     threads: Option<NonZeroUsize>,
 }
 
-/// What `--base` takes.
+/// The value of `--base`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum BaseArg {
     None,
@@ -87,7 +87,7 @@ impl FromStr for BaseArg {
     }
 }
 
-/// A source and what becomes of it.
+/// A source and the snapshot to make of it.
 struct Job<'a> {
     source: &'a str,
     name: SnapshotName,
@@ -106,7 +106,7 @@ impl Ingest {
                 done += report_made(terminal, store.catalog(), &jobs[done..], now)?;
                 refuse_second_reading(&jobs[done..])?;
             }
-            // What was done before the index had to be rebuilt is not done again.
+            // Jobs that were done before a retry are not repeated.
             let jobs = &jobs[done..];
             refuse_duplicates(store.catalog(), jobs)?;
             let base = self.base(store.catalog())?;
@@ -126,7 +126,7 @@ impl Ingest {
         })
     }
 
-    /// Everything about the command line that needs neither store nor sources.
+    /// The jobs by the command line, checked without opening the store or the sources.
     fn jobs(&self, now: Timestamp) -> Result<Vec<Job<'_>>> {
         let (sources, images) = (&self.sources, &self.images);
         if sources.len() != images.len() {
@@ -181,14 +181,14 @@ impl Ingest {
     }
 }
 
-/// A source that is opened.
+/// An opened source.
 enum Opened {
     Source(Source),
-    /// Of which only what lies over a snapshot is read.
+    /// Read only where it differs from a snapshot.
     Overlay(Overlay),
 }
 
-/// Opens a source. If it is an overlay over its base, only the overlay.
+/// Opens a source: only the overlay, if the source is one on top of its base.
 fn open(catalog: &Catalog, job: &Job<'_>, base: &Base, options: &source::OpenOptions) -> Result<(Opened, Base)> {
     let overlay = if *base == Base::None { None } else { source::open_overlay(job.source, options)? };
     let Some(overlay) = overlay else { return Ok((Opened::Source(source::open(job.source, options)?), base.clone())) };
@@ -198,7 +198,7 @@ fn open(catalog: &Catalog, job: &Job<'_>, base: &Base, options: &source::OpenOpt
         if is_own {
             return Ok((Opened::Overlay(overlay), Base::Snapshot(snapshot)));
         }
-        // Whoever made the overlay chose the file below it, and must not choose another machine's disk.
+        // The author of the overlay chose its backing file, and must not choose another machine's disk.
         let what = format!("{}: its backing file shows {snapshot}, a snapshot of another image", job.source);
         return Err(Failure::refused(what).hint(format!("--base {snapshot} allows it")));
     }
@@ -221,7 +221,7 @@ fn snapshot_below(catalog: &Catalog, below: &SnapshotFile, base: &Base) -> Optio
     (snapshot.entry().root == below.root).then(|| name.clone())
 }
 
-/// Reports the snapshots that an attempt made before it lost its connection, and could not hear so. Returns how many.
+/// Reports the snapshots that an attempt made whose answers were lost with the connection. Returns their number.
 fn report_made(terminal: &Terminal, catalog: &Catalog, jobs: &[Job<'_>], now: Timestamp) -> Result<usize> {
     let made = |job: &Job<'_>| catalog.read(&job.name).ok().filter(|snapshot| snapshot.entry().created == now);
     let made: Vec<_> = jobs.iter().map_while(made).collect();
@@ -229,7 +229,7 @@ fn report_made(terminal: &Terminal, catalog: &Catalog, jobs: &[Job<'_>], now: Ti
     Ok(made.len())
 }
 
-/// What was read from standard input is gone: the rest alone would be another image.
+/// Standard input can't be read again: its rest alone would be another image.
 fn refuse_second_reading(jobs: &[Job<'_>]) -> Result<()> {
     if jobs.iter().any(|job| job.source == STDIN) {
         let what = "the connection to the store's owner was lost, and standard input can't be read again";

@@ -1,4 +1,4 @@
-//! `vmstore list`: the snapshots that there are.
+//! `vmstore list`: lists snapshots.
 
 use chunkstore::catalog::label::{self, Label};
 use chunkstore::catalog::{ImageName, Listed, Snapshot, SnapshotTime};
@@ -32,7 +32,7 @@ impl List {
             resolve::image(&catalog, image)?;
         }
         let mut listed = catalog.list(self.image.as_ref())?;
-        // Nobody knows which labels an unreadable one has.
+        // The labels of an unreadable snapshot are unknown.
         listed.retain(|listed| listed.snapshot.as_ref().map_or(true, |snapshot| self.is_wanted(snapshot)));
         let json: Vec<Line<'_>> = listed.iter().map(Line::new).collect();
         terminal.result(&json, || to_table(&listed))?;
@@ -84,7 +84,7 @@ fn to_table(listed: &[Listed]) -> String {
 /// The column that is shown only if something is in it.
 const PARTIAL: usize = 5;
 
-/// Names what can't be read; the first of them decides the exit code.
+/// Logs the unreadable snapshots; the first decides the exit code.
 fn report_unreadable(listed: &[Listed]) -> Exit {
     let errors: Vec<_> = listed.iter().filter_map(|listed| listed.snapshot.as_ref().err()).collect();
     for error in &errors {

@@ -1,7 +1,7 @@
 //! `vmstore prune`: removes the snapshots that a retention policy does not keep.
 //!
-//! The rules count for each image by itself, and within it for each origin by itself: a store that pushes here can't
-//! evict what another one made.
+//! Each image, and within it each origin, is counted separately: a store that pushes here can't evict the snapshots of
+//! another.
 
 use std::collections::BTreeMap;
 
@@ -90,7 +90,7 @@ pub(crate) fn parse_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name).map_err(|_| "unknown time zone; use a name such as UTC or Europe/Berlin".to_owned())
 }
 
-/// What becomes of a snapshot.
+/// The action on a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Action {
@@ -98,7 +98,7 @@ enum Action {
     Remove,
 }
 
-/// A snapshot's fate, and why.
+/// The action on a snapshot, and its reasons.
 #[derive(Debug, Serialize)]
 struct Verdict {
     #[serde(serialize_with = "as_text")]
@@ -114,7 +114,7 @@ fn as_text<S: serde::Serializer>(name: &SnapshotName, serializer: S) -> std::res
     serializer.collect_str(name)
 }
 
-/// What is printed.
+/// The report as JSON.
 #[derive(Serialize)]
 struct Report<'a> {
     dry_run: bool,
@@ -136,7 +136,7 @@ impl Prune {
             remove(&store, &verdicts)?;
             (verdicts, self.gc.then(|| gc::collect(terminal, &store, false, None)))
         };
-        // What was removed is told even if the collection failed.
+        // Removals are reported even if the collection failed.
         let (gc, failed) = collected.transpose().map_or_else(|failure| (None, Some(failure)), |gc| (gc, None));
         let removed = verdicts.iter().filter(|verdict| verdict.action == Action::Remove).count();
         let kept = verdicts.len() - removed;
@@ -201,7 +201,7 @@ fn judge_image(
     Ok(())
 }
 
-/// Who made a snapshot: the token by which it came, which can't be forged, and the store that its entry names.
+/// The origin of a snapshot: the token that pushed it, which can't be forged, and the store that its entry names.
 type Origin = (Option<String>, String);
 
 fn origin_of(snapshot: &Snapshot) -> Origin {
@@ -220,7 +220,7 @@ fn verdict(snapshot: &Snapshot, decision: Decision) -> Verdict {
     Verdict { snapshot: snapshot.name(), action, reasons, error: None }
 }
 
-/// Nobody knows whether it is held.
+/// An unreadable snapshot may be held, so it is kept.
 fn unreadable(snapshot: SnapshotName, error: Error) -> Verdict {
     Verdict { snapshot, action: Action::Keep, reasons: vec!["unreadable"], error: Some(error) }
 }

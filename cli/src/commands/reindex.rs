@@ -1,4 +1,4 @@
-//! `vmstore reindex`: builds the index anew.
+//! `vmstore reindex`: rebuilds the index.
 
 use clap::Args;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! `vmstore remote`: names for other stores, and how commands reach one.
+//! `vmstore remote`: names for other stores.
 
 use std::num::{NonZeroU32, NonZeroU64};
 
@@ -19,7 +19,7 @@ pub(crate) struct RemoteCommand {
     action: Action,
 }
 
-/// What to do with remotes.
+/// The actions on remotes.
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Add a name for a store, with what is needed to reach it
@@ -33,7 +33,7 @@ enum Action {
     },
 }
 
-/// What `remote add` takes.
+/// The arguments of `remote add`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  vmstore remote add site-b tls://b.example:7878 --pin sha256:… --token-file /etc/vmstore/site-b"

@@ -1,4 +1,4 @@
-//! `vmstore repair`: mends a damaged store, by itself and from others.
+//! `vmstore repair`: repairs a damaged store from its own redundancy and from other stores.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -50,7 +50,7 @@ pub(crate) struct Repair {
     access: RemoteArgs,
 }
 
-/// What is printed.
+/// The report.
 #[derive(Default, Serialize)]
 pub(crate) struct Report {
     sound: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Report {
 
 impl Repair {
     pub(crate) fn run(&self, connector: &Connector, terminal: &Terminal) -> Result<Exit> {
-        // A name that is wrong is told before hours of reading.
+        // A wrong name fails before hours of reading.
         let from: Vec<_> = self.from.iter().map(|name| self.access.resolve(connector, name)).collect::<Result<_>>()?;
         let mut report = Report::default();
         report.repair.dry_run = self.dry_run;
@@ -90,7 +90,7 @@ impl Repair {
         Job::Repair { dry_run: self.dry_run, threads: connector::threads(self.threads, config) as u32 }
     }
 
-    /// Fetches what is lacking from the stores that can be reached, until nothing comes any more.
+    /// Fetches missing records from the reachable stores, until they have no more.
     fn fetch_all(
         &self,
         connector: &Connector,
@@ -124,7 +124,7 @@ impl Repair {
         for (name, reachable) in self.from.iter().zip(from) {
             match connector.runtime()?.block_on(reachable.connect(None)) {
                 Ok(client) => far.push(Far { name: name.clone(), client }),
-                // Another may be there.
+                // Another store may have it.
                 Err(error) if self.from.len() > 1 => tracing::warn!("{name}: {error}"),
                 Err(error) => return Err(error.into()),
             }
@@ -139,7 +139,7 @@ fn snapshots<'a>(catalog: &Catalog, names: impl Iterator<Item = &'a &'a str>) ->
 }
 
 impl Report {
-    /// Adds what another round came to.
+    /// Adds the report of another round.
     pub(crate) fn add(&mut self, round: RepairReport) {
         self.is_verified = true;
         let before = std::mem::replace(&mut self.repair, round);
@@ -156,7 +156,7 @@ impl Report {
         all.elapsed_s += before.elapsed_s;
     }
 
-    /// Fetches what the snapshots that were found hurt lack.
+    /// Fetches what the damaged snapshots lack.
     fn fetch(&self, terminal: &Terminal, near: &Near, far: &[Far]) -> Result<Fetched> {
         let incomplete: BTreeSet<&str> = self.repair.restored_in_part.iter().map(String::as_str).collect();
         let hurt: BTreeSet<&str> = self.repair.verify.damage.iter().map(|range| range.snapshot.as_str()).collect();
@@ -166,7 +166,7 @@ impl Report {
         Ok(terminal.watch("fetch", Unit::Steps, |_| fetch(&near.client, far, &hurt, &incomplete, progress))?)
     }
 
-    /// Whether there is something that another store may have.
+    /// Whether another store may have what is missing.
     fn can_be_helped(&self) -> bool {
         !self.repair.verify.damage.is_empty() || !self.repair.restored_in_part.is_empty()
     }

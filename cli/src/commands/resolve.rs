@@ -1,4 +1,4 @@
-//! From what people write to the snapshots that they mean, with help where there is none.
+//! Finds the snapshots that selectors mean, and suggests a similar name where there is none.
 
 use chunkstore::Error;
 use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 /// From here on two names are alike, in Jaro and Winkler's measure.
 const ALIKE: f64 = 0.8;
 
-/// Finds the snapshot that is meant.
+/// Finds the snapshot that a selector means.
 pub(crate) fn snapshot(catalog: &Catalog, selector: &Selector) -> Result<SnapshotName> {
     catalog.resolve(selector).map_err(|error| with_near_name(catalog, &selector.image, error))
 }

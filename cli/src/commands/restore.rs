@@ -53,7 +53,7 @@ pub(crate) struct Restore {
     threads: Option<NonZeroUsize>,
 }
 
-/// What is printed.
+/// The report as JSON.
 #[derive(Serialize)]
 struct Report<'a> {
     snapshot: String,
@@ -116,7 +116,7 @@ impl Restore {
         Ok(report?)
     }
 
-    /// No second attempt with a new index here: part of the stream may have been read already.
+    /// Not repeated after a damaged index: part of the stream may have been read already.
     fn to_stream(&self, connector: &Connector, terminal: &Terminal, format: ImageFormat) -> Result<Exit> {
         if format == ImageFormat::Qcow2 {
             return Err(Failure::usage("qcow2 can't be written to a stream").hint("name a file, or use --format raw"));

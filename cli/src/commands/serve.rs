@@ -1,4 +1,4 @@
-//! `vmstore serve`: owns a store, and serves everyone who uses it.
+//! `vmstore serve`: owns a store, and serves its clients.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -93,7 +93,7 @@ impl Serve {
         let options = ServeOptions { idle_exit: connector.idle_exit(), is_temporary: self.background };
         let server = Server::new(store, options, random()?);
         if self.background {
-            // From here on nobody waits at the other end of standard error.
+            // From here on standard error has no reader.
             LogFile::take_over(&dir, log_file::OWNER)?;
         }
         runtime.block_on(async {
@@ -142,7 +142,7 @@ impl Serve {
         Ok((identity, tls))
     }
 
-    /// Joins the owner, and passes bytes on both ways until one side ends.
+    /// Connects to the owner, and copies bytes both ways until one side ends.
     fn serve_stdio(connector: &Connector) -> Result<Exit> {
         if io::stdin().is_terminal() {
             return Err(Failure::usage("--stdio is for programs, but standard input is a terminal"));
@@ -152,7 +152,7 @@ impl Serve {
         let passed = connector.runtime()?.block_on(async {
             let mut owner = owner::open_stream(dir, &starter).await?;
             let mut stdio = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-            // Either side may end first, by whatever error.
+            // Either side may end first, with any error.
             let _ = tokio::io::copy_bidirectional(&mut stdio, &mut owner).await;
             Ok::<_, chunkstore::Error>(())
         });
@@ -161,19 +161,19 @@ impl Serve {
     }
 }
 
-/// Tells where the server listens, and its key, for operators to hand on.
+/// Prints the server's address and the fingerprint of its key, for operators to pass on.
 fn tell_address(address: &Address, acceptor: &Acceptor, identity: Option<&ServerIdentity>) {
     let (scheme, shown) = address.to_string().split_once("://").map_or_else(
         || (String::new(), address.to_string()),
         |(scheme, rest)| (format!("{scheme}://"), rest.to_owned()),
     );
-    // A port that was left to the system is known only now.
+    // A port chosen by the system is known only now.
     let at = acceptor.local_addr().map_or(shown, |addr| addr.to_string());
     let fingerprint = match (address, identity) {
         (Address::Tls(_), Some(identity)) => format!(" fingerprint {}", identity.fingerprint()),
         _ => String::new(),
     };
-    // Where standard error is gone, the server is needed none the less.
+    // The server runs on even if standard error is closed.
     let _ = writeln!(io::stderr(), "listening on {scheme}{at}{fingerprint}");
 }
 

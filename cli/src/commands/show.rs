@@ -1,4 +1,4 @@
-//! `vmstore show`: all about one snapshot.
+//! `vmstore show`: the details of one snapshot.
 
 use chunkstore::catalog::Selector;
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `vmstore token`: who may do what through `vmstore serve --listen`.
+//! `vmstore token`: the rights of clients of `vmstore serve --listen`.
 
 use chunkstore::catalog::ImageName;
 use clap::{Args, Subcommand};
@@ -18,7 +18,7 @@ pub(crate) struct TokenCommand {
     action: Action,
 }
 
-/// What to do with tokens.
+/// The actions on tokens.
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Create a token and print it, only this once
@@ -32,7 +32,7 @@ enum Action {
     },
 }
 
-/// What `token add` takes.
+/// The arguments of `token add`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  (umask 077; vmstore token add site-a --role push --image 'web*' --quota 200GiB > site-a.token)"

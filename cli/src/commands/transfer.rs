@@ -1,4 +1,4 @@
-//! `vmstore push` and `vmstore pull`: bring snapshots to another store, or from it.
+//! `vmstore push` and `vmstore pull`: copy snapshots to and from another store.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
@@ -53,7 +53,7 @@ pub(crate) struct Pull {
     args: TransferArgs,
 }
 
-/// What push and pull take.
+/// The arguments of push and pull.
 #[derive(Debug, Args)]
 struct TransferArgs {
     /// The other store: a remote's name or an address
@@ -68,7 +68,7 @@ struct TransferArgs {
     /// All snapshots
     #[arg(long, group = "which")]
     all: bool,
-    /// Only find out what would travel
+    /// Print what would be sent, and send nothing
     #[arg(long)]
     dry_run: bool,
     /// Limit the transfer to this many bytes per second, such as 10MiB
@@ -114,7 +114,7 @@ impl TransferArgs {
         }
     }
 
-    /// Transfers, and when the connection is lost tries again after a while: what was stored need not travel again.
+    /// Transfers, and retries after a pause when the connection is lost; what was stored is not sent again.
     fn attempts(
         &self,
         connector: &Connector,
@@ -160,7 +160,7 @@ impl TransferArgs {
     }
 }
 
-/// What was stored is not lost.
+/// Adds that what was stored is kept.
 fn with_hint(failure: Failure) -> Failure {
     match failure.error() {
         Error::Interrupted | Error::Unreachable { .. } => {

@@ -28,7 +28,7 @@ pub(crate) struct Verify {
     threads: Option<NonZeroUsize>,
 }
 
-/// What is printed.
+/// The report as JSON.
 #[derive(Serialize)]
 struct Report<'a> {
     sound: bool,
@@ -55,7 +55,7 @@ impl Verify {
     }
 }
 
-/// What is wrong, for people.
+/// The damage, for people.
 pub(crate) fn complaint(report: &VerifyReport) -> String {
     let problems = report.problems.iter().map(|problem| format!("{problem}\n"));
     let damage = report.damage.iter().map(|range| {
@@ -68,7 +68,7 @@ pub(crate) fn complaint(report: &VerifyReport) -> String {
     problems.chain(damage).collect()
 }
 
-/// A verification's sum, for people.
+/// The summary, for people.
 pub(crate) fn summary(report: &VerifyReport) -> String {
     let rate = (report.plain_bytes as f64 / report.elapsed_s.max(1e-9)) as u64;
     let verdict = if report.is_sound() { "all sound" } else { "DAMAGED" };

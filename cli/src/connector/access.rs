@@ -1,4 +1,4 @@
-//! A store as commands use it: opened by this process alone, or through its owner beside everyone else.
+//! A store as commands use it: opened by this process alone, or through its owner, which others use as well.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) enum Access {
     Served(Box<Served>),
 }
 
-/// A store behind its owner. What can be read beside it, its configuration and its catalog, is read from its directory.
+/// A store behind its owner. Configuration and catalog are read from its directory, without the owner.
 pub(crate) struct Served {
     dir: PathBuf,
     config: Config,
@@ -63,7 +63,7 @@ impl Access {
         }
     }
 
-    /// Reads a snapshot and keeps gc from what it needs, until the lease is dropped; also while no owner lives.
+    /// Reads a snapshot, and protects what it needs from gc until the lease is dropped, even if the owner ends.
     pub(crate) fn read(&self, name: &SnapshotName) -> chunkstore::Result<(Option<Lease>, Snapshot)> {
         match self {
             Self::Own(store) => Ok((None, store.catalog().read(name)?)),
@@ -74,13 +74,13 @@ impl Access {
         }
     }
 
-    /// Has a job done and returns its report.
+    /// Runs a job and returns its report.
     pub(crate) fn run<T: DeserializeOwned>(&self, job: &Job, progress: &Progress) -> chunkstore::Result<T> {
         let report = self.report(job, progress)?;
         serde_json::from_slice(&report).map_err(|error| Error::invalid(format!("the report can't be read: {error}")))
     }
 
-    /// Has a job done whose report is a snapshot.
+    /// Runs a job whose report is a snapshot.
     pub(crate) fn run_on_snapshot(&self, job: &Job) -> chunkstore::Result<Snapshot> {
         Snapshot::read_file(&self.report(job, &Progress::default())?)
     }
@@ -120,7 +120,7 @@ impl Access {
         }
     }
 
-    /// Ingests a disk of which it is known where it differs from the snapshot that the options name as base.
+    /// Ingests a disk whose differences from the base named in the options are known.
     pub(crate) fn ingest_changes(
         &self,
         disk: &dyn DiskSource,
@@ -162,7 +162,7 @@ impl Served {
     }
 }
 
-/// What a command that can be repeated does when the connection to the owner breaks.
+/// Whether to repeat a command: the owner ended, or the index was found damaged.
 pub(crate) fn is_worth_another_try<T>(result: &Result<T>) -> bool {
     result
         .as_ref()

@@ -37,10 +37,10 @@ use crate::terminal::interrupt::Interrupt;
 /// How long an owner that a command started waits for the next one before it ends.
 const IDLE_EXIT: Duration = Duration::from_mins(1);
 
-/// An owner that was asked to end has ended by then.
+/// An owner that is asked to end does so within this time.
 const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a command does to the store's size.
+/// The effect of a command on the size of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// It reads or adds.
@@ -75,7 +75,7 @@ impl Connector {
         })
     }
 
-    /// Opens the catalog alone, beside whoever uses the store.
+    /// Opens only the catalog; works while the store is in use.
     pub(crate) fn catalog(&self) -> Result<(Config, Catalog)> {
         let dir = self.store_dir()?;
         Store::open_catalog(dir).map_err(|error| no_store(dir, error))
@@ -88,7 +88,7 @@ impl Connector {
         Ok(store)
     }
 
-    /// Opens the store as its owner, whom signals do not concern.
+    /// Opens the store as its owner, which handles signals itself.
     pub(crate) fn open_alone(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let dir = self.store_dir()?;
         refuse_on_view(dir, "the store")?;
@@ -96,7 +96,7 @@ impl Connector {
         Ok(Arc::new(store))
     }
 
-    /// [`Connector::open_alone`] for a service, which takes the place of an owner that a command started.
+    /// [`Connector::open_alone`] for a service, which replaces an owner that a command started.
     pub(crate) fn take_over(&self, purpose: Purpose) -> Result<Arc<Store>> {
         let until = Instant::now() + OWNER_ENDS_WITHIN;
         loop {
@@ -106,7 +106,7 @@ impl Connector {
                 return opened;
             }
             match self.owner_left(self.store_dir()?) {
-                // Commands that use it may go on; it is asked again.
+                // Running commands may finish first; ask again.
                 Ok(_) => std::thread::sleep(Duration::from_millis(100)),
                 Err(failure) if matches!(failure.error(), Error::Busy { .. }) => return opened.map_err(|_| failure),
                 Err(failure) => return Err(failure),
@@ -119,12 +119,12 @@ impl Connector {
         std::mem::take(&mut *self.inherited.lock())
     }
 
-    /// After how long without clients an owner ends, if that was told.
+    /// How long an owner without clients waits before it ends, if given.
     pub(crate) fn idle_exit(&self) -> Option<Duration> {
         self.global.common.idle_exit.map(Duration::from_secs)
     }
 
-    /// The store, through its owner unless it shall be opened in this process.
+    /// The store, through its owner unless `--standalone` is given.
     pub(crate) fn access(&self, purpose: Purpose) -> Result<Access> {
         if self.global.standalone {
             return Ok(Access::Own(self.open(purpose)?));
@@ -142,19 +142,19 @@ impl Connector {
         Reconnecting::new(self.runtime()?.handle(), dir, starter).map_err(|error| no_store(dir, error))
     }
 
-    /// How to start an owner.
+    /// The way to start an owner.
     pub(crate) fn starter(&self, purpose: Purpose) -> Result<Starter> {
         let program = owner_program().map_err(|error| Failure::io("finding", "this program", error))?;
         let idle_exit = self.global.common.idle_exit.map_or(IDLE_EXIT, Duration::from_secs);
         Ok(Starter { program, idle_exit, frees_space: purpose == Purpose::ReclaimSpace })
     }
 
-    /// What drives connections.
+    /// The runtime that drives connections.
     pub(crate) fn runtime(&self) -> Result<&Runtime> {
         self.runtime.get()
     }
 
-    /// A connection to the store's owner for tasks: in this process, if the store is opened here alone.
+    /// A connection to the store's owner, which with `--standalone` is this process.
     pub(crate) fn near(&self) -> Result<Near> {
         let dir = self.store_dir()?;
         let runtime = self.runtime()?;
@@ -169,8 +169,8 @@ impl Connector {
         Ok(Near { client: client?, catalog })
     }
 
-    /// Does `work` on the store. Once more, if the index turns out to be damaged and was built anew, or the owner ended
-    /// meanwhile and another took its place.
+    /// Does `work` on the store. Repeats it once if the index was found damaged, after rebuilding it, or if the owner
+    /// ended meanwhile, with the next owner.
     pub(crate) fn with_store<T>(&self, purpose: Purpose, mut work: impl FnMut(&Access) -> Result<T>) -> Result<T> {
         let access = self.access(purpose)?;
         let result = work(&access);
@@ -187,14 +187,14 @@ impl Connector {
         work(&self.access(purpose)?)
     }
 
-    /// Throws the index away and builds it anew. An owner that a command started ends for that.
+    /// Rebuilds the index. An owner that a command started ends first.
     pub(crate) fn reindex(&self, purpose: Purpose) -> Result<Reindexed> {
         let (dir, options) = self.without_owner(purpose)?;
         Store::reindex(dir, &options).map_err(|error| no_store(dir, error))
     }
 
-    /// Mends what keeps the store from being opened; tells what was done. An owner that a command started ends for
-    /// that.
+    /// Repairs what keeps the store from being opened, and returns what was done. An owner that a command started ends
+    /// first.
     pub(crate) fn mend_foundation(&self) -> Result<Vec<String>> {
         let (dir, options) = self.without_owner(Purpose::ReclaimSpace)?;
         Ok(repair::mend(dir, &options, Timestamp::now())?)
@@ -210,7 +210,7 @@ impl Connector {
         Ok((dir, options))
     }
 
-    /// Asks the store's owner to end; false if there is none.
+    /// Asks the store's owner to end; returns false if there is none.
     fn owner_left(&self, dir: &Path) -> Result<bool> {
         match self.runtime()?.block_on(owner::connect(dir, None)) {
             Ok(client) => {
@@ -229,7 +229,7 @@ impl Connector {
     }
 }
 
-/// The program `vmstore`: this one, or the one beside `vmfs`.
+/// The program `vmstore`: this one, or the one in the directory of `vmfs`.
 fn owner_program() -> std::io::Result<PathBuf> {
     Ok(std::env::current_exe()?.with_file_name("vmstore"))
 }
@@ -248,7 +248,7 @@ fn stays(error: Error) -> Failure {
     if is_busy { failure.hint("this needs exclusive use of the store; try again when it is unused") } else { failure }
 }
 
-/// What is not found when a store is opened is the store.
+/// Explains that a store is missing: when a store is opened, "not found" means the store.
 fn no_store(dir: &Path, error: Error) -> Failure {
     let missing = matches!(error, Error::NotFound { .. });
     let failure = Failure::from(error);

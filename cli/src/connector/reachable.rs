@@ -1,4 +1,4 @@
-//! A store elsewhere: what its name or address means, and connections to it.
+//! A store elsewhere: the meaning of its name or address, and connections to it.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use replicate::rpc::wire::Hello;
 use super::{Connector, Purpose};
 use crate::failure::Result;
 
-/// How a store elsewhere is recognised, and this one makes itself known.
+/// The options that authenticate a store elsewhere, and this one there.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "The other side")]
 pub(crate) struct RemoteArgs {
@@ -63,13 +63,13 @@ pub(crate) struct Reachable {
 }
 
 impl RemoteArgs {
-    /// What is stored under a name for the store at `address`.
+    /// The entry that `vmstore remote add` stores for the store at `address`.
     pub(crate) fn remote(&self, address: Address) -> Remote {
         let Self { pin, ca, cert, key, token_file, .. } = self.clone();
         Remote { pin, ca, cert, key, token_file, ..Remote::at(address) }
     }
 
-    /// Finds out what a name or an address means, and what these options add to it.
+    /// Resolves a name or an address, completed by these options.
     pub(crate) fn resolve(&self, connector: &Connector, remote: &str) -> Result<Reachable> {
         let named = if Address::is_name(remote) {
             Remotes::new(connector.store_dir()?).resolve(remote)?
@@ -102,7 +102,7 @@ impl RemoteArgs {
         })
     }
 
-    /// How a store elsewhere cuts chunks.
+    /// The chunk sizes of a store elsewhere.
     pub(crate) fn chunk_params(&self, connector: &Connector, remote: &str) -> Result<ChunkParams> {
         let reachable = self.resolve(connector, remote)?;
         let client = connector.runtime()?.block_on(reachable.connect(None))?;
@@ -139,7 +139,7 @@ impl Reachable {
         }
     }
 
-    /// The token, where the other side wants one: a socket and ssh tell it who is there.
+    /// The token, if the other side needs one: a socket and ssh identify the user.
     fn token(&self) -> chunkstore::Result<Option<String>> {
         if !matches!(self.address, Address::Tls(_) | Address::Tcp(_)) {
             return Ok(None);
@@ -151,7 +151,7 @@ impl Reachable {
     }
 }
 
-/// Refuses a rate where there is no link that it could limit.
+/// Refuses a rate limit for a store that is reached without a link.
 pub(crate) fn check_rate(address: &Address, rate: Option<NonZeroU64>) -> chunkstore::Result<()> {
     match address {
         Address::Path(dir) if rate.is_some() => Err(Error::invalid(format!(

@@ -1,4 +1,4 @@
-//! The log of a process that a command started: `owner.log` or `vmfs.log` in the store, with one older file beside it.
+//! The log of a process that a command started: `owner.log` or `vmfs.log` in the store, and one older file.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -27,7 +27,7 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    /// Makes standard error a log in `dir`; whoever read it until now sees its end.
+    /// Makes standard error a log in `dir`; a reader of the old standard error sees its end.
     pub(crate) fn take_over(dir: &Path, name: &str) -> Result<()> {
         let log = Self { path: dir.join(name) };
         log.rotate_if_long()?;
@@ -35,7 +35,7 @@ impl LogFile {
         thread::spawn(move || {
             loop {
                 thread::sleep(LOOK_EVERY);
-                // A log is not worth ending for.
+                // The process goes on without a log.
                 let _ = log.rotate_if_long().and_then(|()| if log.is_open() { Ok(()) } else { log.open() });
             }
         });

@@ -23,7 +23,7 @@ pub(crate) fn start(options: &Common, console: &MultiProgress, to_file: bool) {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(colors)
-        // It would tell of a failed write to standard error there, and panic.
+        // It would report a failed write to standard error on standard error, and panic.
         .log_internal_errors(false)
         .with_writer(move || BesideBar(console.clone()));
     match options.log_format {

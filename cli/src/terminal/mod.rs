@@ -1,5 +1,4 @@
-//! What the user sees and types while a command runs: results on standard output, logs and progress on standard error,
-//! Ctrl-C.
+//! The user's side of a running command: results on standard output, logs and progress on standard error, Ctrl-C.
 //!
 //! Imports `options` and `failure`, and knows neither stores nor commands.
 

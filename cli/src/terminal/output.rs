@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::failure::Result;
 
-/// What errors call standard output.
+/// The name of standard output in errors.
 pub(crate) const STDOUT: &str = "standard output";
 
 /// A result as one line of JSON.
@@ -18,7 +18,7 @@ pub(super) fn json_line(json: &impl Serialize) -> String {
     serde_json::to_string(json).expect("results have string keys only") + "\n"
 }
 
-/// Prints to standard output. That the reader has gone away is no failure: what was done is done.
+/// Prints to standard output. A reader that has gone away is no failure: the command's work is done.
 pub(crate) fn print(text: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text).and_then(|()| stdout.flush()) {

@@ -1,4 +1,4 @@
-//! Shows on standard error how far a long operation is.
+//! Shows the progress of a long operation on standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -11,12 +11,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::output::bytes;
 use crate::options::{Global, ProgressMode};
 
-/// What is over before that shows no bar.
+/// A shorter operation shows no bar.
 const FIRST: Duration = Duration::from_millis(300);
 const REDRAW: Duration = Duration::from_millis(100);
 const NEXT_LINE: Duration = Duration::from_secs(1);
 
-/// What an operation counts.
+/// The unit of an operation's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Bytes, shown with their rate.
@@ -51,7 +51,7 @@ impl Display {
     }
 }
 
-/// What is watched, and under which name.
+/// A running operation and its name.
 #[derive(Clone, Copy)]
 pub(super) struct Watched<'a> {
     pub(super) label: &'a str,
@@ -105,7 +105,7 @@ fn draw_bar(console: &MultiProgress, watched: Watched<'_>, ended: &Receiver<()>)
     }
 }
 
-/// What a transfer moved so far.
+/// The text for what a transfer has moved.
 fn moved(progress: &Progress, elapsed: Duration) -> String {
     let rate = progress.moved_bytes() as f64 / elapsed.as_secs_f64().max(0.1);
     format!("{} ({}/s), saved {}", bytes(progress.moved_bytes()), bytes(rate as u64), bytes(progress.saved_bytes()))
@@ -131,7 +131,7 @@ fn print_lines(watched: Watched<'_>, ended: &Receiver<()>) {
         if unit == Unit::Transfer {
             line = format!("{}, {}\n", line.trim_end(), moved(progress, started.elapsed()));
         }
-        // Nobody is left to tell if standard error is closed.
+        // A closed standard error leaves no way to report it.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }

@@ -1,7 +1,7 @@
-//! Leaving a process in the background: this program again, by exec, in a session of its own.
+//! A process in the background: this program again, by exec, in a session of its own.
 //!
-//! Until it works, its standard error is a pipe to the command; what kept it from working comes through there, as the
-//! last line. Then it makes its log its standard error, and the command ends.
+//! Its standard error is a pipe to the command until it is ready; a failure to start is the last line there. Then it
+//! makes its log its standard error, and the command ends.
 
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure, Result, exit_of};
 
-/// What tells the process that it is the one in the background.
+/// The option that makes a process the one in the background.
 pub(crate) const FLAG: &str = "in-background";
-/// Its last line if it works.
+/// Its last line if it is ready.
 const READY: &str = "ready";
 
-/// What kept it from working.
+/// Its last line if it failed to start.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
     error: WireError,
     hint: Option<String>,
 }
 
-/// Does in the background what this process was told to do, and returns when it works.
+/// Runs this process's command in the background, and returns when that is ready.
 pub(crate) fn start() -> Result<()> {
     let failed = |error| Failure::io("starting", "vmfs", error);
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -55,12 +55,12 @@ pub(crate) fn start() -> Result<()> {
     Err(Error::unreachable(format!("vmfs ended before it had mounted ({status}): {}", said.trim())).into())
 }
 
-/// What a process in the background says when it works, before it makes its log its standard error.
+/// Reports that the process in the background is ready; called before its log becomes its standard error.
 pub(crate) fn tell_ready() {
     eprintln!("{READY}");
 }
 
-/// What a process in the background says if it can't work.
+/// Reports that the process in the background failed to start.
 pub(crate) fn tell_starter(failure: &Failure) -> Exit {
     let told = Told { error: failure.error().into(), hint: failure.told_hint() };
     eprintln!("{}", serde_json::to_string(&told).expect("its keys are strings"));

@@ -1,4 +1,4 @@
-//! `vmfs clone`: makes, lists, commits, discards and rolls back writable clones. Works without a mount and beside one.
+//! `vmfs clone`: makes, lists, commits, discards and rolls back writable clones. Works with and without a mount.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -249,13 +249,13 @@ fn explain(error: Error) -> Failure {
     Failure::from(error).hint(hint)
 }
 
-/// What clones ask of the store.
+/// The store as clones use it.
 struct StorePublisher {
     access: Access,
 }
 
 impl StorePublisher {
-    /// Does what does no harm when it is done twice: once more, if the owner ended meanwhile.
+    /// Runs an idempotent job, and repeats it if the owner ended meanwhile.
     fn run(&self, job: &Job) -> chunkstore::Result<Snapshot> {
         match self.access.run_on_snapshot(job) {
             Err(Error::Unreachable { .. }) => self.access.run_on_snapshot(job),

@@ -1,4 +1,7 @@
-//! The program `vmfs`: its command line, and what its commands share.
+//! The program `vmfs`: its command line, and its commands, a file each.
+//!
+//! `background` leaves a mount behind in a process of its own; `probe` asks a mount that may hang. Imports `connector`
+//! and `terminal`, and from `commands` what both programs have.
 
 mod background;
 mod clone;
@@ -56,7 +59,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every command takes.
+/// The global options.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 struct VmfsGlobal {
@@ -67,7 +70,7 @@ struct VmfsGlobal {
     in_background: bool,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(mount::Mount),

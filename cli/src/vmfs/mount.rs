@@ -36,10 +36,10 @@ Examples:
 SIGTERM unmounts as soon as the mount is unused, a second one even while it is in use. Logs go to vmfs.log in the
 store, and with --foreground to standard error.";
 
-/// What the status calls what the data path tells.
+/// The key of the data path's statistics in the status.
 pub(crate) const READING: &str = "reading";
 
-/// The longest time that can be given: 136 years. The moment at which it is over can still be told.
+/// The longest duration, 136 years: its end can still be represented.
 const DURATION_MAX: Duration = Duration::from_secs(u32::MAX as u64);
 /// How often a mount that is in use is tried again after SIGTERM.
 const RETRY: Duration = Duration::from_millis(250);
@@ -60,7 +60,7 @@ pub(crate) struct Mount {
     /// Mount over a directory that is not empty
     #[arg(long)]
     allow_nonempty: bool,
-    /// Memory for decoded chunks
+    /// Size of the cache of decoded chunks
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse)]
     cache: u64,
     /// How long a read waits for an unreachable store before it fails
@@ -95,7 +95,7 @@ impl Mount {
         end_on_signal(signals, mounted.mount().clone());
         if in_background {
             background::tell_ready();
-            // From here on nobody waits at the other end of standard error.
+            // From here on standard error has no reader.
             LogFile::take_over(&store, log_file::VMFS)?;
             std::env::set_current_dir("/").map_err(|error| Failure::io("entering", "/", error))?;
         }
@@ -149,13 +149,13 @@ impl Mount {
     }
 }
 
-/// What the status tells of the data path.
+/// The data path's statistics for the status.
 fn reading(cache: &ChunkCache) -> serde_json::Map<String, serde_json::Value> {
     let statistics = serde_json::to_value(cache.statistics()).expect("it has only numbers");
     [(READING.to_owned(), statistics)].into_iter().collect()
 }
 
-/// The first signal unmounts, as soon as nobody uses it any more; the second whoever uses it.
+/// The first signal unmounts as soon as the mount is unused, the second even while it is in use.
 fn end_on_signal(mut signals: Signals, mount: mounts::Mount) {
     thread::spawn(move || {
         let mut was_asked = false;

@@ -1,4 +1,4 @@
-//! Asking a mount how it is, without waiting for one that hangs: a child asks, and is left alone if it gets no answer,
+//! The state of a mount, without waiting for one that hangs: a child asks, and is abandoned if it gets no answer,
 //! because a thread that waits for a mount would keep its process from ending.
 
 use std::io::Read;
@@ -11,24 +11,24 @@ use std::time::Duration;
 
 use fusefs::status::Status;
 
-/// A mount that is well answers by then.
+/// A working mount answers within this time.
 const PATIENCE: Duration = Duration::from_secs(3);
 const FILE: &str = ".vmfs/status.json";
-/// A status is shorter. Who serves the mount may be another user, and write without end.
+/// A status is shorter. Another user may serve the mount, and write without end.
 const STATUS_BYTES_MAX: u64 = 1 << 20;
 
-/// How a mount is.
+/// The state of a mount.
 #[derive(Debug)]
 pub(crate) enum Probed {
     /// It answers.
     Well(Box<Status>),
     /// The process that served it has ended without unmounting.
     Dead,
-    /// It is there and does not answer.
+    /// It does not answer.
     Hangs,
     /// This user may not look into it.
     Closed,
-    /// What it says can't be understood, perhaps because it is another version.
+    /// Its answer can't be read, perhaps because it is another version's.
     Strange(String),
 }
 
@@ -49,9 +49,9 @@ fn within_patience(mut child: Child) -> Probed {
     thread::spawn(move || {
         let (mut text, mut said) = (String::new(), String::new());
         let read = out.take(STATUS_BYTES_MAX).read_to_string(&mut text);
-        // A child that has more to say ends now, because nobody reads it.
+        // A child with more output ends now, because its pipe is closed.
         let read = read.and_then(|_| err.read_to_string(&mut said));
-        // If nobody waits any more, nobody wants to know.
+        // The receiver may have given up.
         let _ = tell.send(read.map(|_| (text, said)));
     });
     match told.recv_timeout(PATIENCE) {
@@ -61,14 +61,14 @@ fn within_patience(mut child: Child) -> Probed {
         }
         Ok(Err(error)) => Probed::Strange(error.to_string()),
         Err(_) => {
-            // It may be in a wait that nothing ends: it is not waited for.
+            // It may be blocked for ever, so it is not waited for.
             let _ = child.kill();
             Probed::Hangs
         }
     }
 }
 
-/// What the child's output and its complaint say of the mount.
+/// The mount's state by the child's output and error text.
 pub(crate) fn understand(text: &str, said: &str) -> Probed {
     match serde_json::from_str(text) {
         Ok(status) => Probed::Well(Box::new(status)),

@@ -1,4 +1,4 @@
-//! `vmfs status`: how mounts are doing.
+//! `vmfs status`: the state of mounts.
 
 use std::path::PathBuf;
 
@@ -75,7 +75,7 @@ pub(crate) fn view(mount: Mount, probed: Probed) -> MountView {
     MountView { mountpoint: mount.mountpoint, store: mount.source, state, detail, status }
 }
 
-/// A mount for people. Who serves it may be another user, so nothing of what it says reaches the terminal as it is.
+/// A mount for people. Another user may serve it, so control characters are escaped.
 pub(crate) fn text(view: &MountView) -> String {
     let state = view.detail.as_ref().map_or(view.state.to_owned(), |detail| format!("{}: {detail}", view.state));
     let mut lines = vec![("store", view.store.display().to_string()), ("state", state)];
@@ -93,7 +93,7 @@ pub(crate) fn text(view: &MountView) -> String {
     format!("{}\n{}", shown(&view.mountpoint.display().to_string()), fields(&lines))
 }
 
-/// What the view tells.
+/// The view's counters.
 fn served(status: &Status) -> [(&'static str, String); 5] {
     let Status { pid, version, requests, .. } = status;
     let in_requests = |count, of| format!("{} in {}", bytes(of), counted(count, "request"));
@@ -106,7 +106,7 @@ fn served(status: &Status) -> [(&'static str, String); 5] {
     ]
 }
 
-/// What the data path tells.
+/// The data path's statistics.
 fn reading(of: &Statistics) -> [(&'static str, String); 4] {
     let looked_up = of.cache_hits.saturating_add(of.cache_misses).max(1);
     let hit_percent = 100.0 * of.cache_hits as f64 / looked_up as f64;

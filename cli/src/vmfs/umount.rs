@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::probe::{Probed, probe};
 use crate::failure::{Exit, Failure, Result};
 
-/// What was written to clones is durable by then.
+/// Writes to clones are durable within this time.
 const ENDS_WITHIN: Duration = Duration::from_mins(1);
 /// Users of a mount that are named.
 const NAMED_MAX: usize = 10;
@@ -72,7 +72,7 @@ fn busy(mountpoint: &Path) -> Failure {
 fn users(mountpoint: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    // What this process holds it was given by whoever started it.
+    // This process inherits its open files from the one that started it.
     let users: BTreeSet<_> = pids.filter(|pid| *pid != std::process::id() && uses(*pid, mountpoint)).collect();
     users.into_iter().take(NAMED_MAX).map(named).collect()
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::connector::{Connector, Purpose, RemoteArgs};
 use crate::failure::Result;
 
-/// What a mount takes about a store elsewhere.
+/// The options for a store elsewhere.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Upstream store")]
 pub(crate) struct UpstreamOptions {
@@ -40,7 +40,7 @@ pub(crate) struct Local<'a> {
 }
 
 impl UpstreamOptions {
-    /// Starts what these options ask for; nothing, if they ask for nothing.
+    /// Starts the upstream service; none without these options.
     pub(crate) fn start(
         &self,
         connector: &Connector,
@@ -87,7 +87,7 @@ fn near(connector: &Connector, dir: &Path) -> Result<Connect> {
     }))
 }
 
-/// What the status of a mount tells of it.
+/// Its part of the mount's status.
 pub(crate) fn status(site: Option<&UpstreamService>) -> Map<String, Value> {
     let upstream = site.and_then(UpstreamService::status).and_then(|status| serde_json::to_value(status).ok());
     upstream.into_iter().map(|status| ("upstream".to_owned(), status)).collect()
