@@ -1,4 +1,4 @@
-//! What the command line says, and what it is told: arguments, names, and which store.
+//! The command line: help, arguments, names, and the choice of the store.
 
 use std::fs;
 

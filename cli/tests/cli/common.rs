@@ -1,4 +1,4 @@
-//! A store in a directory of its own, the program that works on it, and what is known of a run.
+//! A store in a directory of its own, and runs of the program on it.
 
 use std::fs::File;
 use std::io::Read;
@@ -69,7 +69,7 @@ impl Site {
         stdout(&output)
     }
 
-    /// Runs a command that must end with `expected`, print nothing, and say why; returns what it said.
+    /// Runs a command that must fail with the exit code `expected` and print nothing; returns its message.
     pub(crate) fn fail(&self, args: &[&str], expected: i32) -> String {
         let output = self.run(args);
         let said = stderr(&output);
@@ -137,7 +137,7 @@ pub(crate) fn terminate(child: &Child) {
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
 }
 
-/// Reads what a child says until it has said `word`.
+/// Reads the output of a child until `word`.
 pub(crate) fn wait_for(child: &mut Child, word: &str) -> String {
     let stderr = child.stderr.as_mut().unwrap();
     let mut said = Vec::new();
@@ -148,7 +148,7 @@ pub(crate) fn wait_for(child: &mut Child, word: &str) -> String {
     String::from_utf8_lossy(&said).into_owned()
 }
 
-/// A command that is fed and listened to.
+/// A command with its input and output piped.
 pub(crate) trait Piped {
     fn piped(&mut self) -> &mut Self;
 }

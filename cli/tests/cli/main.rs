@@ -1,4 +1,4 @@
-//! The program from outside: arguments, exit codes, what is printed where, and who may use a store when.
+//! The program `vmstore` from outside: arguments, exit codes, output, and concurrent use of a store.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test fail as the test does")]
 

@@ -1,4 +1,4 @@
-//! What is printed where: reports, logs, progress, and readers that go away.
+//! Output: reports, logs and progress go to the right stream, and readers may go away.
 
 use std::fs::File;
 use std::process::Stdio;

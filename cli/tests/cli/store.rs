@@ -1,4 +1,4 @@
-//! Commands on the whole store: who may use it when, `stats`, `gc` and `reindex`.
+//! Commands on the whole store: concurrent use, `stats`, `gc` and `reindex`.
 
 use std::fs::{self, File};
 use std::thread;
@@ -28,7 +28,7 @@ fn a_store_in_use_is_said_with_4_and_waited_for() {
         let said = site.fail(command, 4);
         assert!(said.contains(&format!("process {}", std::process::id())) && said.contains("--wait"), "{said}");
     }
-    // What needs only the catalog works all the same.
+    // Commands that need only the catalog still work.
     assert_eq!(site.snapshots().len(), 1);
     site.succeed(&["show", "web01"]);
     site.succeed(&["remove", "--dry-run", "web01"]);
