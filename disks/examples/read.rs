@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use chunkstore::catalog::Snapshot;
 use chunkstore::format::manifest::ChunkSource;
 use chunkstore::store::{OpenOptions, Store};
+use chunkstore::testing::Rng;
 use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use disks::snapshot::SnapshotDisk;
 use replicate::owner::{Reconnecting, Starter};
@@ -123,12 +124,9 @@ impl Bench {
         let (until, began_cpu_s) = (Instant::now() + self.duration, cpu_s());
         let blocks = self.span_bytes.min(disk.size_bytes()) / BLOCK_BYTES as u64;
         let reads = on_threads(readers, |reader| {
-            let (mut reads, mut buf, mut state) = (0, vec![0; BLOCK_BYTES], 0x9e37_79b9_7f4a_7c15 ^ (reader << 32));
+            let (mut reads, mut buf, mut rng) = (0, vec![0; BLOCK_BYTES], Rng::new(reader));
             while Instant::now() < until {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                self.finish(disk.read(&mut buf, state % blocks * BLOCK_BYTES as u64))?;
+                self.finish(disk.read(&mut buf, rng.below(blocks) * BLOCK_BYTES as u64))?;
                 reads += 1;
             }
             Ok(reads)

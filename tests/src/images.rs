@@ -7,73 +7,14 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+pub use chunkstore::testing::Rng;
+
 use crate::devices::tool;
 
 /// The unit in which an image changes its character.
 const PART_BYTES: u64 = 1 << 20;
 /// Bytes of a part that compresses badly that are written once and then repeated.
 const REPEATED_BYTES: usize = 64;
-
-/// Random numbers from a seed (`SplitMix64`, Steele, Lea and Flood 2014).
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    /// Always the same numbers for the same seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// From the clock, unless `VMSTORE_TEST_SEED` names the seed of a run to repeat. The seed is printed.
-    pub fn from_clock() -> Self {
-        let seed = seed_of_run();
-        println!("seed: VMSTORE_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    /// Any number.
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.number() % end
-    }
-
-    /// A number from 0 to 1.
-    pub fn fraction(&mut self) -> f64 {
-        self.below(1 << 32) as f64 / (1_u64 << 32) as f64
-    }
-
-    /// Bytes that don't compress.
-    pub fn noise(&mut self, bytes: usize) -> Vec<u8> {
-        let mut noise = Vec::with_capacity(bytes + 7);
-        while noise.len() < bytes {
-            noise.extend(self.number().to_le_bytes());
-        }
-        noise.truncate(bytes);
-        noise
-    }
-}
-
-/// The seed of this run: from the clock, or that of a run to repeat.
-pub(crate) fn seed_of_run() -> u64 {
-    repeated_seed().unwrap_or_else(clock)
-}
-
-/// The seed of a run to repeat.
-pub(crate) fn repeated_seed() -> Option<u64> {
-    std::env::var("VMSTORE_TEST_SEED").ok().map(|text| text.parse().unwrap())
-}
-
-fn clock() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    now.as_nanos() as u64 & 0xffff_ffff
-}
 
 /// Makes an image of `bytes` in a new file. Of ten parts, seven are data: most of it compresses to about a half.
 pub fn make(path: &Path, bytes: u64, seed: u64) {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::images::{Rng, repeated_seed, seed_of_run};
+use chunkstore::testing::{Rng, repeated_seed, seed_of_run};
 
 /// Seconds for one attack in its long form.
 const SECONDS_VARIABLE: &str = "VMSTORE_TORTURE_SECONDS";

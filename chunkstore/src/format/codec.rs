@@ -223,15 +223,7 @@ pub(crate) fn decode_into<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Bytes that do not compress, from a fixed linear congruential generator.
-    fn noise(len: usize, mut seed: u64) -> Vec<u8> {
-        let mut next = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 56) as u8
-        };
-        (0..len).map(|_| next()).collect()
-    }
+    use crate::testing::noise;
 
     #[test]
     fn plain_round_trip_and_raw_fallback() {

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::in_memory::MemStorage;
 use super::{AppendFile, JoinedFile, Listing, ReadFile, Storage};
+use crate::testing::Rng;
 
 /// The unit that a disk writes wholly or not at all.
 const SECTOR_BYTES: usize = 512;
@@ -295,7 +296,7 @@ impl Content {
     }
 
     /// What is left of it.
-    fn fall_out(&self, arrived: Arrived, luck: &mut Luck) -> Vec<u8> {
+    fn fall_out(&self, arrived: Arrived, luck: &mut Rng) -> Vec<u8> {
         let mut bytes = vec![0; self.bytes];
         for (at, part) in &self.parts {
             bytes[*at..at + part.len()].copy_from_slice(part);
@@ -315,7 +316,7 @@ impl Content {
         bytes
     }
 
-    fn length(&self, arrived: Arrived, luck: &mut Luck) -> usize {
+    fn length(&self, arrived: Arrived, luck: &mut Rng) -> usize {
         match (arrived.sectors_percent, luck.number() % 4) {
             (0, _) if arrived.names_percent == 0 => self.permanent_bytes,
             // A length is part of what describes a file, as its name is, and may arrive without any content.
@@ -358,7 +359,7 @@ impl Disk {
     }
 
     fn fall_out(mut self, arrived: Arrived) -> MemStorage {
-        let mut luck = Luck(arrived.seed);
+        let mut luck = Rng::new(arrived.seed);
         let mut lost: BTreeSet<&str> = BTreeSet::new();
         for change in &self.unsynced {
             let after_lost = change.paths().any(|path| lost.contains(path));
@@ -421,22 +422,6 @@ impl NameChange {
             }
             Self::Remove { path } => drop(names.remove(path)),
         }
-    }
-}
-
-/// Random decisions from a seed (`SplitMix64`, Steele, Lea and Flood 2014).
-struct Luck(u64);
-
-impl Luck {
-    fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn happens(&mut self, percent: u8) -> bool {
-        self.number() % 100 < u64::from(percent)
     }
 }
 

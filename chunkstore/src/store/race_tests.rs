@@ -24,32 +24,13 @@ use crate::progress::Progress;
 use crate::storage::{MemStorage, Storage};
 use crate::store::direct_session::DirectWriteSession;
 use crate::store::sink::{self, Claim, Like, Sink};
+use crate::testing::Rng;
 use crate::testing::{disk, night, noise, open_options, options, read_back};
 
 const WRITERS: usize = 3;
 const STEPS: u32 = 60;
 const PACK_BYTES: u64 = 48 << 10;
 const IMAGE_BYTES: usize = 96 << 10;
-
-/// A random sequence.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
 
 /// What a writer knows of its images.
 #[derive(Default)]
@@ -148,7 +129,7 @@ impl Sink for Client<'_> {
 }
 
 /// An image that shares much with those of all writers, and with older ones.
-fn image(random: &mut Random) -> Vec<u8> {
+fn image(random: &mut Rng) -> Vec<u8> {
     let mut image = noise(IMAGE_BYTES, 1 + random.below(2));
     for _ in 0..random.below(4) {
         let (at, len) = (random.below(IMAGE_BYTES as u64 / 4096) as usize * 4096, 4096 << random.below(4));
@@ -158,7 +139,7 @@ fn image(random: &mut Random) -> Vec<u8> {
     image
 }
 
-fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Random) {
+fn write(round: &Round, writer: usize, known: &mut Known, random: &mut Rng) {
     let _ends = Ends(round);
     for _ in 0..STEPS {
         if round.is_killed() {
@@ -183,7 +164,7 @@ enum How {
     BesideAndSlowly,
 }
 
-fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Random, how: How) {
+fn ingest_one(round: &Round, writer: usize, known: &mut Known, random: &mut Rng, how: How) {
     let image_name = format!("vm{writer}-{}", random.below(2));
     known.last_day += 1;
     let name = night(&image_name, known.last_day);
@@ -218,7 +199,7 @@ fn ingest_beside(round: &Round, bytes: &[u8], options: &IngestOptions, is_slow: 
     into.ingest(disk(bytes), options, &Progress::default())
 }
 
-fn remove_one(round: &Round, known: &mut Known, random: &mut Random) {
+fn remove_one(round: &Round, known: &mut Known, random: &mut Rng) {
     let nth = random.below(known.there.len().max(1) as u64) as usize;
     let Some(name) = known.there.keys().nth(nth).cloned() else { return };
     let bytes = known.there.remove(&name).expect("it was picked from these");
@@ -227,7 +208,7 @@ fn remove_one(round: &Round, known: &mut Known, random: &mut Random) {
     }
 }
 
-fn read_one(round: &Round, known: &Known, random: &mut Random) {
+fn read_one(round: &Round, known: &Known, random: &mut Rng) {
     let nth = random.below(known.there.len().max(1) as u64) as usize;
     let Some((name, bytes)) = known.there.iter().nth(nth) else { return };
     let snapshot = round.store.catalog().read(name).unwrap();
@@ -236,7 +217,7 @@ fn read_one(round: &Round, known: &Known, random: &mut Random) {
 }
 
 /// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room comes late.
-fn abandon(round: &Round, random: &mut Random) {
+fn abandon(round: &Round, random: &mut Rng) {
     let session = round.store.session(None).unwrap();
     let stopped = StopsAtPublish(DirectWriteSession::new(&session));
     let store = &round.store;
@@ -287,7 +268,7 @@ impl Sink for StopsAtPublish<'_> {
 }
 
 /// Collects all the time, and stops in the middle now and then; verifies sometimes.
-fn maintain(round: &Round, random: &mut Random) {
+fn maintain(round: &Round, random: &mut Rng) {
     let _ends = EndsCollecting(round);
     while !round.is_over() {
         let progress = Progress::default();
@@ -355,7 +336,7 @@ fn everything_at_once_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut storage = new_storage();
     let mut known: Vec<Known> = (0..WRITERS).map(|_| Known::default()).collect();
-    let mut random = Random::new(seed);
+    let mut random = Rng::new(seed);
     let mut operations = 0;
     for number in 0..rounds {
         let context = format!("seed {seed}, round {number}");
@@ -376,10 +357,10 @@ fn everything_at_once_loses_nothing() {
         };
         thread::scope(|scope| {
             for (writer, known) in known.iter_mut().enumerate() {
-                let (round, mut random) = (&round, Random::new(random.next()));
+                let (round, mut random) = (&round, Rng::new(random.number()));
                 scope.spawn(move || write(round, writer, known, &mut random));
             }
-            let mut random = Random::new(random.next());
+            let mut random = Rng::new(random.number());
             let round = &round;
             scope.spawn(move || maintain(round, &mut random));
         });

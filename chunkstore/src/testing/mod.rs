@@ -4,12 +4,14 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a test fails by a panic")]
 
 pub mod contract;
+mod random;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::random::{Rng, noise, repeated_seed, seed_of_run};
 use crate::catalog::{Entry, Snapshot, SnapshotName, SnapshotTime};
 use crate::error::Result;
 use crate::format::limits::SEGMENT_BYTES;
@@ -20,18 +22,6 @@ use crate::progress::Progress;
 pub use crate::source::MemDisk;
 use crate::source::Source;
 use crate::store::{InitOptions, OpenOptions, Store};
-
-/// Bytes that do not compress, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}
 
 /// An image in memory as a source.
 pub fn disk(bytes: &[u8]) -> Source {

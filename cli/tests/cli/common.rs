@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use chunkstore::testing::noise;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,7 +49,7 @@ impl Site {
         let path = self.path(name);
         let file = File::create(&path).unwrap();
         file.set_len(8 * MIB as u64).unwrap();
-        file.write_all_at(&noise(data_mib * MIB, seed), MIB as u64).unwrap();
+        file.write_all_at(&noise(data_mib * MIB, seed.into()), MIB as u64).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
@@ -115,18 +116,6 @@ pub(crate) fn stdout(output: &Output) -> String {
 
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// Bytes that do not compress (xorshift64).
-pub(crate) fn noise(len: usize, seed: u8) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15 ^ u64::from(seed);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..len / 8).flat_map(|_| next()).collect()
 }
 
 pub(crate) fn keys(object: &Value) -> Vec<&str> {

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use crate::common::{MIB, NIGHT, Piped, Site, code, keys, noise, stderr, terminate, wait_for};
+use crate::common::{MIB, NIGHT, Piped, Site, code, keys, stderr, terminate, wait_for};
+use chunkstore::testing::noise;
 
 #[test]
 fn an_ingest_reports_what_it_did() {

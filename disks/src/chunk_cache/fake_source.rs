@@ -9,6 +9,7 @@ use chunkstore::catalog::{Entry as CatalogEntry, Snapshot, State};
 use chunkstore::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
 use chunkstore::format::manifest::{Assembler, ChunkSource, Entry, Leaf, Node};
 use chunkstore::format::{Chunk, ChunkId, NodeId};
+use chunkstore::testing::Rng;
 use chunkstore::{Error, Result};
 use tokio::runtime::Handle;
 
@@ -70,14 +71,8 @@ pub(crate) struct Fake {
 
 /// Bytes that are never zero, by a seed.
 pub(crate) fn content(bytes: u32, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8 | 1
-    };
-    (0..bytes).map(|_| next()).collect()
+    let mut rng = Rng::new(seed);
+    (0..bytes).map(|_| rng.number() as u8 | 1).collect()
 }
 
 impl Fake {

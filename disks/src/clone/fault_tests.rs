@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use chunkstore::Result;
+use chunkstore::testing::noise;
 
 use super::BLOCK_BYTES;
 use super::clone_disk::CloneDisk;
@@ -12,7 +13,7 @@ use super::files::HostFiles;
 use super::power_cut::{Disk, Possible};
 use super::power_cut_tests::{content, names_in, scratch, try_content};
 use super::recording::Recording;
-use super::test_store::{TestStore, init, noise, runtime};
+use super::test_store::{TestStore, init, runtime};
 use super::{Clones, metadata::CloneMetadata};
 use crate::errno::{Of, errno};
 

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use super::recording::{FileId, Op, SECTOR};
-use super::test_store::Rng;
+use chunkstore::testing::Rng;
 
 type DirId = usize;
 type Sector = [u8; SECTOR];

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chunkstore::maintenance::gc::{self, GcReport};
 use chunkstore::storage::LocalDir;
+use chunkstore::testing::{Rng, noise};
 use chunkstore::{Progress, Result};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -18,7 +19,7 @@ use super::files::HostFiles;
 use super::metadata::{self, CloneMetadata};
 use super::power_cut::{Disk, Left, Possible};
 use super::recording::{Op, RecordedStorage, Recording};
-use super::test_store::{Rng, TestStore, base, init, noise, runtime};
+use super::test_store::{TestStore, base, init, runtime};
 
 const BLOCKS: u64 = 12;
 const SIZE: usize = (BLOCKS * BLOCK_BYTES) as usize + 1234;
@@ -365,8 +366,8 @@ fn whatever_a_power_cut_leaves_of_a_clone_is_what_was_acknowledged_and_nothing_h
     let (mut states, mut commits, mut workloads) = (0, 0, 0);
     while states < STATES || started.elapsed() < Duration::from_secs(seconds) {
         workloads += 1;
-        let mut rng = Rng(seed.wrapping_add(workloads).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let mut workload = Workload::new(rng.next(), &runtime);
+        let mut rng = Rng::new(seed.wrapping_add(workloads));
+        let mut workload = Workload::new(rng.number(), &runtime);
         workload.create();
         (0..STEPS).for_each(|_| workload.step(&mut rng));
         commits += workload.seconds;

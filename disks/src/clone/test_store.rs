@@ -11,6 +11,7 @@ use chunkstore::ingest::{Base, IngestOptions, ingest, ingest_changes};
 use chunkstore::source::{MemDisk, Source};
 use chunkstore::storage::Storage;
 use chunkstore::store::{InitOptions, OpenOptions, Store};
+use chunkstore::testing::Rng;
 use chunkstore::{Error, Progress, Result};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -55,7 +56,7 @@ impl TornFile {
     /// What is there after a power cut: every sector that was not synced is the old or the new one.
     pub(super) fn power_cut(&self, seed: u64) -> Self {
         let torn = self.torn();
-        let (mut left, mut rng) = (torn.now.clone(), Rng(seed | 1));
+        let (mut left, mut rng) = (torn.now.clone(), Rng::new(seed));
         for sector in &torn.unsynced {
             if rng.below(2) == 0 {
                 let range = (sector * SECTOR).min(left.len())..((sector + 1) * SECTOR).min(left.len());
@@ -146,26 +147,6 @@ impl LayerFile for TornFile {
         torn.unsynced.clear();
         Ok(())
     }
-}
-
-/// Numbers that are the same for the same seed.
-pub(super) struct Rng(pub(super) u64);
-
-impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
-    pub(super) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
-
-/// Bytes that do not compress, the same for the same seed.
-pub(super) fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    (0..len).map(|_| rng.next() as u8).collect()
 }
 
 /// Where a publisher fails, as if the process had been killed there.

@@ -2,10 +2,11 @@
 
 use chunkstore::format::limits::IMAGE_BYTES_MAX;
 use chunkstore::maintenance::gc;
+use chunkstore::testing::noise;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::test_store::{Point, TestStore, noise};
+use super::test_store::{Point, TestStore};
 use super::*;
 
 const SIZE: u64 = 20 * BLOCK_BYTES + 1234;

@@ -16,6 +16,7 @@ use chunkstore::ingest::{Base, IngestOptions, ingest};
 use chunkstore::maintenance::verify::{VerifyReport, verify};
 use chunkstore::source::{MemDisk, Source};
 use chunkstore::store::{InitOptions, OpenOptions, Store};
+use chunkstore::testing::noise;
 use replicate::rpc::client::{Client, Link};
 use replicate::rpc::server::{ServeOptions, Server, serve_stream};
 use replicate::rpc::transport::Peer;
@@ -27,18 +28,6 @@ use tokio::runtime::Handle;
 use super::*;
 use crate::chunk_cache::{ChunkCache, ChunkCacheOptions};
 use crate::snapshot::SnapshotDisk;
-
-/// Bytes that do not compress, the same for the same seed.
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}
 
 /// The first night, and the next, in which some pages are others.
 fn nights() -> [Vec<u8>; 2] {

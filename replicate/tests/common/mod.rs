@@ -27,6 +27,7 @@ use chunkstore::maintenance::gc;
 use chunkstore::maintenance::verify;
 use chunkstore::source::{MemDisk, Source};
 use chunkstore::store::{InitOptions, OpenOptions, Store};
+pub use chunkstore::testing::noise;
 use replicate::rpc::client::{Client, Link};
 use replicate::rpc::server::{ServeOptions, Server, serve_stream};
 use replicate::rpc::transport::{Peer, Stream};
@@ -34,18 +35,6 @@ use replicate::rpc::wire::Hello;
 use replicate::transfer::{Direction, Ends, TransferOptions, TransferReport, Wanted, transfer};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
-
-/// Bytes that do not compress, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(len).collect()
-}
 
 /// Small chunks, so that small images have many.
 pub fn small_params() -> ChunkParams {

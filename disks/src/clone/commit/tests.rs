@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Clones;
 use super::super::clone_disk::CloneDisk;
-use super::super::test_store::{Point, TestStore, commit_options, noise, put};
+use super::super::test_store::{Point, TestStore, commit_options, put};
 use super::*;
+use chunkstore::testing::noise;
 
 const SIZE: usize = 40 * 4096 + 17;
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use chunkstore::testing::Rng;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -134,9 +135,9 @@ pub(crate) fn edit(path: &Path, count: usize, seed: u64) -> Result<()> {
     let blocks: u64 = ranges.iter().map(|range| (range.end - range.start) / BLOCK).sum();
     ensure!(blocks > 0, "{} has no data to edit", path.display());
     let noise = random_bytes(count * BLOCK as usize)?;
-    let mut state = seed;
+    let mut rng = Rng::new(seed);
     for bytes in noise.chunks_exact(BLOCK as usize) {
-        file.write_all_at(bytes, nth_block(&ranges, next(&mut state) % blocks, BLOCK))?;
+        file.write_all_at(bytes, nth_block(&ranges, rng.below(blocks), BLOCK))?;
     }
     Ok(())
 }
@@ -151,12 +152,4 @@ pub(crate) fn nth_block(ranges: &[Range<u64>], mut n: u64, block: u64) -> u64 {
         n -= count;
     }
     0
-}
-
-/// `SplitMix64` (Steele, Lea and Flood, 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    mixed ^ (mixed >> 31)
 }
