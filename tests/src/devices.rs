@@ -25,7 +25,7 @@ impl Mount {
         Self::of(&["-t", "tmpfs", "-o", &size, "tmpfs"].map(OsStr::new))
     }
 
-    /// What is on a block device.
+    /// The file system on a block device.
     pub fn device(device: &Path) -> Self {
         Self::of(&[device.as_os_str()])
     }
@@ -93,7 +93,7 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         take_down("losetup", &[OsStr::new("--detach"), self.device.as_os_str()]);
-        // Who looks at new devices may have it open; until they let go, the file is in use.
+        // Programs that watch for new devices may have it open; until they close it, the file is in use.
         let backing = Path::new("/sys/block").join(self.device.file_name().unwrap()).join("loop/backing_file");
         let limit = Instant::now() + PATIENCE;
         while backing.exists() && Instant::now() < limit {

@@ -1,7 +1,7 @@
 //! Every decoder of bytes that others may have written, as a function that a fuzzer can call.
 //!
 //! Each takes any bytes and must come back: without a panic, within bounded time, without allocating more than the
-//! formats' limits. What is accepted must survive being encoded again. Where a format has checksums, which no fuzzer
+//! formats' limits. An accepted input must survive being encoded again. Where a format has checksums, which no fuzzer
 //! guesses, the bytes are tried a second time with the checksums put right (`reseal`).
 //!
 //! `make fuzz` runs them under libFuzzer (`fuzz/fuzz_targets`), `tests/fuzz_targets.rs` over their corpus and mutations
@@ -18,7 +18,7 @@ pub mod reseal;
 mod texts;
 mod wire;
 
-/// What a decoder made of its input.
+/// How a decoder judged its input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// It was read, as it is or with its checksums put right.

@@ -23,15 +23,15 @@ use crate::Running;
 const PATIENCE: Duration = Duration::from_mins(5);
 /// Begins every line that is a script's and not the kernel's.
 const MARK: &str = "vmstore: ";
-/// What a kernel says that has given up; early on, QEMU does not end then.
+/// The kernel's last message; early on, QEMU does not end after it.
 const PANIC: &str = "Kernel panic";
-/// What `user space reached` is followed by: the seconds since the kernel began.
+/// Followed by the seconds since the kernel started.
 const REACHED: &str = "user space reached";
 const SERVICES_UP: &str = "services up";
-/// What a guest writes more than a few lines of goes to a disk of so many bytes.
+/// Size of the disk for results of more than a few lines.
 const RESULT_BYTES: u64 = 32 << 20;
 
-/// What a guest runs from.
+/// The disk that a guest runs from.
 #[derive(Clone, Debug)]
 pub struct Disk(String);
 
@@ -103,7 +103,7 @@ impl Guest {
             if line.contains(PANIC) {
                 self.fail(words);
             }
-            // What else writes to the console may not have ended its line.
+            // Another writer to the console may not have ended its line.
             let told = line.split_once(MARK).and_then(|(_, told)| told.strip_prefix(words));
             if let Some(rest) = told {
                 return rest.trim().to_owned();
@@ -132,7 +132,7 @@ impl Guest {
     }
 }
 
-/// What every script begins with. The kernel's messages would break into the script's lines.
+/// The beginning of every script. The kernel's messages would break into the script's lines.
 const PRELUDE: &str = r#"export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 dmesg -n 1
 tell() { echo "vmstore: $*" > /dev/console; }

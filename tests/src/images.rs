@@ -82,7 +82,7 @@ pub fn digest(path: &Path) -> blake3::Hash {
 /// The same of a file that may fail to be read.
 ///
 /// # Errors
-/// That of opening or reading it.
+/// The error of opening or reading it.
 pub fn try_digest(path: &Path) -> std::io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;

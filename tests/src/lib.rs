@@ -1,4 +1,4 @@
-//! What end-to-end tests share: the program under test, images made from a seed, and mounts and loop devices that
+//! Shared by end-to-end tests: the program under test, images made from a seed, and mounts and loop devices that
 //! are taken down again. Everything fails as a test does, by a panic that says what is missing.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the helpers of a test fail as the test does")]

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{Vmstore, kill, stderr};
 
-/// What a machine lacks that has none.
+/// Missing on a machine without FUSE.
 const DEVICE: &str = "/dev/fuse";
 /// How `vmfs umount` ends where files are open.
 const BUSY: i32 = 4;
@@ -63,7 +63,7 @@ impl Vmfs {
         crate::expect_exit_of(&output, code, &format!("{command:?}"))
     }
 
-    /// What a command prints as JSON, however it ends.
+    /// The JSON that a command prints, however it ends.
     pub fn json<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Value {
         let mut command = self.command(args);
         let output = command.arg("--json").output().unwrap();
@@ -136,7 +136,7 @@ impl Mounted {
         self.mountpoint.join(format!("clones/{name}.raw"))
     }
 
-    /// What it says of itself.
+    /// The mount's own status.
     pub fn status(&self) -> Value {
         let text = fs::read_to_string(self.mountpoint.join(".vmfs/status.json")).unwrap();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
@@ -152,7 +152,7 @@ impl Mounted {
         fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| !stat.contains(") Z "))
     }
 
-    /// Unmounts it, which nobody must be using.
+    /// Unmounts it; it must not be in use.
     pub fn unmount(self) {
         // A program that another test has just started holds files that are open here, too, until it has its own image.
         crate::eventually("the unmount", || {
@@ -185,7 +185,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Whether nobody serves what is mounted here any more.
+/// Whether the process behind a mount is gone.
 fn is_disconnected(mountpoint: &Path) -> bool {
     rustix::fs::statvfs(mountpoint).err() == Some(rustix::io::Errno::NOTCONN)
 }

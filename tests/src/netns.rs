@@ -1,6 +1,6 @@
 //! Network namespaces on one bridge: machines of their own, as far as the network goes. They need root.
 //!
-//! Their names hold this process's id. What a killed process left behind, the next one to make a network takes down.
+//! Their names hold this process's id. The next process that makes a network removes what a killed one left.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -118,7 +118,7 @@ fn delete(name: &str) {
     take_down("ip", &["netns", "delete", name].map(OsStr::new));
 }
 
-/// Takes down networks whose processes are no more.
+/// Removes networks of processes that have ended.
 fn take_down_abandoned() {
     for name in abandoned(Path::new(NAMES_DIR)) {
         delete(&name);

@@ -1,7 +1,7 @@
 //! The programs under test: those of a plain build, which `make programs` puts where no other build overwrites them.
 //!
-//! Cargo builds a crate once with all features that anything in the same build wants, so the `vmstore` of a build of the
-//! tests has test support in it.
+//! Cargo builds a crate once with all features that anything in the same build wants, so the `vmstore` of a build of
+//! the tests has test support in it.
 
 use std::env;
 use std::fs;
@@ -58,7 +58,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// What a program was built from: Cargo writes it as a rule of make, `PROGRAM: SOURCE SOURCE ...`.
+/// The sources of a program: Cargo writes them as a rule of make, `PROGRAM: SOURCE SOURCE ...`.
 fn sources(program: &Path) -> Option<Vec<PathBuf>> {
     let rule = fs::read_to_string(program.with_extension("d")).ok()?;
     let (_, sources) = rule.lines().next()?.split_once(": ")?;

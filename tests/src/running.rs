@@ -1,4 +1,4 @@
-//! Processes that run beside a test: commands, and owners of stores. They end with the test, however that ends.
+//! Processes that run in parallel with a test: commands, and owners of stores. They end with the test.
 
 use std::fmt;
 use std::fs;
@@ -14,20 +14,20 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Vmstore, stderr};
 
-/// What has not happened by then does not happen.
+/// Longest wait for an event.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Waits until something holds; fails, naming it, if that does not come to pass.
+/// Waits until a condition holds; fails with its name if it does not in time.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < until, "{what} did not come to pass in {} s", PATIENCE.as_secs());
+        assert!(Instant::now() < until, "{what} did not happen in {} s", PATIENCE.as_secs());
         thread::sleep(LOOK_EVERY);
     }
 }
 
-/// A command that runs beside the test.
+/// A command that runs in parallel with the test.
 #[derive(Debug)]
 pub struct Running {
     /// None once it has been waited for.
@@ -95,7 +95,7 @@ pub struct Serving {
 pub struct Listening {
     /// Such as `tls://127.0.0.1:41234`.
     pub address: String,
-    /// What its key is known by, where it has one.
+    /// The fingerprint of its key, if it has one.
     pub fingerprint: Option<String>,
 }
 
@@ -155,7 +155,7 @@ impl Serving {
         self.child.id()
     }
 
-    /// What it has written to standard error.
+    /// Its standard error so far.
     pub fn said(&self) -> String {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -193,7 +193,7 @@ impl fmt::Debug for Serving {
     }
 }
 
-/// Whether somebody takes connections at a store's socket.
+/// Whether an owner accepts connections at a store's socket.
 pub fn listens(store: &Path) -> bool {
     UnixStream::connect(store.join("owner.sock")).is_ok()
 }
@@ -204,7 +204,7 @@ pub fn holder(store: &Path) -> Option<u32> {
     text.strip_prefix("process ")?.split_once(' ')?.0.parse().ok()
 }
 
-/// What has ended already can't be killed, and need not be.
+/// A process that has ended can't be killed, and need not be.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();

@@ -49,7 +49,8 @@ pub fn night(image: &str, day: u32) -> SnapshotName {
     SnapshotName::new(image.parse().unwrap(), SnapshotTime::new(time).unwrap())
 }
 
-/// What an image holds on a day. Most of it is as on the day before. Every third image reaches into a second segment.
+/// The content of an image on a day. Most of it is as on the day before. Every third image reaches into a second
+/// segment.
 pub fn content(name: &SnapshotName) -> Image {
     let image: String = name.image.to_string();
     let number = image.bytes().fold(7, |hash: u64, byte| hash.wrapping_mul(31) ^ u64::from(byte));
@@ -72,7 +73,7 @@ pub fn content(name: &SnapshotName) -> Image {
     Arc::new(bytes)
 }
 
-/// Ingests what an image holds on a day, onto its newest snapshot. Every second night is written beside the session.
+/// Ingests what an image holds on a day, onto its newest snapshot. Every second night is written directly to packs.
 pub fn ingest_night(store: &Arc<Store>, name: &SnapshotName) -> Result<Snapshot> {
     ingest_as(store, name, &content(name))
 }
@@ -307,7 +308,7 @@ pub enum Act {
     BootOrder(SnapshotName),
 }
 
-/// What an act changes.
+/// The changes of an act.
 #[derive(Clone, Debug)]
 pub enum Effect {
     /// There is a snapshot more.
@@ -319,7 +320,7 @@ pub enum Effect {
 }
 
 impl Act {
-    /// What it does to a store with these snapshots.
+    /// Its effects on a store with these snapshots.
     pub fn effects(&self, there: &Images) -> Vec<Effect> {
         match self {
             Self::Ingest(name) => vec![Effect::Adds(name.clone())],
@@ -386,7 +387,7 @@ impl Worked {
         self.dir
     }
 
-    /// Does something. What it changes is durable when this returns.
+    /// Does something; its changes are durable when this returns.
     pub fn run(&mut self, act: &Act, far: &Far) -> Result<()> {
         if matches!(act, Act::Reindex | Act::Reopen) {
             self.store = None;
@@ -447,7 +448,7 @@ fn crowd(store: &Arc<Store>, names: &[SnapshotName]) -> Result<()> {
     })
 }
 
-/// What must be in a store.
+/// The content that a store must have.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
     /// Snapshots that are there.
@@ -463,7 +464,7 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// What an act that was acknowledged did.
+    /// Records the effects of an acknowledged act.
     pub fn settle(&mut self, effects: &[Effect]) {
         for effect in effects {
             match effect {
@@ -477,7 +478,7 @@ impl Expected {
         }
     }
 
-    /// What an act that was not acknowledged may have done.
+    /// Records the possible effects of an act that was not acknowledged.
     pub fn unsettle(&mut self, effects: &[Effect]) {
         for effect in effects {
             match effect {

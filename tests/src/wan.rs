@@ -21,7 +21,7 @@ use rustix::net::sockopt::set_socket_recv_buffer_size;
 use self::link::Lane;
 pub use self::link::{Link, Usage};
 
-/// What the kernel may hold of a connection before the link; more would hide the link's queue from the sender.
+/// Bytes that the kernel may hold of a connection before the link; more would hide the link's queue from the sender.
 const SOCKET_BUFFER_BYTES: usize = 256 << 10;
 
 /// Which way bytes go.
@@ -90,7 +90,7 @@ impl Proxy {
         self.address
     }
 
-    /// What has passed in a direction since the start or [`Proxy::count_anew`].
+    /// The traffic of a direction since the start or [`Proxy::count_anew`].
     pub fn usage(&self, direction: Direction) -> Usage {
         self.shared.lane(direction).usage()
     }

@@ -1,8 +1,8 @@
-//! Threads that write to a disk and can say, after whoever serves it was killed, what must be there.
+//! Threads that write to a disk and know what it must hold after its server was killed.
 //!
 //! Each thread has a part of the disk of its own, and follows a plan of writes of many sizes, discards and syncs that
-//! comes from a seed. A written sector says which write put it there. What a sync covered that returned must be there;
-//! of what came later, a sector may have any, or none.
+//! comes from a seed. A written sector says which write put it there. Everything that a completed sync covered must be
+//! there; of what came later, a sector may have any, or none.
 
 mod plan;
 mod state;
@@ -104,7 +104,7 @@ impl Written {
         self.clone().judge(copy, &ended);
     }
 
-    /// Fails unless the disk is as it was judged last: nobody has written to it since.
+    /// Fails unless the disk is as it was judged last: no write has happened since.
     pub fn judge_unwritten(&mut self, disk: &Path) {
         let ended = vec![Ended { begun: 0, synced: 0, error: None }; self.lanes.len()];
         self.judge(disk, &ended);
@@ -133,7 +133,7 @@ impl Written {
 }
 
 impl Writers {
-    /// What is synced by now.
+    /// The syncs that have returned by now.
     pub fn synced(&self) -> Synced {
         Synced(self.threads.iter().map(|(synced, _)| synced.load(Ordering::SeqCst)).collect())
     }
@@ -158,7 +158,7 @@ impl Writers {
     }
 }
 
-/// A thread's work. Whoever serves the disk may be killed before it is open.
+/// A thread's work. The disk's server may be killed before it is open.
 fn write(disk: PathBuf, direct: bool, plan: Plan, stop: &AtomicBool, synced: &AtomicU64) -> Ended {
     match Writer::open(disk, direct) {
         Ok(writer) => writer.follow(plan, stop, synced),

@@ -128,7 +128,7 @@ fn connect(address: SocketAddr) -> Result<()> {
         let sent = copy_at_once(&mut io::stdin(), &mut &sending);
         sent.and_then(|()| sending.shutdown(Shutdown::Write))
     });
-    // Whoever started this closes what it no longer reads.
+    // The parent closes this pipe when it no longer reads.
     Ok(copy_at_once(&mut &stream, &mut io::stdout())?)
 }
 

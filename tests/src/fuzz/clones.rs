@@ -1,4 +1,4 @@
-//! What is read of clones, of who has one open, and of mounts.
+//! Files and messages of clones, their holders, and mounts.
 
 use std::fs::File;
 
@@ -26,12 +26,12 @@ pub fn clone_map(bytes: &[u8]) -> Verdict {
     )
 }
 
-/// What comes through a clone's socket, from either side.
+/// Messages through a clone's socket, from either side.
 pub fn clone_socket(lines: &[u8]) -> Verdict {
     Verdict::when(disks::fuzzing::clone_socket(lines))
 }
 
-/// What is in the file of a store's or a clone's lock while it is held.
+/// The text in a lock file of a store or a clone while it is held.
 pub fn lock_holder(bytes: &[u8]) -> Verdict {
     with_file("lock", bytes, |_, path| {
         let holder = chunkstore::store::lock::holder(&mut File::open(path).expect("it was just written"));

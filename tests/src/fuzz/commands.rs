@@ -1,4 +1,4 @@
-//! What commands are given, and what other processes of the machine tell them.
+//! Arguments of commands, and messages from other processes of the machine.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 
 use super::Verdict;
 
-/// Values of options, a line each: sizes, times to wait, time zones. What times of snapshots are among them is pruned,
+/// Values of options, a line each: sizes, times to wait, time zones. Times of snapshots among them are pruned,
 /// by the rules that the plain numbers are, in the last of the time zones.
 pub fn options(bytes: &[u8]) -> Verdict {
     let Ok(text) = str::from_utf8(bytes) else { return Verdict::Refused };
@@ -60,7 +60,7 @@ pub fn mount_status(bytes: &[u8]) -> Verdict {
     Verdict::when(str::from_utf8(bytes).is_ok_and(cli::fuzzing::mount_status))
 }
 
-/// What a store's owner reports of a job.
+/// An owner's report of a job.
 pub fn reports(json: &[u8]) -> Verdict {
     Verdict::when(cli::fuzzing::report(json))
 }

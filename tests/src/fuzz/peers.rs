@@ -1,4 +1,4 @@
-//! What is known of other stores and their users: addresses, remotes, tokens, quotas, certificates.
+//! Descriptions of other stores and their users: addresses, remotes, tokens, quotas, certificates.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -65,7 +65,7 @@ fn read_all(disk: &dyn DiskSource, cluster_bytes: u64) {
     let _ = disk.finish();
 }
 
-/// What is read into a buffer full of `filler`; `None` if it is an error.
+/// The bytes read into a buffer full of `filler`; `None` if reading fails.
 fn read(disk: &dyn DiskSource, offset: u64, bytes: u64, filler: u8) -> Option<Vec<u8>> {
     let mut buf = vec![filler; bytes as usize];
     disk.read_exact_at(&mut buf, offset).ok().map(|()| buf)

@@ -79,7 +79,7 @@ fn empty_storage() -> MemStorage {
     storage
 }
 
-/// What a search found was read whole already, so it must be read again.
+/// A record that a search found was read whole, so it must be readable again.
 fn check_found_record(reader: &PackReader, entry: &TableEntry) {
     let record = reader.record(u64::from(entry.offset), entry.stored_bytes).expect("the search found it whole");
     assert!(agrees(&record.header, entry));

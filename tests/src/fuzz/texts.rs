@@ -86,7 +86,7 @@ pub fn damaged_list(bytes: &[u8]) -> Verdict {
     })
 }
 
-/// What a guest read first, as a file or from another site.
+/// A boot order, as a file or from another site.
 pub fn boot_order(bytes: &[u8]) -> Verdict {
     as_given_and_resealed(bytes, reseal::last_line, |bytes| {
         let decoded = BootOrder::decode(bytes);

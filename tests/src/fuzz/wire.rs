@@ -1,4 +1,4 @@
-//! What comes over a connection: the preamble, frames, messages, records.
+//! Input from a connection: the preamble, frames, messages, records.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -107,7 +107,7 @@ fn reply(bytes: &[u8]) -> Verdict {
     survives::<Reply>(bytes)
 }
 
-/// What another machine says goes to a terminal.
+/// Text from another machine that goes to a terminal.
 fn error(bytes: &[u8]) -> Verdict {
     if let Ok(error) = WireError::from_bytes(bytes) {
         let shown = Error::from(error).to_string();

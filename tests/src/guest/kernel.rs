@@ -27,7 +27,7 @@ impl Kernel {
         Self { vmlinuz: take("vmlinuz"), initrd: take("initrd.img") }
     }
 
-    /// What QEMU is told to boot it with these words more on its command line.
+    /// QEMU's arguments to boot it, with these words added to the kernel's command line.
     pub(super) fn args(&self, words: &str) -> [String; 6] {
         let file = |path: &Path| path.to_str().expect("the tests' paths are text").to_owned();
         // A guest that panics ends at once: QEMU does not reboot it. And on a busy host, timers are late, for which the

@@ -4,7 +4,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What waits before the link beyond what fills it: 64 KiB, and 5 ms of the rate, more than a thread oversleeps.
+/// Bytes that may wait before the link in addition to those that fill it: 64 KiB, and 5 ms of the rate, more than a
+/// thread oversleeps.
 const QUEUE_BYTES: u64 = 64 << 10;
 const QUEUE_TIME: Duration = Duration::from_millis(5);
 /// Bytes that a link without a rate holds.
@@ -59,7 +60,7 @@ impl Link {
     }
 }
 
-/// What has passed in one direction.
+/// The traffic of one direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
     /// Bytes handed to the receiving end.

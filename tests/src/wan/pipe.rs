@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::link::{Held, Pass};
 use super::{Direction, Shared};
 
-/// What is on the way.
+/// Bytes on their way.
 enum Carried {
     Bytes(Vec<u8>),
     /// The sender has closed its side.

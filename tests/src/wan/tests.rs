@@ -1,4 +1,4 @@
-//! That the proxy changes no byte, counts what passes, holds back who sends too fast, and cuts where it was told to.
+//! The proxy changes no byte, counts bytes, limits the rate, and cuts connections on demand.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

@@ -1,4 +1,4 @@
-//! What a thread does, from a seed: always the same steps.
+//! The steps of a thread, from a seed: always the same.
 
 use std::ops::Range;
 
@@ -52,7 +52,7 @@ impl Plan {
         let sectors = most / SECTOR_BYTES;
         let sectors = if self.rng.below(2) == 0 { sectors } else { 1 + self.rng.below(sectors) };
         let places = (self.range.end - self.range.start) / SECTOR_BYTES - sectors + 1;
-        // What is as long as some blocks often begins with one, as a file system's writes do.
+        // A write of several blocks often begins at a block, as a file system's writes do.
         let first = self.rng.below(places);
         let first = if self.rng.below(2) == 0 { first } else { first / 8 * 8 };
         let start = self.range.start + first * SECTOR_BYTES;
@@ -74,7 +74,7 @@ impl Iterator for Plan {
     }
 }
 
-/// What a write puts into the sector at `offset`.
+/// Fills the sector at `offset` with the content of a write.
 pub(super) fn fill(sector: &mut [u8], tag: u64, offset: u64) {
     let mut rng = Rng::new(tag.rotate_left(32) ^ offset);
     for word in sector.chunks_exact_mut(8) {

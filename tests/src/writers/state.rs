@@ -1,4 +1,4 @@
-//! What each sector of a thread's part must or may have.
+//! The contents that each sector of a thread's part must or may have.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use super::SECTOR_BYTES;
 use super::plan::{Step, What, fill};
 
-/// What a sector has.
+/// The content of a sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// What the disk had before the first write.
+    /// The content before the first write.
     Base,
     Zeros,
-    /// What the write of this tag put there.
+    /// The content of the write with this tag.
     Written(u64),
 }
 
@@ -47,7 +47,7 @@ impl Sectors {
         false
     }
 
-    /// What was done until now must be there.
+    /// Everything done until now must be there.
     pub(super) fn synced(&mut self) {
         for (sector, since) in std::mem::take(&mut self.since) {
             self.sure[sector] = *since.last().expect("only made to push to");

@@ -104,7 +104,7 @@ impl<'a> Commits<'a> {
     }
 }
 
-/// What killed commits left is not held: all snapshots but that of a last commit can go, and the rest is sound.
+/// Removes all snapshots but that of a last commit: killed commits hold none, and the store stays sound.
 fn keep_only_a_last_commit(vmstore: &Vmstore) {
     let committed = Vmfs::beside(vmstore).json(["clone", "commit", "work"]);
     for snapshot in vmstore.snapshots() {
@@ -152,7 +152,7 @@ fn fio_reads_what_it_wrote() {
     mounted.unmount();
 }
 
-/// What all of fio's jobs have in common.
+/// Shared by all of fio's jobs.
 const FIO: &str = "--name=clone --verify=crc32c --verify_fatal=1 --verify_state_save=0 --fsync=16 --randseed=7";
 
 /// Runs fio over a disk, which verifies what it has written, or fails.

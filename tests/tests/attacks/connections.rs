@@ -1,4 +1,5 @@
-//! Ten thousand connections whose clients say nothing, or never all of it: others are served on, and memory is bounded.
+//! Ten thousand connections whose clients send nothing or only a part of their greeting: others are still served,
+//! and memory is bounded.
 
 use std::fs;
 use std::io::Write;
@@ -42,7 +43,7 @@ fn push(near: &Vmstore, address: &str, token: &str, snapshot: &str) {
 }
 
 #[test]
-fn who_says_nothing_holds_nobody_up() {
+fn silent_clients_do_not_delay_others() {
     allow_descriptors();
     let site = Site::new();
     let (near, far) = (site.store("near"), site.store("far"));

@@ -73,7 +73,7 @@ const KINDS: [Kind; 18] = [
     Kind::Index,
 ];
 
-/// What is done to it.
+/// The damage done to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Harm {
     Flip,
@@ -86,7 +86,7 @@ enum Harm {
 
 const HARMS: [Harm; 6] = [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Zeros, Harm::Swap, Harm::Append];
 
-/// What must come of it.
+/// The required outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// `verify` names the file, and `repair` makes the store sound, from a copy if not by itself.
@@ -172,7 +172,7 @@ impl Template {
         let entry = snapshot["entry"].as_str().unwrap();
         fs::create_dir_all(store.store().join("boot")).unwrap();
         fs::write(store.store().join(format!("boot/{entry}.order")), "vmstore-boot-order 1\n0 4096\n").unwrap();
-        // What a reader left that was killed.
+        // Left by a killed reader.
         fs::write(store.store().join("leases/00000000000000aa.lease"), "vmstore-lease 1\n").unwrap();
         fs::write(store.store().join("reserve"), vec![0; 1 << 16]).unwrap();
         store.run(["token", "add", "site-a", "--role", "push"]);
@@ -199,7 +199,7 @@ struct Site<'a> {
     template: &'a Template,
 }
 
-/// What `verify` or `repair` found.
+/// The findings of `verify` or `repair`.
 struct Report {
     code: i32,
     json: Value,
@@ -430,7 +430,7 @@ impl Site<'_> {
     fn judge_harmless(&self, kind: Kind) {
         let verified = self.report(&["verify"]);
         if kind == Kind::Index && verified.code == DAMAGE {
-            // What it lacked was put right, which is told once.
+            // The missing part was restored, which is reported once.
             let problems = verified.json["problems"].to_string();
             assert!(problems.contains("the index") && verified.hurt().is_empty(), "{}", verified.json);
         } else {
@@ -479,7 +479,7 @@ fn every_kind_of_file_is_harmed_in_every_way() {
         let mut rng = torture.rng(tried);
         let site = template.copy();
         if kind == Kind::DamagedList {
-            // What is whole elsewhere, such as an entry, is healed, and nothing comes onto the list.
+            // A part that is whole elsewhere, such as an entry, is healed, and nothing comes onto the list.
             while site.report(&["verify"]).code != DAMAGE {
                 site.harm(Kind::Pack(Part::Payload), Harm::Flip, &mut rng);
             }
@@ -496,7 +496,7 @@ fn every_kind_of_file_is_harmed_in_every_way() {
 fn a_socket_that_is_a_file_is_refused_by_name() {
     let template = Template::new();
     let site = template.copy();
-    // What an owner has left that is gone.
+    // Left by an owner that has ended.
     fs::remove_file(site.path("owner.sock")).unwrap();
     fs::write(site.path("owner.sock"), "mine").unwrap();
     let said = site.vmstore.through_owner().expect_exit(6, ["verify"]);
@@ -506,7 +506,7 @@ fn a_socket_that_is_a_file_is_refused_by_name() {
     site.vmstore.through_owner().run(["verify"]);
 }
 
-/// What is in a clone is nowhere else: damage can only be noticed.
+/// A clone's content is nowhere else: damage can only be noticed.
 #[test]
 fn a_harmed_clone_is_noticed_where_it_can_be() {
     let template = Template::new();

@@ -18,7 +18,7 @@ const IMAGE_BYTES: u64 = 2 * MIB;
 /// Images by the day on which they were stored; `x` was removed and collected since.
 const IMAGES: [(&str, u32); 6] = [("a", 1), ("x", 2), ("b", 3), ("a", 4), ("c", 5), ("b", 6)];
 
-/// What happens to the index.
+/// The damage done to the index.
 #[derive(Clone, Debug)]
 enum Harm {
     Delete(PathBuf),
@@ -123,7 +123,7 @@ impl Site {
             return format!("{} works", args[0]);
         }
         assert!(!said.contains("panicked"), "{args:?}: {said}");
-        // Packs that are gone, and that an old index knows, are told once.
+        // Packs that are gone but listed in an old index are reported once.
         let tells_missing = args[0] == "verify" && String::from_utf8_lossy(&output.stdout).contains("is missing");
         let tells_index = said.contains("index") && said.contains("vmstore reindex");
         assert!(
@@ -161,7 +161,7 @@ impl Site {
         }
         self.assert_holds(1);
         self.vmstore.run(["gc"]);
-        // What was collected before, and what it was collected for, once more.
+        // The snapshots collected before, and those collected for, once more.
         self.ingest(0);
         assert_all_there();
         self.run_first(&words(&["verify"]));

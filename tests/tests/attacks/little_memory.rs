@@ -19,16 +19,16 @@ const DENSE_MIB: u64 = 320;
 const SPARSE_BYTES: u64 = 3 << 30;
 /// The data in the sparse image.
 const SPARSE_DATA_BYTES: u64 = 150 * MIB;
-/// What everything works in.
+/// Memory that is enough for everything.
 const ENOUGH_MIB: [u64; 2] = [256, 128];
 /// Cases in the short form of the attack.
 const CASES: u64 = 8;
-/// What may be too little.
+/// Memory that may be too little.
 const LITTLE_MIB: std::ops::Range<u64> = 6..40;
 const FIRST: &str = "20261119T020000Z";
 const SECOND: &str = "20261120T020000Z";
 
-/// A store and another, and images that are large beside the memory.
+/// A store and another, and images much larger than the memory.
 struct Sites {
     near: Vmstore,
     far: Vmstore,
@@ -114,7 +114,8 @@ fn succeed_in(limit: &MemoryLimit, command: &Command) {
     assert!(output.status.success(), "{command:?}: {}, {} killed: {said}", output.status, limit.kills());
 }
 
-/// What this thread starts from now on sees two processors: each has threads of its own, with memory of their own.
+/// Processes that this thread starts from now on see two processors: each has threads of its own, with memory of their
+/// own.
 fn on_two_processors() {
     let may_use = sched_getaffinity(None).unwrap();
     let mut two = CpuSet::new();
@@ -229,7 +230,7 @@ fn what_is_killed_for_its_memory_loses_nothing() {
         println!("{work:?} in {mib} MiB: {}, {killed} killed: {}", output.status, stderr(&output).trim());
         kills += u64::from(killed > 0);
         let said = stderr(&output);
-        // Who was not killed says what happened.
+        // A command that was not killed says what happened.
         assert!(
             code.is_none_or(|code| code == 0 || said.contains("vmstore: ")) && !said.contains("panicked"),
             "{said}"

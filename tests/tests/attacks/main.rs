@@ -1,5 +1,5 @@
-//! Attacks on a store: kills, power cuts, faults, damage, little memory, hostile servers, load. Short forms run always, long
-//! ones in `make torture`.
+//! Attacks on a store: kills, power cuts, faults, damage, little memory, hostile servers, load. Short forms run always,
+//! long ones in `make torture`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -18,7 +18,7 @@ use tests::{Mounted, Serving, Site, eventually};
 const MIB: u64 = 1 << 20;
 const READERS: u64 = 8;
 const CACHE_BYTES: u64 = 64 * MIB;
-/// What vmfs may have in memory besides its cache.
+/// Memory of vmfs in addition to its cache.
 const MEMORY_BESIDES_BYTES_MAX: u64 = 150_000_000;
 
 /// A number that the environment may change.
@@ -85,7 +85,7 @@ fn memory_bytes_max(pid: u32) -> u64 {
     kib * 1024
 }
 
-/// What a process has open, and its threads.
+/// A process's open descriptors, and its threads.
 fn has(pid: u32) -> (usize, usize) {
     let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
     (count("fd"), count("task"))

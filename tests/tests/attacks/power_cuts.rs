@@ -19,12 +19,12 @@ use tests::torture::Torture;
 
 /// States that are tried in the short form.
 const SHORT_STATES: u64 = 1500;
-/// Random states of each moment, beside the extremes.
+/// Random states of each moment, in addition to the extremes.
 const RANDOM_STATES: u64 = 6;
 /// Threads that check states.
 const CHECKERS: usize = 2;
 
-/// What is done to a store.
+/// The acts on a store.
 #[derive(Clone, Debug)]
 struct Script {
     /// Before the recording.
@@ -43,7 +43,7 @@ struct Run {
     recording: Recording,
     index: Vec<(usize, Arc<IndexFiles>)>,
     before: Expected,
-    /// What each act changes, and between which changes of the recording it was done.
+    /// The effects of each act, and between which changes of the recording it was done.
     done: Vec<(usize, usize, Vec<Effect>)>,
 }
 
@@ -192,7 +192,7 @@ fn run(script: Script, far: &Far) -> Run {
 }
 
 impl Run {
-    /// What was acknowledged after so many changes, and what was under way.
+    /// The work acknowledged after so many changes, and the work under way.
     fn expected(&self, changes: usize) -> Expected {
         let mut expected = self.before.clone();
         for (began, ended, effects) in &self.done {

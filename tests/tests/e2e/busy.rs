@@ -1,4 +1,4 @@
-//! A store that two want at once: the second is told who holds it, or waits; `list` and `show` work beside.
+//! A store that two commands need at once: the second names the holder, or waits; `list` and `show` work meanwhile.
 
 use std::io::Write;
 use std::process::{Child, Stdio};
@@ -25,13 +25,13 @@ fn site() -> (TempDir, Vmstore) {
 fn ingest_under_way(vmstore: &Vmstore) -> Child {
     let mut command = vmstore.command(["ingest", "-", "--image", "stream"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // More than a pipe holds: when it is gone somebody reads, and has opened the store before.
+    // More than a pipe holds: once it is written, the command is reading, and has opened the store.
     child.stdin.as_mut().unwrap().write_all(&Rng::new(2).noise(8 * MIB as usize)).unwrap();
     child
 }
 
 #[test]
-fn the_second_is_told_who_holds_the_store_and_list_and_show_work() {
+fn the_second_command_names_the_holder_and_list_and_show_work() {
     let (dir, vmstore) = site();
     let holder = ingest_under_way(&vmstore);
     let path = |name| dir.path().join(name).into_os_string().into_string().unwrap();
@@ -66,7 +66,7 @@ fn the_second_is_told_who_holds_the_store_and_list_and_show_work() {
 
 /// Without `--standalone` a command first looks for an owner, and starts one, which can't open the store.
 #[test]
-fn a_command_without_an_owner_is_told_who_has_the_store_for_itself() {
+fn a_command_without_an_owner_names_the_exclusive_holder() {
     let (_dir, vmstore) = site();
     let holder = ingest_under_way(&vmstore);
     let said = vmstore.through_owner().expect_exit(4, ["stats"]);
@@ -75,7 +75,7 @@ fn a_command_without_an_owner_is_told_who_has_the_store_for_itself() {
 }
 
 #[test]
-fn who_waits_gets_the_store_when_it_is_free() {
+fn a_waiting_command_gets_the_store_when_it_is_free() {
     let (dir, vmstore) = site();
     let holder = ingest_under_way(&vmstore);
     let image = dir.path().join("image");

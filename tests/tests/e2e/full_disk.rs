@@ -118,7 +118,7 @@ fn the_reserve_lets_remove_and_gc_run() {
     assert_eq!(site.reserve_bytes(), 256 * MIB, "an ingest does not touch the reserve");
     site.vmstore.run(["remove", "drop"]);
     assert_eq!(site.reserve_bytes(), 0, "it was given up");
-    // What the reserve freed, others may have taken meanwhile.
+    // Others may have taken the space that the reserve freed.
     site.disk.fill("more", 16 * MIB);
     let freed = site.vmstore.json(["gc"]);
     assert!(freed["freed_bytes"].as_u64().unwrap() > 100 * MIB, "{freed}");

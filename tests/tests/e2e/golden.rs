@@ -1,5 +1,5 @@
 //! A store that the first program of its format wrote, in `tests/golden`: every later one reads it as it was, goes on
-//! with it, and keeps what it does not know. What a newer program wrote is refused and left as it is.
+//! with it, and keeps what it does not know. Files of a newer program are refused and left unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,10 +16,10 @@ const PARTIAL: &str = "far01@20260101T020000Z";
 const NIGHT: &str = "web01@20260102T020000Z";
 /// The file of [`NIGHT`].
 const NIGHT_FILE: &str = "catalog/web01/20260102T020000Z.snap";
-/// What differs from one opening to the next without being the store's content.
+/// Files that differ from one opening to the next and are not the store's content.
 const OF_THE_MOMENT: [&str; 6] = ["index", "leases", "lock", "owner.sock", "owner.log", "vmfs.log"];
 
-/// What is made newer, how, and commands that must refuse it.
+/// A file to make newer, how, and commands that must refuse it.
 type Case<'a> = (&'a str, &'a dyn Fn(&Vmstore), &'a [&'a [&'a str]]);
 
 fn golden(name: &str) -> PathBuf {

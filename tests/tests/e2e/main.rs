@@ -1,6 +1,6 @@
-//! What users do with the programs, from end to end: each command, sites that replicate, and the view through mounts.
+//! The programs from end to end, as users run them: commands, replication between sites, and mounts.
 //!
-//! The tests of one file are about one part; they share one binary, so that they run beside one another.
+//! All tests share one binary so that they run in parallel.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -45,7 +45,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// Makes an overlay and writes to it. What it holds is in `expected.raw`; the snapshot's file is emptied.
+    /// Makes an overlay and writes to it. Its content is in `expected.raw`; the snapshot's file is emptied.
     fn make_overlay(&self) -> String {
         let (vm, shown) = (self.path("vm.qcow2"), self.shown());
         let vm = vm.to_str().unwrap();

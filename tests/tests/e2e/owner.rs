@@ -1,4 +1,4 @@
-//! Many commands on one store: one process owns it, everyone else goes through that, and nobody has to know.
+//! Many commands on one store: one process owns it, and all others go through that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ const NIGHT: &str = "20261101T020000Z";
 /// A user that has no files.
 const NOBODY: &str = "65534";
 
-/// A store with one night of `web01`, which nobody owns.
+/// A store with one night of `web01`, without an owner.
 fn site() -> (Site, Vmstore) {
     let site = Site::new();
     let vmstore = site.store("store");
@@ -55,7 +55,7 @@ fn the_owner(vmstore: &Vmstore) -> u32 {
     owner
 }
 
-/// Who holds the store, or held it last.
+/// The process that holds the store, or held it last.
 fn holder(vmstore: &Vmstore) -> Option<u32> {
     tests::holder(vmstore.store())
 }
@@ -97,7 +97,7 @@ fn fifty_commands_at_once_share_one_owner() {
     vmstore.run(["verify"]);
 }
 
-/// What several users of one store do at the same time, and what was acknowledged to them.
+/// Work of several users of one store at the same time, and the snapshots acknowledged to them.
 struct Crowd {
     site: Site,
     store: Vmstore,
@@ -177,7 +177,7 @@ fn ingests_pushes_restores_and_gc_do_not_wait_for_one_another() {
 }
 
 #[test]
-fn an_idle_owner_leaves_and_what_is_left_of_one_confuses_nobody() {
+fn an_idle_owner_leaves_and_its_leftovers_do_not_confuse_the_next() {
     let (_site, vmstore) = site();
     Running::start(vmstore.command(["stats"]).env("VMSTORE_IDLE_EXIT", "1")).succeed();
     eventually("an idle owner's end", || vmstore.owners().is_empty());
@@ -201,7 +201,7 @@ fn an_idle_owner_leaves_and_what_is_left_of_one_confuses_nobody() {
 }
 
 #[test]
-fn who_wants_the_store_alone_is_told_of_the_owner() {
+fn a_command_that_needs_the_store_alone_names_the_owner() {
     let (_site, vmstore) = site();
     let owner = start_owner(&vmstore);
     let said = vmstore.expect_exit(4, ["--standalone", "stats"]);
@@ -210,7 +210,7 @@ fn who_wants_the_store_alone_is_told_of_the_owner() {
     vmstore.run(["reindex"]);
     eventually("the end of an owner that was asked to leave", || !vmstore.owners().contains(&owner));
 
-    // So it does for a service, which makes way for nobody.
+    // It also makes way for a service, which itself stays.
     start_owner(&vmstore);
     let service = Serving::start::<&str>(&vmstore, &[]);
     let process = format!("process {} ", service.pid());
@@ -236,7 +236,7 @@ fn descriptors(pid: u32) -> Vec<PathBuf> {
 fn an_owner_holds_nothing_of_the_command_that_started_it() {
     let (site, vmstore) = site();
     let stats = format!("{} --store {} stats", vmstore.program().display(), vmstore.store().display());
-    // As a command run by ssh: its end is the end of its pipes. Descriptor 7 is one that nobody knows of.
+    // As a command run by ssh: its end is the end of its pipes. Descriptor 7 is unknown to the command.
     let script = format!("exec 7>{}; {stats} | cat", site.arg("leaked"));
     let shell = |program: &str, args: &[&str]| {
         let mut command = Command::new(program);
@@ -301,11 +301,11 @@ fn long_and_relative_paths() {
 }
 
 #[test]
-fn another_user_is_denied_and_told_so() {
+fn another_user_is_denied_with_a_message() {
     let (site, vmstore) = site();
     tool("setpriv", &["--reuid", NOBODY, "--clear-groups", "true"].map(std::ffi::OsStr::new));
     start_owner(&vmstore);
-    // What lies in root's directories no other user can run.
+    // Other users can't run programs in root's directories.
     let program = site.path("vmstore");
     // By another process: one that a test has just started would hold a file of this one open for writing.
     tool("cp", &[vmstore.program().as_os_str(), program.as_os_str()]);
@@ -331,7 +331,7 @@ fn another_user_is_denied_and_told_so() {
     refused(&list, "of a store that others may look into");
     let socket = vmstore.store().join("owner.sock");
     assert_eq!(mode(&socket), 0o600);
-    // The second is a socket whose mode somebody has changed: the owner looks at who asks.
+    // The second is a socket whose mode was changed: the owner checks the peer's user.
     for mode in [0o600, 0o666] {
         fs::set_permissions(&socket, fs::Permissions::from_mode(mode)).unwrap();
         refused(&stats, &format!("with mode {mode:o}"));

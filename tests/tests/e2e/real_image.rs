@@ -18,7 +18,7 @@ use tests::images::{self, Rng, assert_same};
 const NIGHT1: &str = "20261118T020000Z";
 const NIGHT2: &str = "20261119T020000Z";
 const NIGHT3: &str = "20261120T020000Z";
-/// What one ingest of an image that did not change may add: its entry and little more.
+/// Growth allowed for the ingest of an unchanged image: its entry and little more.
 const UNCHANGED_BYTES_MAX: u64 = 8 << 10;
 const WINDOW_BYTES: u64 = 1 << 20;
 
@@ -59,7 +59,7 @@ fn file_bytes(path: &Path) -> u64 {
     fs::read_dir(path).unwrap().map(|entry| file_bytes(&entry.unwrap().path())).sum()
 }
 
-/// What the store's ground truth takes.
+/// Size of the store's ground truth.
 fn truth_bytes(vmstore: &Vmstore) -> u64 {
     ["packs", "catalog"].iter().map(|dir| file_bytes(&vmstore.store().join(dir))).sum()
 }
@@ -256,7 +256,7 @@ fn copy_beginning(to: &Path, bytes: u64) {
     }
 }
 
-/// What a day leaves: a few pages written here and there, a short file, and one that is deleted.
+/// The changes of a day: a few pages written here and there, a short file, and one that is deleted.
 fn work(disk: &Path, rng: &mut Rng) {
     let file = File::options().write(true).open(disk).unwrap();
     let pages = file.metadata().unwrap().len() / 4096;

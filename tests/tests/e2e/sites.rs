@@ -11,7 +11,7 @@ use tests::images::Rng;
 use tests::netns::Network;
 use tests::{Running, Serving, Site, Vmstore, eventually, expect_exit_of};
 
-/// What a push of nothing new may cost, in bytes of both directions.
+/// Cost of a push of nothing new, in bytes of both directions.
 const NOTHING_NEW_BYTES_MAX: u64 = 4096;
 
 fn names(nights: &BTreeMap<String, PathBuf>) -> Vec<&str> {
@@ -27,7 +27,7 @@ fn run(command: &mut Command) -> Value {
     serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{command:?}: {error}: {printed}"))
 }
 
-/// What holds whatever lies between the sites.
+/// The contract, whatever lies between the sites.
 fn assert_contract(way: Way) {
     let site = Site::new();
     let (near, far) = (site.store("near"), site.store("far"));
@@ -89,7 +89,7 @@ fn by_the_real_ssh() {
     assert_contract(Way::Ssh);
 }
 
-/// What a client says wrongly, how its push ends, and what it is told.
+/// A client's mistake, the exit code of its push, and parts of its message.
 struct Refusal {
     what: &'static str,
     args: Vec<String>,
@@ -104,7 +104,7 @@ fn refusal(what: &'static str, args: &[&str], token: Option<&str>, code: i32, to
 }
 
 #[test]
-fn who_is_not_who_he_should_be_is_refused_and_told_why() {
+fn a_wrong_identity_is_refused_with_the_reason() {
     let site = Site::new();
     let (near, far) = (site.store("near"), site.store("far"));
     site.nights(&near, 4, 1);
@@ -145,7 +145,7 @@ fn who_is_not_who_he_should_be_is_refused_and_told_why() {
         }
     }
     assert_eq!(far.snapshots(), [""; 0]);
-    // And an address where nobody is.
+    // And an address without a server.
     drop(serving);
     let args = ["push", &tls.address, "--pin", pin, "--all", "--retries", "0"];
     let said = near.expect_exit(7, args);

@@ -1,4 +1,4 @@
-//! What an image can be read from, and what is refused: formats, devices, streams, images in use, names.
+//! Sources of images, accepted and refused: formats, devices, streams, images in use, names.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use tests::devices::{Loop, tool};
 use tests::images::{self, Rng, assert_same};
 use tests::{Vmstore, expect_exit_of};
 
-/// A store, and a directory for images beside it.
+/// A store, and a directory for images next to it.
 struct Place {
     dir: TempDir,
     vmstore: Vmstore,

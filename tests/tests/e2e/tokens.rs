@@ -1,4 +1,4 @@
-//! What the holder of a token can't do, be it with the program or by hand, and that nobody else gets to know a token.
+//! Limits of a token's holder, with the program or a client written by hand, and the secrecy of tokens.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,7 +73,7 @@ fn token(store: &Vmstore, name: &str, args: &[&str]) -> String {
     store.run([&["token", "add", name], args].concat()).trim().to_owned()
 }
 
-/// A client that somebody wrote by hand.
+/// A client written by hand.
 struct Stranger {
     stream: TcpStream,
     last_request: u32,
@@ -206,7 +206,7 @@ fn a_push_token_is_for_pushing_alone() {
     let soon = in_minutes(2);
     assert!(matches!(stranger.publish("web02", &soon), Ok(Reply::Published(_))));
     sites.far.run(["remove", &format!("web02@{soon}")]);
-    // That none of this is for some other reason.
+    // None of this has another reason.
     assert!(matches!(stranger.publish("web02", NIGHT), Ok(Reply::Published(_))));
     assert_eq!(sites.far.snapshots(), [mine, format!("web02@{NIGHT}")]);
     sites.far.run(["remove", "web02"]);
@@ -219,7 +219,7 @@ fn a_push_with_a_token_goes_so_far_and_no_further() {
     sites.push(&sites.token);
     sites.refused(&sites.site.store("third"), &sites.token, &["pull", "--all"], 8);
 
-    // (the image of another content, its time, how its push ends, what is told)
+    // (the image of another content, its time, how its push ends, its message)
     let cases = [("web01", NIGHT, 6, "already"), ("db01", NIGHT, 8, "db01"), ("web01", FUTURE, 6, "future")];
     for (at, (image, time, code, told)) in cases.into_iter().enumerate() {
         let other = sites.site.store(&format!("other{at}"));
@@ -286,7 +286,7 @@ fn no_snapshot_comes_but_by_its_publication() {
     sites.far.assert_has_all(&sites.nights);
 }
 
-/// What others pushed, of however new a time and whatever they say of its origin, drops nobody else's snapshots.
+/// A push with a new time and any claim of origin drops no other user's snapshots.
 #[test]
 fn a_token_evicts_nobody_elses_snapshots() {
     let sites = Sites::new();
@@ -466,6 +466,6 @@ fn tokens_are_neither_shown_nor_kept() {
         assert!(!said.contains(secret), "a log has the token {secret}");
         assert_eq!(places(secret, &stores, &processes), [""; 0].map(PathBuf::from));
     }
-    // That it would be found: the list of tokens has everything else about it.
+    // The search would find it: the list of tokens has everything else about it.
     assert!(!places("site-a", &stores, &[]).is_empty() && said.contains("site-a"));
 }

@@ -16,7 +16,7 @@ use tests::{Serving, Site, Vmstore, eventually, images};
 
 /// There and back.
 const RTT: Duration = Duration::from_millis(50);
-/// What a command ends with that a rule forbids.
+/// The exit code of a refused command.
 const REFUSED: i32 = 6;
 
 /// A store with two nights, served at the other end of a long link, and an empty one here.
@@ -159,7 +159,7 @@ fn what_was_read_first_is_fetched_before_it_is_asked_for() {
     mounted.unmount();
     let orders = |store: &Vmstore| store.files("boot", ".order").len();
     assert_eq!((orders(&world.near), orders(&world.far)), (1, 1));
-    // Another store, and another night: nobody reads, and what the boot needs comes.
+    // Another store and another night: without any read, the boot's records arrive.
     let near = Vmstore::new(world.site.path("third")).through_owner();
     near.run(["init", "--no-reserve"]);
     let world = World { near, ..world };

@@ -32,7 +32,7 @@ pub(crate) enum Way {
     Ssh,
 }
 
-/// What a command needs to reach a store elsewhere.
+/// Everything a command needs to reach a store elsewhere.
 pub(crate) struct Far {
     pub(crate) address: String,
     pub(crate) args: Vec<String>,

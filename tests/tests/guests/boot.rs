@@ -126,7 +126,7 @@ fn from_a_qcow2_overlay_whose_own_clusters_alone_are_ingested() {
     mounted.unmount();
 }
 
-/// What was read through a mount.
+/// Bytes read through a mount.
 fn read_bytes(mounted: &Mounted) -> u64 {
     mounted.status()["requests"]["read_bytes"].as_u64().unwrap()
 }

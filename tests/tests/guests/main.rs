@@ -1,4 +1,4 @@
-//! What needs guests: a real Debian boots in QEMU from what vmstore serves.
+//! Tests with guests: a real Debian boots in QEMU from what vmstore serves.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -90,7 +90,7 @@ fn run_quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// First night, the same image again, and the next night, beside zstd, restic and borg.
+/// First night, the same image again, and the next night, compared with zstd, restic and borg.
 pub(crate) fn ingest(bench: &mut Bench) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
     for round in 0..bench.runs as usize {
@@ -176,7 +176,7 @@ fn judge_ingest(samples: &Samples) -> Vec<Row> {
     ]
 }
 
-/// Restoring to a file, beside `qemu-img convert` of a zstd qcow2 to raw.
+/// Restoring to a file, compared with `qemu-img convert` of a zstd qcow2 to raw.
 pub(crate) fn restore(bench: &mut Bench) -> Result<Vec<Row>> {
     const RESTORE: &str = "restore";
     let image = bench.images.join("day1.raw");
@@ -209,7 +209,7 @@ pub(crate) fn restore(bench: &mut Bench) -> Result<Vec<Row>> {
     let qemu_s = samples.median(RESTORE, "qemu-img");
     let row = |what: &str, tool| Row::new(what, samples.median(RESTORE, tool), "s").part_of(qemu_s);
     Ok(vec![
-        // qemu-img does not wait for the disk; vmstore does unless it is told not to.
+        // qemu-img does not wait for the disk; vmstore does without `--no-sync`.
         row("restore to a file, synced, part of qemu-img convert", "vmstore").target(Target::AtMost(0.6)),
         row("restore --no-sync to a file, part of qemu-img convert", "vmstore, not synced"),
     ])

@@ -70,7 +70,7 @@ pub(crate) fn tree_bytes(dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// What a vmstore store has grown to: its packs and its catalog.
+/// The size of a vmstore store: its packs and its catalog.
 pub(crate) fn stored_bytes(store: &Path) -> Result<u64> {
     Ok(tree_bytes(&store.join("packs"))? + tree_bytes(&store.join("catalog"))?)
 }

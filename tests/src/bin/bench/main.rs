@@ -1,4 +1,4 @@
-//! The benchmark program: vmstore beside zstd, restic, borg, rsync and `qemu-img` on real images, in one run.
+//! The benchmark program: vmstore compared with zstd, restic, borg, rsync and `qemu-img` on real images, in one run.
 //!
 //! Owns the order of the measurements and what they must reach. Tools take turns in every round, so that a machine
 //! that slows down slows all of them, and a figure is the median of the rounds. It judges, but never fails: the exit
@@ -35,7 +35,7 @@ struct Options {
     /// Where the real images are kept; they are made if they are not there
     #[arg(long, env = "VMSTORE_IMAGES")]
     images: PathBuf,
-    /// Where the stores go, on the images' file system; by default beside the images
+    /// Where the stores go, on the images' file system; by default next to the images
     #[arg(long)]
     work: Option<PathBuf>,
     /// The program to measure [default: the one that `make programs` has built]
@@ -55,11 +55,11 @@ struct Options {
 /// A group of measurements.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// First night, the same image again, and the next night, beside zstd, restic and borg
+    /// First night, the same image again, and the next night, compared with zstd, restic and borg
     Ingest,
-    /// The same through the store's owner, beside one process alone
+    /// The same through the store's owner, compared with one process alone
     Owner,
-    /// Restoring to a file, beside `qemu-img convert`
+    /// Restoring to a file, compared with `qemu-img convert`
     Restore,
     /// Verifying one night and thirty, and every other command on thirty
     Nights,
@@ -67,9 +67,9 @@ enum Part {
     Sparse,
     /// Gc's mark and look-ups in a store of 20 million chunks
     Index,
-    /// Replication between sites, beside rsync and restic
+    /// Replication between sites, compared with rsync and restic
     Wire,
-    /// The mount, beside QEMU's export of a compressed qcow2, and guests that boot from it
+    /// The mount, compared with QEMU's export of a compressed qcow2, and guests that boot from it
     View,
 }
 

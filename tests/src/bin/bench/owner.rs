@@ -1,4 +1,4 @@
-//! Ingests through a store's owner, beside the same in one process.
+//! Ingests through a store's owner, compared with the same in one process.
 //!
 //! There is one store at a time, and who comes first changes from round to round: whoever writes while the files of
 //! another are still in memory finds less there that the machine has used before, and is slower by up to a third.
@@ -11,7 +11,7 @@ use crate::files::warm;
 use crate::run::{Bench, Samples, remove_store};
 use crate::table::{Row, Target};
 
-/// What is ingested, one after another.
+/// The images ingested, one after another.
 const STAGES: [(&str, &str); 3] =
     [("first ingest", "day1.raw"), ("same image again", "day1.raw"), ("next day", "day2.raw")];
 

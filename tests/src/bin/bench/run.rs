@@ -18,7 +18,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// An owner whose store is gone ends in a moment.
 const OWNER_LEAVES_WITHIN: Duration = Duration::from_secs(20);
 
-/// What one run of a command took.
+/// The cost of one run of a command.
 pub(crate) struct Sample {
     pub(crate) elapsed_s: f64,
     pub(crate) stdout: Vec<u8>,
@@ -50,7 +50,7 @@ fn median(values: &[f64]) -> f64 {
     f64::midpoint(sorted[low], sorted[high])
 }
 
-/// What all measurements share.
+/// Shared by all measurements.
 pub(crate) struct Bench {
     /// Rounds of each measurement.
     pub(crate) runs: u32,
@@ -116,7 +116,7 @@ impl Bench {
         run
     }
 
-    /// What a command prints that is not asked for JSON.
+    /// A command's output without `--json`.
     pub(crate) fn plain_output(&self, store: &Path, args: &[&str]) -> Result<Vec<u8>> {
         Ok(self.measure(self.program(store).args(args))?.stdout)
     }
@@ -200,7 +200,7 @@ fn wait(child: &Child) -> Result<(ExitStatus, u64)> {
     let mut status = 0;
     // SAFETY: `rusage` is plain integers, for which zero is a value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to locals that outlive the call, and nobody else waits for this child.
+    // SAFETY: both pointers are to locals that outlive the call, and no other thread waits for this child.
     let waited = unsafe { libc::wait4(child.id().cast_signed(), &raw mut status, 0, &raw mut usage) };
     if waited < 0 {
         return Err(std::io::Error::last_os_error()).context("cannot wait for a child");

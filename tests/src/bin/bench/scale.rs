@@ -51,7 +51,7 @@ fn holes_round(bench: &mut Bench, samples: &mut Samples, image: &Path) -> Result
     files::remove(&target)
 }
 
-/// 100 MiB of data spread over 8 TiB, beside the same data in a file of 100 MiB.
+/// 100 MiB of data spread over 8 TiB, compared with the same data in a file of 100 MiB.
 fn scattered(bench: &mut Bench, image: &Path) -> Result<Row> {
     const WHAT: &str = "100 MiB";
     let plain = bench.path("plain.raw");

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-/// What a figure must reach.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     /// No more than this.
@@ -70,7 +70,7 @@ impl Row {
         Self { other: Some(other), ratio: Some(other / self.measured), ..self }
     }
 
-    /// What the ratio, or without one the figure, must reach.
+    /// The target of the ratio, or without one of the figure.
     pub(crate) fn target(self, target: Target) -> Self {
         Self { target, met: target.met(self.ratio.unwrap_or(self.measured)), ..self }
     }

@@ -1,4 +1,4 @@
-//! What the mount costs: reading it, booting from it, and committing what was written to a clone.
+//! The cost of the mount: reading, booting, and committing a clone's writes.
 //!
 //! Every figure begins with the kernel's caches dropped and, where it is a mount's, with a new mount. What vmfs is
 //! compared with, the raw file and QEMU's own FUSE export of it as a compressed qcow2, is read by the same reader in
@@ -20,7 +20,7 @@ use crate::table::Row;
 
 const SNAPSHOT: &str = "web01@20260101T020000Z";
 const TIME: &str = "20260101T020000Z";
-/// What the mounts that are measured get for their cache.
+/// The cache of the mounts that are measured.
 const CACHE: &str = "1GiB";
 const CACHE_BYTES: f64 = (1_u64 << 30) as f64;
 

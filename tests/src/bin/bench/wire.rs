@@ -1,4 +1,4 @@
-//! What replication costs: bytes and round trips between two sites, how busy it keeps a link, and what hosts share.
+//! The cost of replication: bytes and round trips between two sites, how busy it keeps a link, and what hosts share.
 //!
 //! Sites are stores with a server of their own in another network namespace, reached over TLS. Where a link matters, it
 //! is `tests::wan`'s, and rsync and restic go through the same one in the same round.
@@ -22,7 +22,7 @@ use self::server::Remote;
 use crate::run::Bench;
 use crate::table::Row;
 
-/// What `push --json` says, as far as it is judged here.
+/// The fields of `push --json` that are judged here.
 #[derive(Clone, Debug, Deserialize)]
 struct Report {
     snapshots_sent: Vec<String>,

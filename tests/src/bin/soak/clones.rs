@@ -1,4 +1,4 @@
-//! Who writes clones: fio, which verifies what it wrote; then the clone is committed as a night of its own, and thrown
+//! Writes to clones: fio, which verifies what it wrote; then the clone is committed as a night of its own, and thrown
 //! away.
 
 use std::ffi::OsStr;

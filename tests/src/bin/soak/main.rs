@@ -1,7 +1,8 @@
 //! The soak: nights of several machines at three sites, as many as the time allows (half an hour is about a year), by a
 //! simulated calendar. Each night all machines are ingested, pushed to the second site and pulled by the third; then
 //! each site prunes by one policy, and now and then collects. Meanwhile eight mounts are read and verified, and two
-//! clones are written, verified and committed. What processes take is drawn, and must be flat when they are warm.
+//! clones are written, verified and committed. The resources of processes are plotted, and must be flat after warming
+//! up.
 //!
 //! `soak [--seconds 1800] [--seed N] [--picture FILE]`; the exit code is 1 if anything failed, differed or grew.
 
@@ -35,12 +36,12 @@ use crate::samples::Samples;
 
 /// Mounts of each site, in the order of [`SITES`].
 const MOUNTS: [usize; 3] = [4, 2, 2];
-/// What the stores are called.
+/// The stores' names.
 const SITES: [&str; 3] = ["first", "second", "third"];
 const CLONES: usize = 2;
-/// What each mount may keep decoded.
+/// The cache of each mount.
 const CACHE: &str = "16MiB";
-/// What each store may keep of its index.
+/// The index cache of each store.
 const INDEX_CACHE_BYTES: u64 = 2 << 20;
 
 /// Simulated nights of three sites.
@@ -60,12 +61,12 @@ struct Options {
     work: PathBuf,
 }
 
-/// What all threads share.
+/// Shared by all threads.
 struct Soak {
     stores: Vec<Vmstore>,
     /// The hash of each mebibyte of each snapshot that was ever made, by its name.
     digests: Mutex<BTreeMap<String, Arc<Vec<Hash>>>>,
-    /// What went wrong.
+    /// Errors so far.
     trouble: Mutex<Vec<String>>,
     stop: AtomicBool,
     /// How many nights there were.

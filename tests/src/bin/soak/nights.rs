@@ -1,4 +1,4 @@
-//! What is done each night at the three sites, and at the end of all nights.
+//! The work of each night at the three sites, and the check after the last night.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,8 @@ pub(crate) const FULL_AFTER: u64 = 62;
 const COLLECT_EVERY: u64 = 4;
 /// The first night, so long ago that even a soak of days ends before today: stores refuse what is of the future.
 const FIRST_NIGHT: &str = "2001-01-01T02:00:00Z";
-/// What a store may take of a fresh copy of the same snapshots: gc rewrites a pack when half of it is garbage.
+/// Size that a store may have relative to a fresh copy of the same snapshots: gc rewrites a pack when half of it is
+/// garbage.
 const FRESH_COPIES_MAX: u64 = 2;
 /// Heads and tables of packs, and what is too small to be worth a collection.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -61,7 +62,7 @@ impl Nights {
     }
 }
 
-/// With nobody else at work: all sites have the same, bit for bit, are sound, and take no more than they should.
+/// Without other work: all sites have the same, bit for bit, are sound, and take no more than they should.
 pub(crate) fn end(soak: &Soak) {
     travel(soak);
     collect(soak);

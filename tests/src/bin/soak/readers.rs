@@ -1,4 +1,4 @@
-//! Who reads a mount: any snapshot of any image, in order or not, each mebibyte checked.
+//! Reads from a mount: any snapshot of any image, in order or not, each mebibyte checked.
 
 use std::fs::{self, File};
 use std::io;
@@ -52,7 +52,7 @@ fn check(soak: &Soak, path: &Path, file: &File, rng: &mut Rng) {
     }
 }
 
-/// What is in a directory, or was until just now.
+/// The entries of a directory, some of which may just have gone.
 fn entries(dir: &Path) -> Vec<PathBuf> {
     match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -1,4 +1,4 @@
-//! What processes and stores take, looked at every few seconds.
+//! Resources of processes and stores, sampled every few seconds.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(crate) struct Panel {
     pub(crate) series: Vec<Series>,
 }
 
-/// What is measured, and therefore how much it may grow.
+/// The quantity measured, which decides how much it may grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// In megabytes.
@@ -96,7 +96,7 @@ impl Samples {
         }
     }
 
-    /// What was seen, and what the first store's snapshots have.
+    /// The samples, and the size of the first store's snapshots.
     pub(crate) fn panels(&self, soak: &Soak) -> Vec<Panel> {
         let mut panels = self.panels.clone();
         let collected = soak.collected.lock().unwrap();
@@ -106,13 +106,13 @@ impl Samples {
         panels
     }
 
-    /// What was seen.
+    /// The samples.
     pub(crate) fn seen(&self) -> &[Panel] {
         &self.panels
     }
 }
 
-/// What a process takes.
+/// The resources of a process.
 struct Process {
     resident_bytes: u64,
     descriptors: usize,
@@ -134,6 +134,6 @@ impl Process {
 
 fn bytes_in(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap();
-    // What is removed meanwhile counts as nothing.
+    // A file that is removed meanwhile counts as nothing.
     entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }

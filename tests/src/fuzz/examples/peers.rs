@@ -37,7 +37,7 @@ pub(in super::super) fn frames() -> Vec<Example> {
     ]
 }
 
-/// What one side of a connection sends.
+/// The messages of one side of a connection.
 fn connection(frames: &[Frame]) -> Vec<u8> {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime without I/O");
     let mut bytes = Vec::new();

@@ -26,8 +26,8 @@ const SHORT_FAULTS: u64 = 60;
 const TIME_MAX: Duration = Duration::from_mins(1);
 const MIB: u64 = 1 << 20;
 const IMAGE_BYTES: u64 = 2 * MIB;
-/// Exit codes that a command may end with when the system fails it, beside 0: failed, damage found, not found, refused.
-/// What can't be read may look damaged, and a file that can't be opened may be none of a store's.
+/// Exit codes that a command may end with when the system fails it, other than 0: failed, damage found, not found,
+/// refused. An unreadable file may look damaged, and a file that can't be opened may be none of a store's.
 const CODES: [i32; 4] = [1, 3, 5, 6];
 
 /// Calls that fail, and how.
@@ -197,7 +197,7 @@ fn traced(command: &Command, options: &[&str]) -> Command {
     traced
 }
 
-/// What a command ended with, or nothing if it hangs.
+/// A command's output, or nothing if it hangs.
 fn output_in_time(command: &mut Command) -> Option<Output> {
     let mut child = command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
@@ -252,7 +252,7 @@ struct Fault {
 }
 
 impl Fault {
-    /// What the command ended with: nothing, if it was killed because an event did not wake it.
+    /// The command's exit code: none, if it was killed because an event did not wake it.
     fn try_on(&self, site: &Site) -> Option<i32> {
         site.renew();
         let when = format!("{}{}", self.nth, if self.lasts { "+" } else { "" });
@@ -267,7 +267,7 @@ impl Fault {
             site.kill_owners();
             return None;
         };
-        // What a verification finds is its output.
+        // `verify` prints its findings as its output.
         let said = stderr(&output) + &String::from_utf8_lossy(&output.stdout);
         let code = output.status.code();
         // The same, where the command told of it.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_mins(10);
 /// Frames of a flood, half a MiB each.
 const FLOOD_FRAMES: usize = 4000;
 
-/// What it does to answers.
+/// How it changes answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lie {
     Nothing,
@@ -46,9 +46,9 @@ pub(crate) enum Lie {
     Bases,
     /// Progress without an end.
     Progress,
-    /// That nothing is there.
+    /// Nothing is claimed to be there.
     Lacks,
-    /// That records are missing that nobody asked for.
+    /// Records are claimed to be missing that were never asked for.
     LacksNonsense,
     /// Answers of another kind.
     OtherAnswer,
@@ -128,7 +128,7 @@ impl Liar {
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let state = Arc::clone(&shared);
-                // Whoever ends a connection has his reasons.
+                // Either side may close a connection at any time.
                 tokio::spawn(async move { drop(serve(client, &state).await) });
             }
         });
@@ -246,7 +246,7 @@ async fn answer(from: OwnedReadHalf, mut to: OwnedWriteHalf, asked: &Asked, stat
     Ok(())
 }
 
-/// What is said instead of a frame; none if the truth is.
+/// The bytes sent in place of a frame; none for the truth.
 fn changed(lie: Lie, frame: &Frame, request: Option<&Request>) -> Option<Vec<Vec<u8>>> {
     let request = request?;
     if matches!(lie, Lie::Entries | Lie::Crowd) {

@@ -16,7 +16,7 @@ use tests::torture::Torture;
 use tests::{Mounted, Serving, Site, Vmstore, eventually};
 
 const MIB: u64 = 1 << 20;
-/// What is over by then.
+/// Longest wait for an event.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// After that no more reads are begun.
 const ENOUGH: Duration = Duration::from_secs(4);
@@ -59,7 +59,7 @@ impl World {
         Mounted::with(&self.near, self.site.path("mnt"), &[&args[..], more].concat())
     }
 
-    /// What lies in the directory of the test.
+    /// Files in the directory of the test.
     fn files(&self) -> BTreeSet<String> {
         let names = fs::read_dir(self.site.path("near").parent().unwrap()).unwrap();
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -143,7 +143,7 @@ fn whatever_a_far_store_answers_no_byte_is_wrong_and_the_mount_lives() {
         println!("{lie:?}: {} reads succeeded, {} failed, told {} times", counts[0], counts[1], world.liar.told());
         eventually(&format!("{lie:?}"), || world.liar.told() > 0);
         if tried % 3 == 2 {
-            // While it lies, and while somebody waits for it.
+            // While it lies, and while a reader waits for it.
             let file = File::open(mounted.snapshot(&world.far.0));
             thread::scope(|scope| {
                 let reading = scope.spawn(|| file.map(|file| read_about(&file, &image, &mut rng, 1)));
@@ -213,7 +213,7 @@ fn whatever_snapshots_a_far_store_claims_to_have_they_can_be_looked_at() {
     let mut after = world.files();
     after.remove("mnt");
     assert_eq!(after, before);
-    // What was looked at is here as a partial snapshot, and is not what it claims to be.
+    // A snapshot that was read is here as a partial one, and is not what it claims to be.
     let is_lie = |name: &str| name.starts_with("liar");
     let verified = world.near.command(["verify", "--json"]).output().unwrap();
     let damage = serde_json::from_slice::<serde_json::Value>(&verified.stdout).unwrap()["damage"].clone();

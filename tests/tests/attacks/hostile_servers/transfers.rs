@@ -28,7 +28,7 @@ const LONGEST: usize = 2 << 20;
 const PEAK_BYTES_MAX: u64 = 512 << 20;
 /// Much longer than any patience of the program.
 const SECONDS_MAX: &str = "180";
-/// What `timeout` ends with when it had to end the command.
+/// The exit code of `timeout` when it had to end the command.
 const LIMITED: i32 = 124;
 const NIGHT: &str = "web01@20261101T020000Z";
 
@@ -70,7 +70,7 @@ impl Said {
     }
 }
 
-/// What is said in place of a frame; `None` is the truth.
+/// The bytes sent in place of a frame; `None` is the truth.
 enum Lie {
     Say(Vec<Said>),
     HangUp,
@@ -208,7 +208,7 @@ fn about_one(number: u64) -> Vec<(String, Liar)> {
 fn to_a_push() -> Vec<(String, Liar)> {
     let mut lies: Vec<(String, Liar)> = (0..7).flat_map(about_one).collect();
     let mut add = |what: &str, lie: Liar| lies.push((what.to_owned(), lie));
-    // That records are on their way from others, 3, is to be waited for.
+    // 3 says that records are on their way from others: the client waits.
     for claim in [0, 1, 2, 4] {
         add(
             &format!("claims are all {claim}"),
@@ -332,7 +332,7 @@ fn snapshot(image: &str, root: Option<NodeId>, virtual_bytes: u64) -> Snapshot {
     Snapshot::create(entry, State::default()).unwrap()
 }
 
-/// What is common to the lies of one kind: a store with a night, and a token for any.
+/// Shared by the lies of one kind: a store with a night, and a token for any.
 struct Scene {
     site: Site,
     image: PathBuf,
@@ -437,7 +437,7 @@ fn a_push_bears_a_server_that_lies() {
         let outcome = scene.run("push", &near, &far, what, lie);
         scene.assert_right(&near, &outcome.what);
         scene.assert_right(&far, &outcome.what);
-        // What a server says is all that a client can know of it.
+        // A client knows only what a server says.
         let claims_presence = ["bits are all false", "another answer", "flipped", "claims are all 0"];
         if outcome.is_done && !claims_presence.iter().any(|lie| what.contains(lie)) {
             assert_eq!(far.snapshots(), [NIGHT], "{}", outcome.what);

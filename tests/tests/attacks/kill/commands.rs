@@ -300,7 +300,7 @@ impl Work for Reindex {
 
     fn end(&mut self) {
         let Self(site) = self;
-        // What the index knows shows in what is new: nothing.
+        // The index knows everything, so nothing is new.
         assert_eq!(site.ingest("next.raw", "again", FIRST), 0);
         site.vmstore.run(["remove", "again"]);
         site.collect_all();

@@ -39,7 +39,7 @@ const DAMAGE_FOUND: i32 = 3;
 /// 2026-01-01, the first snapshot's time; later ones follow a second apart.
 const FIRST_TIME_S: u64 = 1_767_225_600;
 
-/// Who is killed.
+/// The process to kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Victim {
     NearOwner,
@@ -280,9 +280,9 @@ impl Mix {
         view.is_killed = false;
     }
 
-    /// With nobody at work: both sites are sound, have what they must, bit for bit, and nothing else but what gc frees.
+    /// Without other work: both sites are sound, have what they must, bit for bit, and nothing else but what gc frees.
     fn assert_sound(&self) {
-        // What a killed client asked for, an owner finishes; a killed one does not.
+        // An owner finishes the request of a killed client; a killed owner does not.
         for vmstore in [&self.near, &self.far] {
             vmstore.owners().into_iter().for_each(kill);
             eventually("the end of the owners", || vmstore.owners().is_empty());

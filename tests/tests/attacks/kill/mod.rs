@@ -1,5 +1,6 @@
-//! `kill -9` at random moments of commands, and of the owners that they need: what was acknowledged is there bit for bit,
-//! what was not is whole or not there, the command works when it is repeated, and nothing stays that gc can't free.
+//! `kill -9` at random moments of commands, and of the owners that they need: what was acknowledged is there bit for
+//! bit, what was not is whole or not there, the command works when it is repeated, and nothing stays that gc can't
+//! free.
 //!
 //! The tests here are a table of works and victims. What ends at a chosen moment, by other signals or alone with a
 //! broken stream, is in the files of the works; `mix` kills all kinds while all of them are at work.
@@ -54,7 +55,7 @@ fn kill_owners(vmstore: &Vmstore) -> bool {
     found
 }
 
-/// What a command does to a store, again and again.
+/// A command and its checks, repeated for each kill.
 trait Work {
     /// Makes ready for the next kill.
     fn prepare(&mut self);

@@ -24,7 +24,7 @@ fn site() -> (Site, Vmstore, BTreeMap<String, PathBuf>) {
     (site, vmstore, nights)
 }
 
-/// A collection that puts small packs together while a dying session still protects some records may put them beside
+/// A collection that puts small packs together while a dying session still pins some records may put them next to
 /// what snapshots need, and a pack is not rewritten while most of it is needed. Each client sends ten times as much.
 const DEAD_BYTES_MAX: u64 = 4 * MIB;
 
@@ -42,7 +42,7 @@ fn a_client_killed_in_the_middle_of_an_ingest_leaves_nothing_behind() {
         let output = ingest.kill();
         assert!(output.status.code().is_none(), "it had ended: {}", stderr(&output));
     }
-    // What a dying connection had brought is still on its way to a pack when the first of these collects.
+    // Records of a closing connection may still be on their way to a pack during the first collection.
     eventually("the end of what killed clients left", || {
         vmstore.collect_all();
         vmstore.packs_bytes() <= before + DEAD_BYTES_MAX && vmstore.files("packs", ".part").is_empty()

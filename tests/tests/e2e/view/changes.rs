@@ -1,4 +1,4 @@
-//! What a mount shows while snapshots come and go.
+//! A mount while snapshots are added and removed.
 
 use std::fs::{self, File};
 use std::io;

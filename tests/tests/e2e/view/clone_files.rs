@@ -161,7 +161,7 @@ fn what_can_not_be_done_to_a_clone() {
         assert_eq!(errno(attempt(path.parent().unwrap())), libc::EPERM, "{what}");
     }
     assert!(fs::read(&path).unwrap() == expected);
-    // What has it open is told apart from other mounts.
+    // The mount that has it open is told apart from other mounts.
     let held = open(&path);
     let second = Mounted::start(&viewed.vmstore, viewed.site.path("second"));
     assert_eq!(second.clone_file("vm").metadata().unwrap().len(), MIB);

@@ -81,7 +81,7 @@ fn mapped_memory() {
         let at = rng.below(source.len() as u64) as usize;
         assert_eq!(map.bytes()[at], source[at], "{at}");
     }
-    // What is mapped can be read when nothing else has it open.
+    // A mapping stays readable after the file is closed.
     drop(file);
     assert!(*map.bytes() == source[..]);
 }

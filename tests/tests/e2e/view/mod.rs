@@ -19,7 +19,7 @@ use tests::{Mounted, Site, Vmstore};
 
 const MIB: u64 = 1 << 20;
 
-/// A store with nights of `web01`, mounted. What is declared first is dropped first.
+/// A store with nights of `web01`, mounted. Fields are dropped in order.
 pub(crate) struct Viewed {
     pub(crate) mounted: Mounted,
     pub(crate) vmstore: Vmstore,

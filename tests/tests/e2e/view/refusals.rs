@@ -1,4 +1,4 @@
-//! What can't be done to the view's files, and which error says so: for root, whom permissions do not stop, and for
+//! Operations that fail on the view's files, and their errors: for root, whom permissions do not stop, and for
 //! another user.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -18,7 +18,7 @@ use super::{Viewed, errno};
 /// Something done to a path.
 pub(crate) type Attempt = fn(&Path) -> io::Result<()>;
 
-/// What can be tried on a file.
+/// Operations to try on a file.
 pub(crate) const ON_FILES: &[(&str, Attempt)] = &[
     ("open for writing", |path| OpenOptions::new().write(true).open(path).map(drop)),
     ("open for both", |path| OpenOptions::new().read(true).write(true).open(path).map(drop)),
@@ -37,7 +37,7 @@ pub(crate) const ON_FILES: &[(&str, Attempt)] = &[
     ("link", |path| fs::hard_link(path, path.with_extension("linked"))),
 ];
 
-/// What can be tried in a directory.
+/// Operations to try in a directory.
 pub(crate) const IN_DIRECTORIES: &[(&str, Attempt)] = &[
     ("create", |path| OpenOptions::new().write(true).create_new(true).open(path.join("new.raw")).map(drop)),
     ("mkdir", |path| fs::create_dir(path.join("new"))),

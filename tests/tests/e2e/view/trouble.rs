@@ -1,4 +1,4 @@
-//! What a mount does when the store breaks underneath, its owner ends, or it is killed itself.
+//! A mount when the store is damaged, its owner ends, or it is killed itself.
 
 use std::fs::{self, File};
 use std::io;
@@ -90,7 +90,7 @@ fn a_mount_whose_process_was_killed_is_known_as_dead_and_can_be_taken_away() {
     mounted.vmfs().run(["umount", "--force", mounted.arg()]);
     assert!(!mounted.is_mounted());
     drop(file);
-    assert_eq!(vmstore.files("leases", ".lease").len(), 1, "left behind, and held by nobody");
+    assert_eq!(vmstore.files("leases", ".lease").len(), 1, "left behind without a holder");
     vmstore.run(["gc"]);
     assert_eq!(vmstore.files("leases", ".lease").len(), 0);
 
@@ -133,10 +133,10 @@ fn a_read_waits_for_an_owner_as_long_as_told_and_no_longer() {
     let expected = fs::read(source).unwrap();
     let file = File::open(mounted.snapshot(name)).unwrap();
     let lock = File::options().read(true).write(true).open(vmstore.store().join("lock")).unwrap();
-    // Whoever starts from now on finds the store taken.
+    // Owners that start from now on find the store taken.
     vmstore.owners().into_iter().for_each(kill);
     lock.lock().unwrap();
-    // What is known from before is read without an owner.
+    // Cached data is read without an owner.
     let mut failed = 0;
     for at in (0..40).rev() {
         let asked = Instant::now();

@@ -1,4 +1,4 @@
-//! Reading a snapshot from end to end and here and there, beside the raw file and QEMU's export.
+//! Reading a snapshot from end to end and at random, compared with the raw file and QEMU's export.
 
 use std::fs::File;
 use std::ops::Range;
@@ -31,7 +31,7 @@ const RANDOM_BYTES: u64 = 4096;
 const RANDOM_OVER_BYTES: u64 = 1_300_000_000;
 const RANDOM_TIME: Duration = Duration::from_secs(6);
 
-/// Who shows the image as a raw file.
+/// A way to show the image as a raw file.
 #[derive(Clone, Copy)]
 enum Tool {
     Raw,
@@ -39,14 +39,14 @@ enum Tool {
     Qemu,
 }
 
-/// What is measured with, and how it is taken down.
+/// A shown image, and how it is taken down.
 struct Shown {
     file: PathBuf,
     mounted: Option<Mounted>,
     _export: Option<Export>,
 }
 
-/// What all tools read.
+/// The parts that all tools read.
 struct Disk<'a> {
     vmstore: &'a Vmstore,
     image: PathBuf,

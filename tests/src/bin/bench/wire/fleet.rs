@@ -17,7 +17,7 @@ const HOSTS: u64 = 6;
 const GUESTS: [char; 4] = ['a', 'b', 'c', 'd'];
 const RTT_MS: u64 = 50;
 
-/// Bytes of all hosts at once, beside the union of their chunks and beside what each would send alone.
+/// Bytes of all hosts at once, compared with the union of their chunks and with what each would send alone.
 pub(super) fn rows(bench: &mut Bench) -> Result<Vec<Row>> {
     eprintln!("fleet");
     let stores = (1..=HOSTS).map(|host| host_store(bench, host)).collect::<Result<Vec<_>>>()?;
@@ -45,7 +45,7 @@ fn host_store(bench: &mut Bench, host: u64) -> Result<PathBuf> {
     Ok(store)
 }
 
-/// What one store of all guests of all hosts takes.
+/// The size of one store of all guests of all hosts.
 fn union_bytes(bench: &mut Bench) -> Result<u64> {
     let store = bench.new_store("union")?;
     let empty_bytes = stored_bytes(&store)?;

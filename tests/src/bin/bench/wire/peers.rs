@@ -1,4 +1,4 @@
-//! The next day of the site through one link, beside rsync onto yesterday's copy and `restic copy` between
+//! The next day of the site through one link, compared with rsync onto yesterday's copy and `restic copy` between
 //! repositories.
 //!
 //! rsync speaks to its own daemon, restic to an SFTP server, both without ssh, which would only cost them. Bytes are
@@ -104,10 +104,10 @@ fn rsync(bench: &mut Bench, samples: &mut Samples) -> Result<()> {
 /// A daemon that takes files into a directory.
 fn rsync_daemon(dir: &Path) -> Result<(Running, SocketAddr)> {
     let config = dir.join("rsyncd.conf");
-    // Without these ids it would become nobody when root starts it.
+    // Without these ids it would become the user nobody when root starts it.
     let ids = if rustix::process::getuid().is_root() { "uid = 0\ngid = 0\n" } else { "" };
     fs::write(&config, format!("use chroot = no\n{ids}[disk]\npath = {}\nread only = no\n", dir.display()))?;
-    // It can't be asked for a free port; this one was, and nobody else is likely to take it in the meantime.
+    // It can't be asked for a free port; this one was, and is unlikely to be taken in the meantime.
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
     let mut command = Command::new("rsync");
     command.args(["--daemon", "--no-detach", "--address=127.0.0.1"]).arg(format!("--port={}", address.port()));
@@ -193,7 +193,7 @@ fn wan_program() -> Result<PathBuf> {
 fn sftp_server() -> Result<(Running, SocketAddr)> {
     let mut command = Command::new(wan_program()?);
     command.args(["serve", "127.0.0.1:0", SFTP_SERVER]).stdin(Stdio::piped()).stderr(Stdio::piped());
-    let mut server = Running(command.spawn().context("cannot run wan, which is built beside this program")?);
+    let mut server = Running(command.spawn().context("cannot run wan, which is built with this program")?);
     let mut line = String::new();
     BufReader::new(server.0.stderr.take().context("its standard error is a pipe")?).read_line(&mut line)?;
     let address = line.trim().strip_prefix("listening on ").and_then(|address| address.parse().ok());

@@ -22,7 +22,7 @@ const TOKEN_FILE: &str = "token";
 /// The machine of the network where servers are; everything else is on the first.
 const FAR: u8 = 1;
 
-/// What a client is told of a server.
+/// The server's address and key, as clients need them.
 #[derive(Clone, Debug)]
 pub(super) struct Remote {
     address: SocketAddr,
@@ -106,7 +106,7 @@ impl Drop for Server {
     }
 }
 
-/// Makes a token that may do everything, in a file beside the store.
+/// Makes a token that may do everything, in a file next to the store.
 fn make_token(bench: &mut Bench, store: &Path) -> Result<PathBuf> {
     let token = bench.plain_output(store, &["token", "add", "bench", "--role", "admin"])?;
     let file = store.with_extension(TOKEN_FILE);

@@ -1,10 +1,10 @@
-//! What was acknowledged, and what therefore must be there or must not.
+//! Acknowledged work, and the snapshots that must or must not exist because of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use blake3::Hash;
 
-/// What is known of a snapshot that was ingested and not removed.
+/// The state of a snapshot that was ingested and not removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// Its ingest ended well.
@@ -19,7 +19,7 @@ pub(crate) struct Ledger {
     /// Of the bytes of each snapshot that was ever begun.
     digests: BTreeMap<String, Hash>,
     near: BTreeMap<String, Fate>,
-    /// What must be at the far site.
+    /// Snapshots that must be at the far site.
     far: BTreeSet<String>,
 }
 
@@ -50,7 +50,7 @@ impl Ledger {
         self.near.retain(|name, _| !names.contains(name));
     }
 
-    /// What is known to be at the near site, by age.
+    /// Snapshots known to be at the near site, by age.
     pub(crate) fn there(&self) -> Vec<String> {
         let there = self.near.iter().filter(|(_, fate)| **fate == Fate::There);
         let mut there: Vec<_> = there.map(|(name, _)| name.clone()).collect();
@@ -73,10 +73,10 @@ impl Ledger {
 
     /// Of which bytes a snapshot is.
     pub(crate) fn digest(&self, name: &str) -> Hash {
-        *self.digests.get(name).unwrap_or_else(|| panic!("{name} is there, and nobody ingested it"))
+        *self.digests.get(name).unwrap_or_else(|| panic!("{name} is there and was never ingested"))
     }
 
-    /// Fails unless the sites list what they must, and nothing that they must not. What was unknown is known now.
+    /// Fails unless the sites list what they must, and nothing that they must not. The unknown ones are known now.
     pub(crate) fn settle(&mut self, near: &[String], far: &[String]) {
         for name in self.there() {
             assert!(near.contains(&name), "{name} was acknowledged and is lost");
@@ -91,7 +91,7 @@ impl Ledger {
         self.far = far.iter().cloned().collect();
     }
 
-    /// What the far site has and the near one no longer: to be removed there.
+    /// Snapshots at the far site that the near one no longer has: to be removed there.
     pub(crate) fn take_outdated(&mut self) -> Vec<String> {
         let outdated = |name: &&String| !self.near.contains_key(*name);
         let names: Vec<_> = self.far.iter().filter(outdated).cloned().collect();
