@@ -171,15 +171,15 @@ impl ExtentAllocator for ClientSession {
     fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
         let request = Request::Reserve { session: self.id(), class: class as u8, bytes };
         match self.client().wait(self.client().call(&request))? {
-            Reply::Reserved(room) => room.room().map_err(broken),
+            Reply::Reserved(extent) => extent.extent().map_err(broken),
             reply => Err(unexpected(&reply)),
         }
     }
 
-    fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool> {
-        let (room, headers) = (room.into(), headers_to_bytes(headers));
-        match self.client().wait(self.client().call(&Request::AppendWritten { session: self.id(), room, headers }))? {
-            Reply::Taken(taken) => Ok(taken),
+    fn append_written(&self, extent: Extent, headers: &[Header]) -> Result<bool> {
+        let (extent, headers) = (extent.into(), headers_to_bytes(headers));
+        match self.client().wait(self.client().call(&Request::AppendWritten { session: self.id(), extent, headers }))? {
+            Reply::Appended(is_appended) => Ok(is_appended),
             reply => Err(unexpected(&reply)),
         }
     }
@@ -190,7 +190,7 @@ impl ClientSession {
     fn read_bases(&self, packs: &Packs, like: &[Like]) -> Result<Option<Vec<Option<Base>>>> {
         let request = Request::BaseIds { session: self.id(), like: resemblances(like) };
         let (ids, places) = match self.client().wait(self.client().call(&request))? {
-            Reply::BaseIds { ids, places: Locations(places) } => (ids, places),
+            Reply::BaseIds { ids, locations: Locations(places) } => (ids, places),
             reply => return Err(unexpected(&reply)),
         };
         let found: Vec<RecordId> = ids.iter().flatten().map(|id| RecordId::from_bytes(*id)).collect();

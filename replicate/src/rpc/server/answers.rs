@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
 use chunkstore::format::manifest::ChunkSource;
 use chunkstore::format::{ChunkId, Codec, Encoder, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
@@ -13,9 +14,9 @@ use chunkstore::{Error, Result};
 use super::connection::Connection;
 use crate::rpc::auth::Grant;
 use crate::rpc::wire::{
-    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, Frame, IDS_MAX, Ids, Kind, Located, Locations, Names, Prefixes,
-    RecordBatch, Reply, Request, Resemblance, SessionId, WireError, claims_to_bytes, class_of, headers_from_bytes,
-    records_of, split_session,
+    Bits, ENTRY_PREFIX_BYTES, Fetch, ForStream, IDS_MAX, Ids, Kind, Located, Locations, Names, Prefixes, RecordBatch,
+    Reply, Resemblance, ReservedExtent, SessionId, WireError, claims_to_bytes, class_of, headers_from_bytes,
+    records_of,
 };
 
 /// Records that are read from the store together.
@@ -24,106 +25,95 @@ const GROUP_IDS: usize = 32;
 const GROUP_ENTRIES_BYTES: usize = 256 << 10;
 
 impl Connection {
-    /// Does what a frame asks for, and answers.
-    pub(super) async fn answer(self: &Arc<Self>, frame: Frame) {
-        let number = frame.request;
-        let result = match frame.kind {
-            Kind::Records => self.put(frame).await,
-            Kind::Request => match Request::from_bytes(&frame.payload) {
-                Ok(request) => self.request(number, request).await,
-                Err(what) => Err(Error::invalid(what)),
-            },
-            _ => Err(Error::invalid("a frame that only answers have")),
-        };
-        self.finish(number, result).await;
-    }
-
-    async fn put(&self, frame: Frame) -> Result<Reply> {
-        self.check_grant()?;
-        let (session, payload) = split_session(&frame.payload).map_err(Error::invalid)?;
+    /// Takes records into a session.
+    pub(super) async fn put(self: Arc<Self>, session: SessionId, records: Bytes) -> Result<Reply> {
         let (session, server) = (self.session(session)?, Arc::clone(&self.server));
-        let put = move |_: &Arc<Store>| session.put(&server, records_of(&payload).map_err(Error::invalid)?);
+        let put = move |_: &Arc<Store>| session.put(&server, records_of(&records).map_err(Error::invalid)?);
         self.server.work(put).await?;
         Ok(Reply::Done)
     }
 
-    async fn request(self: &Arc<Self>, number: u32, request: Request) -> Result<Reply> {
-        self.check(&request)?;
-        match request {
-            Request::Begin { .. } | Request::Attach { .. } => unreachable!("these are done before others"),
-            Request::End { session } => {
-                let ended = self.end(session);
-                // Dropping it may wait for the disk.
-                self.server
-                    .work(move |_| {
-                        drop(ended);
-                        Ok(())
-                    })
-                    .await?;
-                Ok(Reply::Done)
-            }
-            Request::Claim { session, ids: Ids(ids) } => {
-                let session = self.session(session)?;
-                let claims = self.server.work(move |_| session.claim(number, &ids)).await?;
-                Ok(Reply::Claims(claims_to_bytes(&claims)))
-            }
-            Request::Await { session } => {
-                let decided = self.server.decided(&self.session(session)?).await?;
-                let byte = |(request, position, claim)| (request, position, claims_to_bytes(&[claim])[0]);
-                Ok(Reply::Decided(decided.into_iter().map(byte).collect()))
-            }
-            Request::Full { ids: Ids(ids) } => {
-                let full = self.server.work(move |store| store.is_full(&ids)).await?;
-                Ok(Reply::Bits(full.into_iter().collect()))
-            }
-            Request::Bases { session, like } => self.bases(number, session, &like).await,
-            Request::Publish { session, entry, report } => {
-                let publishing = self.session(session)?;
-                let server = Arc::clone(&self.server);
-                let publish = move |_: &Arc<Store>| publishing.publish(&server, entry, report.as_deref());
-                let snapshot = self.server.work(publish).await?;
-                self.end(session);
-                Ok(Reply::Published(snapshot.encode()))
-            }
-            Request::Get { ids: Ids(ids), fetch } => self.get(number, &ids, fetch).await,
-            Request::Lacks { prefixes } => {
-                let bits = self.server.work(move |store| lacks(store.catalog(), &prefixes)).await?;
-                Ok(Reply::Bits(bits))
-            }
-            Request::Select { names, have } => self.select(number, names, have).await,
-            request @ (Request::PublishPartial { .. }
-            | Request::Flush { .. }
-            | Request::Has { .. }
-            | Request::Suspect { .. }
-            | Request::BootOrder { .. }
-            | Request::PutBootOrder { .. }) => self.of_partial(request).await,
-            Request::Do(job) => self.run(number, job).await,
-            Request::Leave => {
-                self.server.allow_leaving()?;
-                self.server.leave();
-                Ok(Reply::Done)
-            }
-            Request::Locate { ids: Ids(ids) } => {
-                Ok(Reply::Locations(self.server.work(move |store| places(store, &ids)).await?))
-            }
-            Request::BaseIds { session, like } => self.base_ids(session, &like).await,
-            Request::Reserve { session, class, bytes } => {
-                let session = self.session(session)?;
-                let class = class_of(class).map_err(Error::invalid)?;
-                let room = self.server.work(move |_| session.reserve(class, bytes)).await?;
-                Ok(Reply::Reserved(room.into()))
-            }
-            Request::AppendWritten { session, room, headers } => {
-                let (session, server) = (self.session(session)?, Arc::clone(&self.server));
-                let room = room.room().map_err(Error::invalid)?;
-                let headers = headers_from_bytes(&headers).map_err(Error::invalid)?;
-                let taken = self.server.work(move |_| session.append_written(&server, room, &headers)).await?;
-                Ok(Reply::Taken(taken))
-            }
-        }
+    pub(super) async fn end_session(self: Arc<Self>, session: SessionId) -> Result<Reply> {
+        let ended = self.end(session);
+        // Dropping it may wait for the disk.
+        let drop_it = move |_: &Arc<Store>| {
+            drop(ended);
+            Ok(())
+        };
+        self.server.work(drop_it).await?;
+        Ok(Reply::Done)
     }
 
-    async fn bases(&self, number: u32, session: SessionId, like: &[Resemblance]) -> Result<Reply> {
+    pub(super) async fn claim(self: Arc<Self>, number: u32, session: SessionId, Ids(ids): Ids) -> Result<Reply> {
+        let session = self.session(session)?;
+        let claims = self.server.work(move |_| session.claim(number, &ids)).await?;
+        Ok(Reply::Claims(claims_to_bytes(&claims)))
+    }
+
+    pub(super) async fn await_claims(self: Arc<Self>, session: SessionId) -> Result<Reply> {
+        let decided = self.server.decided(&self.session(session)?).await?;
+        let byte = |(request, position, claim)| (request, position, claims_to_bytes(&[claim])[0]);
+        Ok(Reply::Decided(decided.into_iter().map(byte).collect()))
+    }
+
+    pub(super) async fn full(self: Arc<Self>, Ids(ids): Ids) -> Result<Reply> {
+        let full = self.server.work(move |store| store.is_full(&ids)).await?;
+        Ok(Reply::Bits(full.into_iter().collect()))
+    }
+
+    pub(super) async fn publish(
+        self: Arc<Self>,
+        session: SessionId,
+        entry: Vec<u8>,
+        report: Option<Vec<u8>>,
+    ) -> Result<Reply> {
+        let (publishing, server) = (self.session(session)?, Arc::clone(&self.server));
+        let publish = move |_: &Arc<Store>| publishing.publish(&server, entry, report.as_deref());
+        let snapshot = self.server.work(publish).await?;
+        self.end(session);
+        Ok(Reply::Published(snapshot.encode()))
+    }
+
+    pub(super) async fn lacks(self: Arc<Self>, prefixes: Prefixes) -> Result<Reply> {
+        Ok(Reply::Bits(self.server.work(move |store| lacks(store.catalog(), &prefixes)).await?))
+    }
+
+    pub(super) async fn leave(self: Arc<Self>) -> Result<Reply> {
+        self.server.allow_leaving()?;
+        self.server.leave();
+        Ok(Reply::Done)
+    }
+
+    pub(super) async fn locate(self: Arc<Self>, Ids(ids): Ids) -> Result<Reply> {
+        Ok(Reply::Locations(self.server.work(move |store| locations(store, &ids)).await?))
+    }
+
+    pub(super) async fn reserve(self: Arc<Self>, session: SessionId, class: u8, bytes: u32) -> Result<Reply> {
+        let session = self.session(session)?;
+        let class = class_of(class).map_err(Error::invalid)?;
+        let extent = self.server.work(move |_| session.reserve(class, bytes)).await?;
+        Ok(Reply::Reserved(extent.into()))
+    }
+
+    pub(super) async fn append_written(
+        self: Arc<Self>,
+        session: SessionId,
+        extent: ReservedExtent,
+        headers: Vec<u8>,
+    ) -> Result<Reply> {
+        let (session, server) = (self.session(session)?, Arc::clone(&self.server));
+        let extent = extent.extent().map_err(Error::invalid)?;
+        let headers = headers_from_bytes(&headers).map_err(Error::invalid)?;
+        let is_appended = self.server.work(move |_| session.append_written(&server, extent, &headers)).await?;
+        Ok(Reply::Appended(is_appended))
+    }
+
+    pub(super) async fn bases(
+        self: Arc<Self>,
+        number: u32,
+        session: SessionId,
+        like: Vec<Resemblance>,
+    ) -> Result<Reply> {
         if like.len() > IDS_MAX {
             return Err(Error::invalid("too many bases are asked for"));
         }
@@ -146,7 +136,7 @@ impl Connection {
         Ok(Reply::Bases(answer))
     }
 
-    async fn base_ids(&self, session: SessionId, like: &[Resemblance]) -> Result<Reply> {
+    pub(super) async fn base_ids(self: Arc<Self>, session: SessionId, like: Vec<Resemblance>) -> Result<Reply> {
         if like.len() > IDS_MAX {
             return Err(Error::invalid("too many bases are asked for"));
         }
@@ -156,13 +146,13 @@ impl Connection {
             let ids = session.writer().base_ids(&like)?;
             let found: Vec<RecordId> = ids.iter().flatten().copied().collect();
             let ids = ids.into_iter().map(|id| id.map(|id| *id.as_bytes())).collect();
-            Ok(Reply::BaseIds { ids, places: places(store, &found)? })
+            Ok(Reply::BaseIds { ids, locations: locations(store, &found)? })
         };
         self.server.work(find).await
     }
 
     /// Sends records in groups, so that no answer is in memory as a whole.
-    async fn get(&self, number: u32, ids: &[RecordId], fetch: Fetch) -> Result<Reply> {
+    pub(super) async fn get(self: Arc<Self>, number: u32, Ids(ids): Ids, fetch: Fetch) -> Result<Reply> {
         let mut missing = Vec::new();
         let mut bases_sent = HashSet::new();
         for (group, ids) in ids.chunks(GROUP_IDS).enumerate() {
@@ -196,7 +186,7 @@ impl Connection {
         if batch.is_empty() { Ok(()) } else { self.part(kind, number, batch.into_payload()).await }
     }
 
-    async fn select(&self, number: u32, names: Names, have: Prefixes) -> Result<Reply> {
+    pub(super) async fn select(self: Arc<Self>, number: u32, names: Names, have: Prefixes) -> Result<Reply> {
         let grant = self.grant.clone();
         let (selection, common) = self
             .server
@@ -221,7 +211,7 @@ impl Connection {
 }
 
 /// Where records lie that are in sealed packs.
-fn places(store: &Store, ids: &[RecordId]) -> Result<Locations> {
+fn locations(store: &Store, ids: &[RecordId]) -> Result<Locations> {
     let located = |place: RecordLocation| Some(Located { pack: store.packs().row(place.pack)?.id, place });
     Ok(Locations(store.places(ids)?.into_iter().map(|place| place.and_then(located)).collect()))
 }

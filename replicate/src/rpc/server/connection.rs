@@ -10,15 +10,15 @@ use tokio::io::{BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::rights;
+use super::dispatch::{Answer, Turn};
 use super::sessions::Session;
 use super::{Connected, Server};
 use crate::rpc::auth::Grant;
 use crate::rpc::client::{Client, Link, PATIENCE, WRITE_BUFFER_BYTES, write_queue};
 use crate::rpc::transport::{Peer, Stream};
 use crate::rpc::wire::{
-    ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, SessionId, Welcome, WireError,
-    read_preamble, write_preamble,
+    ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Purpose, Reply, SessionId, SessionSecret, Welcome,
+    WireError, read_preamble, write_preamble,
 };
 
 /// Requests of one connection that are worked on at a time.
@@ -195,13 +195,18 @@ impl Welcomed {
                 Ok(Some(frame)) if frame.kind == Kind::Ping => {}
                 Ok(Some(frame)) => {
                     let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
-                    if let Some(request) = connection.begin(frame).await {
-                        let room = connection.server.room_for(&request).await;
-                        let connection = Arc::clone(&connection);
-                        requests.spawn(async move {
-                            connection.answer(request).await;
-                            drop((turn, room));
-                        });
+                    let (number, bytes) = (frame.request, frame.payload.len() as u32);
+                    match connection.dispatch(frame) {
+                        Ok(Turn::Next(answer)) => connection.answer(number, answer).await,
+                        Ok(Turn::Any(answer)) => {
+                            let room = connection.server.room_for(bytes).await;
+                            let connection = Arc::clone(&connection);
+                            requests.spawn(async move {
+                                connection.answer(number, answer).await;
+                                drop((turn, room));
+                            });
+                        }
+                        Err(error) => connection.finish(number, Err(error)).await,
                     }
                 }
                 Ok(None) => break Ok(()),
@@ -223,62 +228,51 @@ impl Welcomed {
 
 impl Server {
     /// Waits until there is room for a request's bytes among those that wait.
-    async fn room_for(&self, frame: &Frame) -> tokio::sync::OwnedSemaphorePermit {
-        let bytes = frame.payload.len() as u32;
+    async fn room_for(&self, bytes: u32) -> tokio::sync::OwnedSemaphorePermit {
         Arc::clone(&self.waiting_bytes).acquire_many_owned(bytes).await.expect("the room is never closed")
     }
 }
 
 impl Connection {
-    /// Does at once what later requests rely on; gives the others back.
-    async fn begin(self: &Arc<Self>, frame: Frame) -> Option<Frame> {
-        if frame.kind != Kind::Request {
-            return Some(frame);
-        }
-        let result = match Request::from_bytes(&frame.payload) {
-            Ok(request @ (Request::Begin { .. } | Request::Attach { .. })) => self.enter(request).await,
-            _ => return Some(frame),
+    /// Works on a request and answers it.
+    async fn answer(&self, number: u32, answer: Answer) {
+        let result = match self.check_grant() {
+            Ok(()) => answer.await,
+            Err(error) => Err(error),
         };
-        self.finish(frame.request, result).await;
-        None
-    }
-
-    async fn enter(&self, request: Request) -> Result<Reply> {
-        self.check(&request)?;
-        match request {
-            Request::Begin { session, purpose, snapshot } => {
-                let (server, grant) = (Arc::clone(&self.server), self.grant.clone());
-                let begun = self.server.work(move |store| {
-                    let begun = Session::begin(&server, store, grant, purpose, snapshot.as_deref())?;
-                    Ok(Arc::new(begun))
-                });
-                let begun = begun.await?;
-                self.server.register(&begun);
-                let reply = Reply::Begun { secret: begun.secret(), trusts_parent: begun.writer().trusts_parent() };
-                self.add(session, begun)?;
-                Ok(reply)
-            }
-            Request::Attach { session, secret } => {
-                let shared = self.server.session(secret)?;
-                self.add(session, shared)?;
-                Ok(Reply::Done)
-            }
-            _ => unreachable!("only these two are entered"),
-        }
-    }
-
-    /// Checks that the client may ask this, and may still do what it was admitted for.
-    pub(super) fn check(&self, request: &Request) -> Result<()> {
-        self.check_grant()?;
-        rights::check(&self.grant, request)
+        self.finish(number, result).await;
     }
 
     /// Checks that the client may still do what it was admitted for.
-    pub(super) fn check_grant(&self) -> Result<()> {
+    fn check_grant(&self) -> Result<()> {
         if self.server.grant_by(&self.credential)? != self.grant {
             return Err(Error::denied("what the client may do has changed; connect anew"));
         }
         Ok(())
+    }
+
+    pub(super) async fn begin(
+        self: Arc<Self>,
+        session: SessionId,
+        purpose: Purpose,
+        snapshot: Option<String>,
+    ) -> Result<Reply> {
+        let (server, grant) = (Arc::clone(&self.server), self.grant.clone());
+        let begun = self.server.work(move |store| {
+            let begun = Session::begin(&server, store, grant, purpose, snapshot.as_deref())?;
+            Ok(Arc::new(begun))
+        });
+        let begun = begun.await?;
+        self.server.register(&begun);
+        let reply = Reply::Begun { secret: begun.secret(), trusts_parent: begun.writer().trusts_parent() };
+        self.add(session, begun)?;
+        Ok(reply)
+    }
+
+    pub(super) async fn attach(self: Arc<Self>, session: SessionId, secret: SessionSecret) -> Result<Reply> {
+        let shared = self.server.session(secret)?;
+        self.add(session, shared)?;
+        Ok(Reply::Done)
     }
 
     fn add(&self, id: SessionId, session: Arc<Session>) -> Result<()> {

@@ -25,7 +25,7 @@ const REPORT_PART_BYTES: usize = 1 << 20;
 
 impl Connection {
     /// Runs a job on a thread of its own, telling how far it is. When the client goes the job is asked to stop.
-    pub(super) async fn run(&self, number: u32, job: Job) -> Result<Reply> {
+    pub(super) async fn run(self: Arc<Self>, number: u32, job: Job) -> Result<Reply> {
         let progress = Arc::new(Progress::default());
         let _stop = StopOnDrop(Arc::clone(&progress));
         let (store, watched) = (Arc::clone(&self.server.store), Arc::clone(&progress));

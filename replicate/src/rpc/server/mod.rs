@@ -7,6 +7,7 @@
 
 mod answers;
 mod connection;
+mod dispatch;
 mod jobs;
 mod partial;
 mod rights;

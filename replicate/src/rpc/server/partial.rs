@@ -1,6 +1,8 @@
 //! The answers to what a mount with an upstream asks: for partial snapshots, for records that it could not read, and for
 //! boot orders.
 
+use std::sync::Arc;
+
 use chunkstore::catalog::boot_order::{self, BootOrder};
 use chunkstore::catalog::{Snapshot, SnapshotName, State};
 use chunkstore::format::EntryId;
@@ -9,42 +11,42 @@ use chunkstore::store::Store;
 use chunkstore::{Error, Result};
 
 use super::connection::Connection;
-use crate::rpc::wire::{Ids, Reply, Request};
+use crate::rpc::wire::{Ids, Reply, SessionId};
 
 impl Connection {
-    pub(super) async fn of_partial(&self, request: Request) -> Result<Reply> {
-        match request {
-            Request::PublishPartial { entry } => {
-                let published = self.server.work(move |store| {
-                    let snapshot = Snapshot::from_entry(EntryId::of(&entry), entry, State::default())?;
-                    store.session(None)?.publish_partial(&snapshot)
-                });
-                Ok(Reply::Published(published.await?.encode()))
-            }
-            Request::Flush { session } => {
-                let session = self.session(session)?;
-                self.server.work(move |_| session.flush()).await?;
-                Ok(Reply::Done)
-            }
-            Request::Has { ids: Ids(ids) } => {
-                let places = self.server.work(move |store| store.places(&ids)).await?;
-                Ok(Reply::Bits(places.into_iter().map(|place| place.is_some()).collect()))
-            }
-            Request::Suspect { ids: Ids(ids) } => {
-                let bad = self.server.work(move |store| store.check_suspects(&ids)).await?;
-                Ok(Reply::Bits(bad.into_iter().collect()))
-            }
-            Request::BootOrder { snapshot, or_nearest } => {
-                let order = self.server.work(move |store| order_of(store, &snapshot, or_nearest)).await?;
-                Ok(Reply::BootOrder(order.map(|order| order.encode())))
-            }
-            Request::PutBootOrder { snapshot, order } => {
-                self.server.quota.charge(&self.grant, order.len() as u64)?;
-                self.server.work(move |store| put_order(store, &snapshot, &order)).await?;
-                Ok(Reply::Done)
-            }
-            _ => unreachable!("others are answered elsewhere"),
-        }
+    pub(super) async fn publish_partial(self: Arc<Self>, entry: Vec<u8>) -> Result<Reply> {
+        let published = self.server.work(move |store| {
+            let snapshot = Snapshot::from_entry(EntryId::of(&entry), entry, State::default())?;
+            store.session(None)?.publish_partial(&snapshot)
+        });
+        Ok(Reply::Published(published.await?.encode()))
+    }
+
+    pub(super) async fn flush(self: Arc<Self>, session: SessionId) -> Result<Reply> {
+        let session = self.session(session)?;
+        self.server.work(move |_| session.flush()).await?;
+        Ok(Reply::Done)
+    }
+
+    pub(super) async fn has(self: Arc<Self>, Ids(ids): Ids) -> Result<Reply> {
+        let places = self.server.work(move |store| store.places(&ids)).await?;
+        Ok(Reply::Bits(places.into_iter().map(|place| place.is_some()).collect()))
+    }
+
+    pub(super) async fn suspect(self: Arc<Self>, Ids(ids): Ids) -> Result<Reply> {
+        let bad = self.server.work(move |store| store.check_suspects(&ids)).await?;
+        Ok(Reply::Bits(bad.into_iter().collect()))
+    }
+
+    pub(super) async fn boot_order(self: Arc<Self>, snapshot: String, or_nearest: bool) -> Result<Reply> {
+        let order = self.server.work(move |store| order_of(store, &snapshot, or_nearest)).await?;
+        Ok(Reply::BootOrder(order.map(|order| order.encode())))
+    }
+
+    pub(super) async fn put_boot_order(self: Arc<Self>, snapshot: String, order: Vec<u8>) -> Result<Reply> {
+        self.server.quota.charge(&self.grant, order.len() as u64)?;
+        self.server.work(move |store| put_order(store, &snapshot, &order)).await?;
+        Ok(Reply::Done)
     }
 }
 

@@ -169,7 +169,7 @@ mod tests {
             Request::BootOrder { snapshot: snapshot.clone(), or_nearest: true },
             Request::PutBootOrder { snapshot, order: Vec::new() },
             Request::Reserve { session, class: 1, bytes: 1 },
-            Request::AppendWritten { session, room: ReservedExtent::from(room), headers: Vec::new() },
+            Request::AppendWritten { session, extent: ReservedExtent::from(room), headers: Vec::new() },
         ]
     }
 

@@ -6,7 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::IDS_MAX;
-use super::message::chunked;
+use super::packed::chunked;
 
 /// Bytes of a place.
 pub const LOCATION_BYTES: usize = 24;
@@ -46,11 +46,11 @@ impl From<Extent> for ReservedExtent {
 }
 
 impl ReservedExtent {
-    /// The room.
+    /// The extent.
     ///
     /// # Errors
-    /// If its class is none.
-    pub fn room(self) -> Result<Extent, String> {
+    /// If its class is unknown.
+    pub fn extent(self) -> Result<Extent, String> {
         let Self { number, tag, class, offset, bytes } = self;
         Ok(Extent { pack: PackId { number, tag }, class: class_of(class)?, offset, bytes })
     }

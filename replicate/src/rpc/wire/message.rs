@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use chunkstore::format::RecordId;
 use chunkstore::store::Claim;
-use serde::de::{DeserializeOwned, Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::locations::{Locations, ReservedExtent};
-use super::{ENTRY_PREFIX_BYTES, IDS_MAX};
+use super::packed::{Bits, Ids, Prefixes, as_bytes};
 
 /// The first message of a client.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,7 +217,7 @@ pub enum Request {
         /// Into which session.
         session: SessionId,
         /// Where they lie.
-        room: ReservedExtent,
+        extent: ReservedExtent,
         /// Their headers, one after another.
         #[serde(with = "as_bytes")]
         headers: Vec<u8>,
@@ -345,14 +344,14 @@ pub enum Reply {
         /// Their ids.
         ids: Vec<Option<[u8; 32]>>,
         /// Where those lie that there are, in their order.
-        places: Locations,
+        locations: Locations,
     },
     /// The file of a boot order, if there is one.
     BootOrder(Option<Vec<u8>>),
     /// Extent that is the session's to write to.
     Reserved(ReservedExtent),
-    /// Whether records that were written into lent room were put: the room may be gone.
-    Taken(bool),
+    /// Whether the written records were added: the owner may have sealed their pack.
+    Appended(bool),
 }
 
 /// A stream of messages of one type.
@@ -382,38 +381,6 @@ impl ForStream for Reply {}
 impl ForStream for super::WireError {}
 impl ForStream for (u64, u64) {}
 
-/// Ids of records, 32 bytes each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ids(pub Vec<RecordId>);
-
-/// Beginnings of entries' ids.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Prefixes(pub Vec<[u8; ENTRY_PREFIX_BYTES]>);
-
-/// Bits, the first in the lowest place of the first byte.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bits(Vec<u8>);
-
-impl FromIterator<bool> for Bits {
-    fn from_iter<I: IntoIterator<Item = bool>>(bits: I) -> Self {
-        let mut bytes = Vec::new();
-        for (at, bit) in bits.into_iter().enumerate() {
-            if at % 8 == 0 {
-                bytes.push(0);
-            }
-            bytes[at / 8] |= u8::from(bit) << (at % 8);
-        }
-        Self(bytes)
-    }
-}
-
-impl Bits {
-    /// Whether the bit is set; those that were not sent are not.
-    pub fn has(&self, at: usize) -> bool {
-        self.0.get(at / 8).is_some_and(|byte| byte & 1 << (at % 8) != 0)
-    }
-}
-
 /// Claims as they travel.
 pub fn claims_to_bytes(claims: &[Claim]) -> Vec<u8> {
     let number = |claim: &Claim| match claim {
@@ -438,85 +405,6 @@ pub fn claims_from_bytes(bytes: &[u8]) -> Result<Vec<Claim>, String> {
         _ => Err(format!("an unknown answer to a claim: {byte}")),
     };
     bytes.iter().map(claim).collect()
-}
-
-/// A list of byte strings of one length, as one byte string.
-pub(super) fn chunked<'de, D, const N: usize>(deserializer: D, most: usize) -> Result<Vec<[u8; N]>, D::Error>
-where
-    D: Deserializer<'de>,
-{
-    let bytes = as_bytes::deserialize(deserializer)?;
-    let (items, rest) = bytes.as_chunks::<N>();
-    if !rest.is_empty() || items.len() > most {
-        return Err(D::Error::custom("a list of ids has an impossible length"));
-    }
-    Ok(items.to_vec())
-}
-
-impl Serialize for Ids {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|id| *id.as_bytes()).collect();
-        serializer.serialize_bytes(&bytes)
-    }
-}
-
-impl<'de> Deserialize<'de> for Ids {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ids = chunked::<D, 32>(deserializer, IDS_MAX)?;
-        Ok(Self(ids.into_iter().map(RecordId::from_bytes).collect()))
-    }
-}
-
-impl Serialize for Prefixes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0.as_flattened())
-    }
-}
-
-impl<'de> Deserialize<'de> for Prefixes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        chunked(deserializer, usize::MAX).map(Self)
-    }
-}
-
-impl Serialize for Bits {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Bits {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        as_bytes::deserialize(deserializer).map(Self)
-    }
-}
-
-/// Bytes as one byte string; without this, serde takes them one by one.
-mod as_bytes {
-    use super::{Deserializer, Visitor, fmt};
-
-    #[expect(clippy::ptr_arg, reason = "serde's signature")]
-    pub(super) fn serialize<S: super::Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Bytes;
-
-        impl Visitor<'_> for Bytes {
-            type Value = Vec<u8>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("bytes")
-            }
-
-            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
-            }
-        }
-
-        deserializer.deserialize_bytes(Bytes)
-    }
 }
 
 #[cfg(test)]
@@ -565,10 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_and_claims() {
-        let bits: Vec<bool> = (0..19).map(|n| n % 3 == 0).collect();
-        let packed: Bits = bits.iter().copied().collect();
-        assert!((0..19).all(|at| packed.has(at) == bits[at]) && !packed.has(500));
+    fn claims_survive() {
         let claims = [Claim::Present, Claim::Yours, Claim::YoursWhole, Claim::Elsewhere];
         assert_eq!(claims_from_bytes(&claims_to_bytes(&claims)).unwrap(), claims);
         assert!(claims_from_bytes(&[4]).is_err());

@@ -8,6 +8,7 @@ mod frame;
 mod io;
 mod locations;
 mod message;
+mod packed;
 mod records;
 
 pub use failure::{WireError, shown};
@@ -16,9 +17,10 @@ pub use io::{FrameReader, FrameWriter, Meter, read_preamble, write_preamble};
 pub(crate) use locations::class_of;
 pub use locations::{LOCATION_BYTES, Located, Locations, ReservedExtent};
 pub use message::{
-    Bits, Fetch, ForStream, Hello, Ids, Job, Names, Prefixes, Purpose, Reply, Request, Resemblance, SessionId,
-    SessionSecret, Welcome, claims_from_bytes, claims_to_bytes,
+    Fetch, ForStream, Hello, Job, Names, Purpose, Reply, Request, Resemblance, SessionId, SessionSecret, Welcome,
+    claims_from_bytes, claims_to_bytes,
 };
+pub use packed::{Bits, Ids, Prefixes};
 pub(crate) use records::split_session;
 pub use records::{RecordBatch, headers_from_bytes, headers_to_bytes, records_of};
 
