@@ -5,7 +5,6 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -13,17 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use chunkstore::catalog::{Snapshot, SnapshotName};
+use chunkstore::catalog::Snapshot;
 use chunkstore::format::limits::STORED_BYTES_MAX;
 use chunkstore::format::manifest::{ChunkSource, Node};
 use chunkstore::format::{ChunkId, Codec, Header, Kind as RecordKind, NodeId, PackId, Record, RecordId};
-use chunkstore::ingest::{Base, IngestInto, IngestOptions};
 use chunkstore::pack::{Class, Extent, ExtentAllocator};
-use chunkstore::source::{MemDisk, Source};
 use chunkstore::store::{Like, Sink};
 use chunkstore::testing::contract;
 use chunkstore::{Error, Progress};
-use common::{Site, local, night, noise, read_back};
+use common::{Site, ingest_by, local, night, noise, read_back};
 use replicate::rpc::client::{Client, ClientSession, Link, Packs};
 use replicate::rpc::server::serve_stream;
 use replicate::rpc::wire::{
@@ -239,23 +236,6 @@ fn a_session_reads_the_bases_that_it_is_told() {
     assert!(fetched.iter().filter(|base| base.is_some()).count() == ids.len() + 1 && fetched[ids.len()].is_none());
     assert!(read == fetched && fallen_back == fetched);
     assert!(moved > 0 && nothing == 0 && as_before == moved);
-}
-
-/// Ingests through an owner.
-fn ingest_by(client: &Client, name: SnapshotName, image: &[u8]) -> Snapshot {
-    let session = ClientSession::begin_blocking(client, Purpose::Ingest, None).unwrap();
-    let into = IngestInto {
-        sink: &session,
-        source: client,
-        params: common::small_params(),
-        zstd_level: 1,
-        store_id: "here",
-        trusts_parent: false,
-        parent: None,
-    };
-    let now = name.time.timestamp();
-    let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::None, threads: 2, now };
-    into.ingest(Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default()).unwrap()
 }
 
 #[test]

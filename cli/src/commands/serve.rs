@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Args, ValueHint};
 use replicate::owner;
 use replicate::rpc::address::Address;
-use replicate::rpc::server::{ServeOptions, Server};
+use replicate::rpc::server::{Families, ServeOptions, Server};
 use replicate::rpc::tls::{ClientCertificates, ServerIdentity, ServerTls};
 use replicate::rpc::transport::{Acceptor, Inherited};
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,7 +90,11 @@ impl Serve {
         let dir = store.dir().to_path_buf();
         let runtime = connector.runtime()?;
         let acceptors = runtime.block_on(self.acceptors(&dir, connector.take_inherited()))?;
-        let options = ServeOptions { idle_exit: connector.idle_exit(), is_temporary: self.background };
+        let options = ServeOptions {
+            idle_exit: connector.idle_exit(),
+            is_temporary: self.background,
+            families: Families::default(),
+        };
         let server = Server::new(store, options, random()?);
         if self.background {
             // From here on standard error has no reader.

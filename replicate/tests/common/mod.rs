@@ -22,16 +22,16 @@ use chunkstore::catalog::{Snapshot, SnapshotName, SnapshotTime};
 use chunkstore::format::ChunkParams;
 use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::{self, ChunkSource, Node};
-use chunkstore::ingest::{Base, IngestOptions, ingest};
+use chunkstore::ingest::{Base, IngestInto, IngestOptions, ingest};
 use chunkstore::maintenance::gc;
 use chunkstore::maintenance::verify;
 use chunkstore::source::{MemDisk, Source};
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 pub use chunkstore::testing::noise;
-use replicate::rpc::client::{Client, Link};
+use replicate::rpc::client::{Client, ClientSession, Link};
 use replicate::rpc::server::{ServeOptions, Server, serve_stream};
 use replicate::rpc::transport::{Peer, Stream};
-use replicate::rpc::wire::Hello;
+use replicate::rpc::wire::{Hello, Purpose};
 use replicate::transfer::{Direction, Ends, TransferOptions, TransferReport, Wanted, transfer};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -120,6 +120,23 @@ impl Site {
     pub fn snapshots(&self) -> Vec<SnapshotName> {
         self.store.catalog().list(None).unwrap().into_iter().map(|listed| listed.name).collect()
     }
+}
+
+/// Ingests through an owner. Blocks its thread.
+pub fn ingest_by(client: &Client, name: SnapshotName, image: &[u8]) -> Snapshot {
+    let session = ClientSession::begin_blocking(client, Purpose::Ingest, None).unwrap();
+    let into = IngestInto {
+        sink: &session,
+        source: client,
+        params: small_params(),
+        zstd_level: 1,
+        store_id: "here",
+        trusts_parent: false,
+        parent: None,
+    };
+    let now = name.time.timestamp();
+    let options = IngestOptions { name, labels: BTreeMap::new(), group: None, base: Base::None, threads: 2, now };
+    into.ingest(Source::Disk(Box::new(MemDisk::new(image.to_vec()))), &options, &Progress::default()).unwrap()
 }
 
 /// All bytes of a snapshot, verified.

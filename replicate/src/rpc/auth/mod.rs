@@ -55,6 +55,17 @@ impl std::str::FromStr for Role {
     }
 }
 
+/// What a client must be allowed for a request that names no image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// To read some image.
+    Read,
+    /// To manage the whole store.
+    Admin,
+    /// To change the store's files anyway: the store's own user and root, on this machine.
+    Local,
+}
+
 /// What one client may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -119,6 +130,15 @@ impl Grant {
     /// Whether it may do what concerns the whole store. A grant that is bound to some images may not.
     pub fn may_admin(&self) -> bool {
         self.role >= Role::Admin && self.images.is_empty()
+    }
+
+    /// Whether it includes a right.
+    pub fn has(&self, right: Right) -> bool {
+        match right {
+            Right::Read => self.may_read(),
+            Right::Admin => self.may_admin(),
+            Right::Local => self.is_local(),
+        }
     }
 
     /// What a snapshot that it pushes is marked with; nothing, if it is the operator's own.

@@ -19,7 +19,7 @@ use crate::rpc::transport::rate::RateLimit;
 use crate::rpc::transport::{Counters, Stream};
 use crate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, WireError, read_preamble,
-    write_preamble,
+    shown, write_preamble,
 };
 
 /// Both sides say that they live so often while nothing else is said.
@@ -63,6 +63,8 @@ struct Shared {
     next_request: AtomicU32,
     round_trips: AtomicU64,
     welcome: Welcome,
+    /// Of the protocol, which both sides know.
+    version: u16,
     meter: Arc<Meter>,
     unread_bytes: Arc<AtomicUsize>,
     /// Bytes of the hand-shake, which are not the requests'.
@@ -133,8 +135,8 @@ impl Client {
         let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
         writer.write(&Frame::new(Kind::Request, 0, hello.to_bytes())).await?;
         writer.flush().await?;
-        let (welcome, reader) = timeout(PATIENCE, welcomed(read, &meter)).await.map_err(|_| Error::Unreachable {
-            what: format!("the other side did not answer within {} s", PATIENCE.as_secs()),
+        let (version, welcome, reader) = timeout(PATIENCE, welcomed(read, &meter)).await.map_err(|_| {
+            Error::Unreachable { what: format!("the other side did not answer within {} s", PATIENCE.as_secs()) }
         })??;
         let (out, queue) = mpsc::channel(OUT_FRAMES);
         let shared = Arc::new(Shared {
@@ -143,6 +145,7 @@ impl Client {
             next_request: AtomicU32::new(1),
             round_trips: AtomicU64::new(0),
             welcome,
+            version,
             handshake_bytes: meter.sent_bytes() + meter.received_bytes(),
             meter,
             unread_bytes: Arc::default(),
@@ -165,6 +168,19 @@ impl Client {
     /// What the other side said of itself.
     pub fn welcome(&self) -> &Welcome {
         &self.shared.welcome
+    }
+
+    /// # Errors
+    /// [`Error::Refused`] if the other side speaks only versions of the protocol before this one.
+    pub(super) fn check_version(&self, least: u16, what: &str) -> Result<()> {
+        let version = self.shared.version;
+        if version >= least {
+            return Ok(());
+        }
+        let program = shown(&self.shared.welcome.program);
+        Err(Error::refused(format!(
+            "the other side ({program}) is too old: {what} need version {least} of the protocol"
+        )))
     }
 
     /// What passed through the connection.
@@ -230,14 +246,17 @@ impl Client {
 }
 
 /// The rest of the hand-shake.
-async fn welcomed(mut read: ReadHalf<Stream>, meter: &Arc<Meter>) -> Result<(Welcome, FrameReader<ReadHalf<Stream>>)> {
-    read_preamble(&mut read, meter).await?;
+async fn welcomed(
+    mut read: ReadHalf<Stream>,
+    meter: &Arc<Meter>,
+) -> Result<(u16, Welcome, FrameReader<ReadHalf<Stream>>)> {
+    let version = read_preamble(&mut read, meter).await?;
     let mut reader = FrameReader::new(read, Arc::clone(meter));
     let frame = reader.read(PATIENCE).await?.ok_or_else(|| Error::Unreachable {
         what: "the other side closed the connection instead of saying who it is".into(),
     })?;
     match frame.kind {
-        Kind::Reply => Ok((Welcome::from_bytes(&frame.payload).map_err(broken)?, reader)),
+        Kind::Reply => Ok((version, Welcome::from_bytes(&frame.payload).map_err(broken)?, reader)),
         Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
         _ => Err(broken("it does not say who it is".to_owned())),
     }

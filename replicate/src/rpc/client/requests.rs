@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use chunkstore::format::{Record, RecordId};
+use chunkstore::metrics::Sample;
 use chunkstore::{Error, Progress, Result};
 
 use super::Client;
 use super::connection::broken;
 use crate::rpc::wire::{
-    Bits, Fetch, ForStream, Ids, Job, Kind, Located, Locations, Names, Prefixes, Reply, Request, records_of,
+    Bits, FAMILY_BODY_BYTES_MAX, FAMILY_VERSION, Fetch, ForStream, Ids, Job, Kind, Located, Locations, Names, Prefixes,
+    Reply, Request, records_of,
 };
 
 /// Longest report of a job.
@@ -161,7 +163,35 @@ impl Client {
     /// # Errors
     /// As the job.
     pub async fn run(&self, job: Job, progress: &Progress) -> Result<Vec<u8>> {
-        let mut answer = self.send(Kind::Request, Request::Do(job).to_bytes()).await?;
+        self.report(&Request::Do(job), progress).await
+    }
+
+    /// Reads the registry of metrics of the owner and its store.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the owner is too old; [`Error::Denied`].
+    pub async fn metrics(&self) -> Result<Vec<Sample>> {
+        self.check_version(FAMILY_VERSION, "metrics")?;
+        let report = self.run(Job::Metrics, &Progress::default()).await?;
+        serde_json::from_slice(&report).map_err(|error| broken(format!("metrics that can't be read: {error}")))
+    }
+
+    /// Asks for something of a family of requests that the owner's program registered.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the owner is too old or does not have the family; [`Error::Invalid`] if the body is longer
+    /// than [`FAMILY_BODY_BYTES_MAX`]; [`Error::Denied`]; what the family answers.
+    pub async fn family(&self, name: &str, body: Vec<u8>) -> Result<Vec<u8>> {
+        self.check_version(FAMILY_VERSION, "families of requests")?;
+        if body.len() > FAMILY_BODY_BYTES_MAX {
+            return Err(Error::invalid(format!("a request of {} bytes is over the limit", body.len())));
+        }
+        self.report(&Request::Family { name: name.to_owned(), body }, &Progress::default()).await
+    }
+
+    /// Sends a request whose answer may be longer than a frame.
+    async fn report(&self, request: &Request, progress: &Progress) -> Result<Vec<u8>> {
+        let mut answer = self.send(Kind::Request, request.to_bytes()).await?;
         let mut report = Vec::new();
         loop {
             let frame = tokio::select! {

@@ -82,7 +82,7 @@ impl Server {
 
 /// Shakes hands. Who is not admitted is told why.
 pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer) -> Result<Welcomed> {
-    let meter = Arc::new(Meter::default());
+    let meter = Arc::clone(&server.counters.meter);
     // Said before anything is read, so that a client of other versions can tell.
     write_preamble(&mut stream, &meter).await?;
     let (mut read, write) = tokio::io::split(stream);
@@ -307,10 +307,12 @@ impl Connection {
 
     /// Sends the last frame of an answer.
     pub(super) async fn finish(&self, request: u32, result: Result<Reply>) {
+        self.server.counters.requests.increment();
         let (kind, payload) = match result {
             Ok(reply) => (Kind::Reply, reply.to_bytes()),
             Err(error) => {
                 tracing::debug!("{}: {error}", self.grant.name());
+                self.server.counters.errors.increment();
                 self.server.note(&error);
                 (Kind::Error, WireError::from(&error).to_bytes())
             }

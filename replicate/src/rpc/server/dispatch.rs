@@ -74,6 +74,7 @@ impl Connection {
             Request::Suspect { ids } => Turn::any(this.suspect(ids)),
             Request::BootOrder { snapshot, or_nearest } => Turn::any(this.boot_order(snapshot, or_nearest)),
             Request::PutBootOrder { snapshot, order } => Turn::any(this.put_boot_order(snapshot, order)),
+            Request::Family { name, body } => Turn::any(this.family(number, name, body)),
             Request::Reserve { session, class, bytes } => Turn::any(this.reserve(session, class, bytes)),
             Request::AppendWritten { session, extent, headers } => {
                 Turn::any(this.append_written(session, extent, headers))

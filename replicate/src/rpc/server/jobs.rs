@@ -33,8 +33,7 @@ impl Connection {
         loop {
             tokio::select! {
                 done = &mut running => {
-                    let failed = |_| Error::refused("the owner failed at this; its log tells why");
-                    let report = self.server.room_made(done.map_err(failed)?)?;
+                    let report = self.server.room_made(done.map_err(|_| super::failed())?)?;
                     return self.report(number, report).await;
                 }
                 () = tokio::time::sleep(TELL_EVERY) => {
@@ -46,7 +45,7 @@ impl Connection {
     }
 
     /// Sends a report: all but its end as parts, so that it may be longer than a frame.
-    async fn report(&self, number: u32, mut report: Vec<u8>) -> Result<Reply> {
+    pub(super) async fn report(&self, number: u32, mut report: Vec<u8>) -> Result<Reply> {
         while report.len() > REPORT_PART_BYTES {
             let rest = report.split_off(REPORT_PART_BYTES);
             self.part(Kind::Part, number, Reply::Report(report).to_bytes()).await?;
@@ -95,6 +94,7 @@ pub fn run(store: &Arc<Store>, job: &Job, progress: &Progress) -> Result<Vec<u8>
             json(&report)
         }
         Job::Stats { threads } => json(&stats::stats(store, *threads as usize, progress)?),
+        Job::Metrics => json(&store.metrics().snapshot()),
         Job::Remove { snapshot } => {
             store.catalog().remove(&snapshot.parse()?)?;
             json(&())

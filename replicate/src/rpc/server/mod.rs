@@ -8,6 +8,7 @@
 mod answers;
 mod connection;
 mod dispatch;
+mod family;
 mod jobs;
 mod partial;
 mod rights;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use chunkstore::metrics::{self, Counter, Description, Metrics, Unit};
 use chunkstore::store::Store;
 use chunkstore::{Error, Result};
 use parking_lot::Mutex;
@@ -26,11 +28,12 @@ use tokio::time::{Instant, interval, timeout};
 
 pub(crate) use self::answers::prefix_of;
 pub use self::connection::serve_stream;
+pub use self::family::{Families, FamilyAnswer, RequestFamily};
 pub use self::jobs::run as run_job;
 use self::sessions::{Flushes, Session};
 use crate::rpc::auth::{Quota, TokenFile};
 use crate::rpc::transport::{Acceptor, Raw};
-use crate::rpc::wire::SessionSecret;
+use crate::rpc::wire::{Meter, SessionSecret};
 
 /// Connections whose client has not said who it is; the oldest goes when there are more.
 const STRANGERS_MAX: usize = 256;
@@ -50,6 +53,33 @@ pub struct ServeOptions {
     pub idle_exit: Option<Duration>,
     /// Whether it was started by a command rather than by an operator: it may then be asked to end.
     pub is_temporary: bool,
+    /// Requests that it serves besides those of this crate.
+    pub families: Families,
+}
+
+const CONNECTIONS: Description = Description::new("connections", Unit::Count, "Clients that are connected now.");
+const REQUESTS: Description = Description::new("requests_total", Unit::Count, "Requests that were answered.");
+const ERRORS: Description = Description::new("errors_total", Unit::Count, "Requests that were answered by an error.");
+const PUSHES: Description =
+    Description::new("pushes_total", Unit::Count, "Snapshots received from other stores, by push or pull.");
+
+/// What the owner counts in the store's registry.
+struct Counters {
+    meter: Arc<Meter>,
+    requests: Counter,
+    errors: Counter,
+    pushes: Counter,
+}
+
+impl Counters {
+    fn registered(metrics: &Metrics) -> Self {
+        Self {
+            meter: Arc::new(Meter::registered(metrics)),
+            requests: metrics.counter(REQUESTS),
+            errors: metrics.counter(ERRORS),
+            pushes: metrics.counter(PUSHES),
+        }
+    }
 }
 
 /// An owner.
@@ -58,6 +88,7 @@ pub struct Server {
     options: ServeOptions,
     tokens: TokenFile,
     quota: Quota,
+    counters: Counters,
     sessions: Mutex<HashMap<SessionSecret, Weak<Session>>>,
     flushes: Arc<Flushes>,
     /// What works on the store at a time.
@@ -74,12 +105,14 @@ impl Server {
     /// An owner of an open store. `seed` must be random and secret: sessions' secrets are made from it.
     pub fn new(store: Arc<Store>, options: ServeOptions, seed: [u8; 32]) -> Arc<Self> {
         let dir = store.dir().to_path_buf();
+        let counters = Counters::registered(store.metrics());
         let workers = std::thread::available_parallelism().map_or(2, usize::from) * 2;
-        Arc::new(Self {
+        let server = Arc::new(Self {
             store,
             options,
             tokens: TokenFile::new(&dir),
             quota: Quota::new(&dir),
+            counters,
             sessions: Mutex::default(),
             flushes: Arc::default(),
             workers: Arc::new(Semaphore::new(workers)),
@@ -89,7 +122,11 @@ impl Server {
             next_secret: AtomicU64::new(0),
             secret_seed: seed,
             leaving: watch::Sender::new(false),
-        })
+        });
+        let weak = Arc::downgrade(&server);
+        let connections = move || weak.upgrade().map_or(0, |server| server.connections.load(Ordering::SeqCst) as u64);
+        server.store.metrics().observe(metrics::Kind::Gauge, CONNECTIONS, connections);
+        server
     }
 
     /// Asks the owner to end: it takes no new connections, and ends when those that it has are gone or some seconds
@@ -165,8 +202,13 @@ impl Server {
             let _turn = turn;
             work(&store)
         });
-        done.await.unwrap_or_else(|_| Err(Error::refused("the owner failed at this request; its log tells why")))
+        done.await.unwrap_or_else(|_| Err(failed()))
     }
+}
+
+/// The work on a request panicked.
+fn failed() -> Error {
+    Error::refused("the owner failed at this request; its log tells why")
 }
 
 /// Counts a connection while it lives.

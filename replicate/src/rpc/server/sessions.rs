@@ -211,6 +211,9 @@ impl Session {
         let published = self.writer.publish_snapshot(snapshot, report);
         let published = published.or_else(|error| received.filter(|own| self.is_there(own)).ok_or(error))?;
         self.has_put.store(false, Ordering::Relaxed);
+        if self.purpose == Purpose::Receive {
+            server.counters.pushes.increment();
+        }
         Ok(published)
     }
 

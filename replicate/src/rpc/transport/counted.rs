@@ -3,27 +3,27 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
+use chunkstore::metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that have passed.
 #[derive(Debug, Default)]
 pub struct Counters {
-    sent_bytes: AtomicU64,
-    received_bytes: AtomicU64,
+    sent_bytes: Counter,
+    received_bytes: Counter,
 }
 
 impl Counters {
     /// Bytes sent.
     pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes.load(Ordering::Relaxed)
+        self.sent_bytes.get()
     }
 
     /// Bytes received.
     pub fn received_bytes(&self) -> u64 {
-        self.received_bytes.load(Ordering::Relaxed)
+        self.received_bytes.get()
     }
 }
 
@@ -42,7 +42,7 @@ impl<S> Counted<S> {
 
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
-            self.counters.sent_bytes.fetch_add(*bytes as u64, Ordering::Relaxed);
+            self.counters.sent_bytes.add(*bytes as u64);
         }
         written
     }
@@ -52,7 +52,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.counters.received_bytes.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.counters.received_bytes.add((buf.filled().len() - before) as u64);
         Poll::Ready(Ok(()))
     }
 }

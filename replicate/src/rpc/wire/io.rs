@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use chunkstore::metrics::{Counter, Description, Metrics, Unit};
 use chunkstore::{Error, Result};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
@@ -23,31 +23,43 @@ const STEP_TIME_MAX: Duration = Duration::from_mins(1);
 /// Counts what passes through a connection, before encryption.
 #[derive(Debug, Default)]
 pub struct Meter {
-    sent: AtomicU64,
-    received: AtomicU64,
-    records: AtomicU64,
+    sent: Counter,
+    received: Counter,
+    records: Counter,
 }
 
+const SENT: Description =
+    Description::new("sent_bytes_total", Unit::Bytes, "Bytes sent to clients, before encryption.");
+const RECEIVED: Description =
+    Description::new("received_bytes_total", Unit::Bytes, "Bytes received from clients, before encryption.");
+const RECORDS: Description =
+    Description::new("record_bytes_total", Unit::Bytes, "Bytes of records among those sent and received.");
+
 impl Meter {
+    /// A meter whose counters are those of a registry.
+    pub fn registered(metrics: &Metrics) -> Self {
+        Self { sent: metrics.counter(SENT), received: metrics.counter(RECEIVED), records: metrics.counter(RECORDS) }
+    }
+
     /// All bytes sent.
     pub fn sent_bytes(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.sent.get()
     }
 
     /// All bytes received.
     pub fn received_bytes(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.received.get()
     }
 
     /// Bytes of records, in both directions.
     pub fn record_bytes(&self) -> u64 {
-        self.records.load(Ordering::Relaxed)
+        self.records.get()
     }
 
-    fn count(&self, direction: &AtomicU64, frame: &Frame) {
-        direction.fetch_add(frame.wire_bytes(), Ordering::Relaxed);
+    fn count(&self, direction: &Counter, frame: &Frame) {
+        direction.add(frame.wire_bytes());
         if matches!(frame.kind, Kind::Records | Kind::Bases) {
-            self.records.fetch_add(frame.payload.len() as u64, Ordering::Relaxed);
+            self.records.add(frame.payload.len() as u64);
         }
     }
 }
@@ -82,7 +94,7 @@ pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Mete
     bytes[8..10].copy_from_slice(&VERSION.start().to_le_bytes());
     bytes[10..].copy_from_slice(&VERSION.end().to_le_bytes());
     stream.write_all(&bytes).await.map_err(|error| lost(&error))?;
-    meter.sent.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    meter.sent.add(PREAMBLE_BYTES as u64);
     stream.flush().await.map_err(|error| lost(&error))
 }
 
@@ -93,7 +105,7 @@ pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Mete
 pub async fn read_preamble(stream: &mut (impl AsyncRead + Unpin), meter: &Meter) -> Result<u16> {
     let mut bytes = [0; PREAMBLE_BYTES];
     stream.read_exact(&mut bytes).await.map_err(|error| lost(&error))?;
-    meter.received.fetch_add(PREAMBLE_BYTES as u64, Ordering::Relaxed);
+    meter.received.add(PREAMBLE_BYTES as u64);
     if bytes[..8] != MAGIC {
         return Err(Error::Unreachable { what: "the other side is not a vmstore".into() });
     }

@@ -222,6 +222,14 @@ pub enum Request {
         #[serde(with = "as_bytes")]
         headers: Vec<u8>,
     },
+    /// A request of a family that the program of the owner registered. Since version 2.
+    Family {
+        /// The family's name.
+        name: String,
+        /// The request, in the family's own encoding.
+        #[serde(with = "as_bytes")]
+        body: Vec<u8>,
+    },
 }
 
 /// What a new record is like.
@@ -286,6 +294,8 @@ pub enum Job {
         /// Threads.
         threads: u32,
     },
+    /// Reads the registry of metrics. Since version 2.
+    Metrics,
 }
 
 /// Which snapshots.
@@ -335,7 +345,7 @@ pub enum Reply {
         /// How many snapshots were selected in all.
         selected: u32,
     },
-    /// A job's report, as JSON.
+    /// A job's report, as JSON, or the answer of a family.
     Report(#[serde(with = "as_bytes")] Vec<u8>),
     /// Where records lie: the place of each that was asked for, if it can be read.
     Locations(Locations),
@@ -435,6 +445,8 @@ mod tests {
             Request::Has { ids: ids() },
             Request::BootOrder { snapshot: "web01@20261120T020000Z".into(), or_nearest: true },
             Request::PutBootOrder { snapshot: "web01@20261120T020000Z".into(), order: b"x".to_vec() },
+            Request::Do(Job::Metrics),
+            Request::Family { name: "disks".into(), body: b"x".to_vec() },
         ]
     }
 
