@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::rpc::address::Address;
 use crate::rpc::auth;
-use crate::rpc::client::{Client, Direct, Link, Owner, Packs};
+use crate::rpc::client::{Client, Link, LocalPacks, LocalReader, OwnerConnection};
 use crate::rpc::transport::{self, ConnectOptions, Stream};
 use crate::rpc::wire::{Hello, Located, WireError};
 
@@ -59,11 +59,11 @@ enum Started {
 /// no owner and none was to be started; [`Error::Busy`] if another process has the store for itself; otherwise why none could
 /// be started.
 pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
-    connect_with(dir, starter, &Packs::new(dir, &Handle::current())).await
+    connect_with(dir, starter, &LocalPacks::new(dir, &Handle::current())).await
 }
 
 /// [`connect`], with packs that other connections use as well.
-async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<Packs>) -> Result<Client> {
+async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<LocalPacks>) -> Result<Client> {
     check_is_store(dir)?;
     let until = Instant::now() + RETRY_TIME_MAX;
     let (mut delays, mut busy) = (DELAYS, None);
@@ -123,7 +123,7 @@ async fn open(dir: &Path) -> Result<Stream> {
     Ok(transport::connect(&Address::Path(dir.to_path_buf()), &ConnectOptions::default()).await?.stream)
 }
 
-async fn greet(dir: &Path, packs: &Arc<Packs>) -> Result<Client> {
+async fn greet(dir: &Path, packs: &Arc<LocalPacks>) -> Result<Client> {
     let stream = open(dir).await?;
     let hello = Hello { program: crate::PROGRAM.to_owned(), token: None };
     let link = Link { packs: Some(Arc::clone(packs)), ..Link::default() };
@@ -207,7 +207,7 @@ pub struct Reconnecting {
     dir: PathBuf,
     starter: Starter,
     client: Mutex<Client>,
-    packs: Arc<Packs>,
+    packs: Arc<LocalPacks>,
 }
 
 /// Records that are fetched, and after a broken connection fetched again, together.
@@ -221,7 +221,7 @@ impl Reconnecting {
     /// # Errors
     /// As [`connect`].
     pub fn new(runtime: &Handle, dir: &Path, starter: Starter) -> Result<Self> {
-        let packs = Packs::new(dir, runtime);
+        let packs = LocalPacks::new(dir, runtime);
         let client = runtime.block_on(connect_with(dir, Some(&starter), &packs))?;
         Ok(Self { runtime: runtime.clone(), dir: dir.to_path_buf(), starter, client: Mutex::new(client), packs })
     }
@@ -261,36 +261,36 @@ impl Reconnecting {
 
 impl ChunkSource for Reconnecting {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        Direct::new(&self.packs, self).chunks(ids, each)
+        LocalReader::new(&self.packs, self).chunks(ids, each)
     }
 
     fn node(&self, id: NodeId) -> Result<Node> {
-        Direct::new(&self.packs, self).node(id)
+        LocalReader::new(&self.packs, self).node(id)
     }
 
     fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
-        Direct::new(&self.packs, self).nodes(ids, each)
+        LocalReader::new(&self.packs, self).nodes(ids, each)
     }
 
     fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
-        Direct::new(&self.packs, self).chunk_at_hand(id)
+        LocalReader::new(&self.packs, self).chunk_at_hand(id)
     }
 
     fn expect(&self, ids: &[ChunkId]) {
         // A hint is not worth starting an owner for.
         if self.is_connected() {
-            Direct::new(&self.packs, self).expect(ids);
+            LocalReader::new(&self.packs, self).expect(ids);
         }
     }
 
     fn expect_nodes(&self, ids: &[NodeId]) {
         if self.is_connected() {
-            Direct::new(&self.packs, self).expect_nodes(ids);
+            LocalReader::new(&self.packs, self).expect_nodes(ids);
         }
     }
 }
 
-impl Owner for Reconnecting {
+impl OwnerConnection for Reconnecting {
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
         self.lasting(|client| client.locate(ids))
     }

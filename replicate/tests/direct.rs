@@ -21,7 +21,7 @@ use chunkstore::store::{Like, Sink};
 use chunkstore::testing::contract;
 use chunkstore::{Error, Progress};
 use common::{Site, ingest_by, local, night, noise, read_back};
-use replicate::rpc::client::{Client, ClientSession, Link, Packs};
+use replicate::rpc::client::{Client, ClientSession, Link, LocalPacks};
 use replicate::rpc::server::serve_stream;
 use replicate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Ids, Kind, Located, Locations, Meter, Purpose, Reply, Request,
@@ -43,7 +43,7 @@ impl Owned {
     }
 
     fn link(&self, packs: &Path) -> Link {
-        Link { packs: Some(Packs::new(packs, self.runtime.handle())), ..Link::default() }
+        Link { packs: Some(LocalPacks::new(packs, self.runtime.handle())), ..Link::default() }
     }
 
     /// A client that reads packs, and what ends its connection.
@@ -314,7 +314,7 @@ impl Truth {
     fn of(site: &Site, ids: &[RecordId]) -> Self {
         let located = |(id, place): (&RecordId, Option<chunkstore::pack::RecordLocation>)| {
             let place = place.unwrap();
-            (*id, Located { pack: site.store.packs().row(place.pack).unwrap().id, place })
+            (*id, Located { pack: site.store.packs().row(place.pack).unwrap().id, location: place })
         };
         Self { places: ids.iter().zip(site.store.places(ids).unwrap()).map(located).collect() }
     }
@@ -374,17 +374,17 @@ fn an_owner_that_lies_about_places_achieves_errors() {
     let lies: [(&str, Lie); 9] = [
         ("another record", |truth, ids| vec![Some(truth.places[0].1); ids.len()]),
         ("a delta, said to be full, as every base", |truth, ids| {
-            let delta = truth.places.iter().find(|(_, located)| located.place.codec == Codec::Delta).unwrap().1;
+            let delta = truth.places.iter().find(|(_, located)| located.location.codec == Codec::Delta).unwrap().1;
             let mut full = delta;
-            full.place.codec = Codec::Raw;
+            full.location.codec = Codec::Raw;
             vec![Some(full); ids.len()]
         }),
-        ("beyond the end", |truth, ids| truth.with(ids, |located| located.place.offset = u32::MAX)),
-        ("amid a record", |truth, ids| truth.with(ids, |located| located.place.offset += 7)),
-        ("longest", |truth, ids| truth.with(ids, |located| located.place.stored_bytes = STORED_BYTES_MAX as u32)),
-        ("shortest", |truth, ids| truth.with(ids, |located| located.place.stored_bytes = 0)),
+        ("beyond the end", |truth, ids| truth.with(ids, |located| located.location.offset = u32::MAX)),
+        ("amid a record", |truth, ids| truth.with(ids, |located| located.location.offset += 7)),
+        ("longest", |truth, ids| truth.with(ids, |located| located.location.stored_bytes = STORED_BYTES_MAX as u32)),
+        ("shortest", |truth, ids| truth.with(ids, |located| located.location.stored_bytes = 0)),
         ("no pack", |truth, ids| truth.with(ids, |located| located.pack = PackId { number: 900, tag: 1 })),
-        ("another kind", |truth, ids| truth.with(ids, |located| located.place.kind = RecordKind::Node)),
+        ("another kind", |truth, ids| truth.with(ids, |located| located.location.kind = RecordKind::Node)),
         ("too few", |_, _| Vec::new()),
     ];
     for (what, how) in lies {

@@ -20,7 +20,7 @@ use chunkstore::{Error, Progress, Result};
 
 pub use self::plan::Wanted;
 use self::plan::{Item, Plan};
-use self::report::Tally;
+use self::report::TransferCounters;
 pub use self::report::TransferReport;
 use self::send::Sending;
 use crate::rpc::client::{Client, ClientSession};
@@ -89,9 +89,9 @@ pub async fn transfer_on(
     report: &mut TransferReport,
 ) -> Result<()> {
     let started = Instant::now();
-    let tally = Arc::new(Tally::default());
-    let done = attempt(ends, options, &tally, progress, report).await;
-    report.add_tally(&tally);
+    let counters = Arc::new(TransferCounters::default());
+    let done = attempt(ends, options, &counters, progress, report).await;
+    report.add_counters(&counters);
     report.add_meters(&ends.far);
     report.elapsed_s += started.elapsed().as_secs_f64();
     done
@@ -100,7 +100,7 @@ pub async fn transfer_on(
 async fn attempt(
     ends: &Ends,
     options: &TransferOptions,
-    tally: &Arc<Tally>,
+    counters: &Arc<TransferCounters>,
     progress: &Arc<Progress>,
     report: &mut TransferReport,
 ) -> Result<()> {
@@ -114,12 +114,12 @@ async fn attempt(
     for number in 0..plan.items.len() {
         progress.check()?;
         let item = plan.items[number].clone();
-        let mut sent = one(ends, options, &item, &Shared { tally, seen: &seen, progress }).await;
+        let mut sent = one(ends, options, &item, &Shared { counters, seen: &seen, progress }).await;
         if let Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) = &sent {
             // It may be the parent that is damaged, or gone since the plan was made, or what was sent before.
             tracing::debug!("{} is sent once more, without a parent: {error}", item.name);
             seen = Arc::default();
-            let shared = Shared { tally, seen: &seen, progress };
+            let shared = Shared { counters, seen: &seen, progress };
             sent = one(ends, options, &item.clone().alone(), &shared).await;
         }
         match sent {
@@ -140,7 +140,7 @@ async fn attempt(
 
 /// What the transfers of several snapshots share.
 struct Shared<'a> {
-    tally: &'a Arc<Tally>,
+    counters: &'a Arc<TransferCounters>,
     seen: &'a Arc<send::Seen>,
     progress: &'a Arc<Progress>,
 }

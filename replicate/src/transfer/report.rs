@@ -1,20 +1,19 @@
 //! What a transfer did.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use chunkstore::metrics::Counter;
 use serde::{Deserialize, Serialize};
 
 use crate::rpc::client::Client;
 
-/// Counters that tasks raise.
+/// What the tasks of a transfer count.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub(super) chunks_considered: AtomicU64,
-    pub(super) chunks_sent: AtomicU64,
-    pub(super) deltas_sent: AtomicU64,
-    pub(super) record_bytes: AtomicU64,
-    pub(super) plain_bytes_considered: AtomicU64,
-    pub(super) plain_bytes_sent: AtomicU64,
+pub(super) struct TransferCounters {
+    pub(super) chunks_considered: Counter,
+    pub(super) chunks_sent: Counter,
+    pub(super) deltas_sent: Counter,
+    pub(super) record_bytes: Counter,
+    pub(super) plain_bytes_considered: Counter,
+    pub(super) plain_bytes_sent: Counter,
 }
 
 /// What a transfer did, in all its attempts. Bytes are those of the connections to the other site, all of them, before
@@ -59,14 +58,13 @@ pub struct TransferReport {
 }
 
 impl TransferReport {
-    pub(super) fn add_tally(&mut self, tally: &Tally) {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        self.record_bytes += get(&tally.record_bytes);
-        self.chunks_considered = get(&tally.chunks_considered);
-        self.chunks_sent += get(&tally.chunks_sent);
-        self.deltas_sent += get(&tally.deltas_sent);
-        self.plain_bytes_sent += get(&tally.plain_bytes_sent);
-        self.saved_bytes = get(&tally.plain_bytes_considered).saturating_sub(self.plain_bytes_sent);
+    pub(super) fn add_counters(&mut self, counters: &TransferCounters) {
+        self.record_bytes += counters.record_bytes.get();
+        self.chunks_considered = counters.chunks_considered.get();
+        self.chunks_sent += counters.chunks_sent.get();
+        self.deltas_sent += counters.deltas_sent.get();
+        self.plain_bytes_sent += counters.plain_bytes_sent.get();
+        self.saved_bytes = counters.plain_bytes_considered.get().saturating_sub(self.plain_bytes_sent);
     }
 
     pub(super) fn add_meters(&mut self, far: &[Client]) {

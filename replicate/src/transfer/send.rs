@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chunkstore::format::{Codec, Encoder, HEADER_BYTES, Record, RecordId};
@@ -17,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
-use super::report::Tally;
+use super::report::TransferCounters;
 use super::walk::Candidate;
 use crate::rpc::client::{Arrived, Bases, Client, ClientSession, Decided, broken, decode, expect_done};
 use crate::rpc::wire::Fetch;
@@ -71,7 +70,7 @@ pub(super) struct Sending {
     /// One for each connection to the receiver; claims go over the first.
     sinks: Vec<Arc<ClientSession>>,
     dry_run: bool,
-    tally: Arc<Tally>,
+    counters: Arc<TransferCounters>,
     seen: Arc<Seen>,
     progress: Arc<Progress>,
     /// By the claim's number and the position in it.
@@ -87,9 +86,9 @@ struct Wanted {
 
 impl Sending {
     pub(super) fn new(source: Client, sinks: Vec<Arc<ClientSession>>, dry_run: bool, shared: &Shared<'_>) -> Self {
-        let (tally, seen) = (Arc::clone(shared.tally), Arc::clone(shared.seen));
+        let (counters, seen) = (Arc::clone(shared.counters), Arc::clone(shared.seen));
         let progress = Arc::clone(shared.progress);
-        Self { source, sinks, dry_run, tally, seen, progress, elsewhere: Arc::default() }
+        Self { source, sinks, dry_run, counters, seen, progress, elsewhere: Arc::default() }
     }
 
     /// Sends what the batches name, until they end and nothing is elsewhere any more.
@@ -143,9 +142,8 @@ impl Sending {
     }
 
     fn tell(&self) {
-        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let saved = get(&self.tally.plain_bytes_considered).saturating_sub(get(&self.tally.plain_bytes_sent));
-        self.progress.set_transfer(get(&self.tally.record_bytes), saved);
+        let saved = self.counters.plain_bytes_considered.get().saturating_sub(self.counters.plain_bytes_sent.get());
+        self.progress.set_transfer(self.counters.record_bytes.get(), saved);
     }
 
     /// Claims a batch and sends what is lacking.
@@ -173,8 +171,8 @@ impl Sending {
 
     fn count_considered(&self, batch: &[Candidate]) {
         for candidate in batch.iter().filter(|candidate| candidate.is_chunk) {
-            self.tally.chunks_considered.fetch_add(1, Ordering::Relaxed);
-            self.tally.plain_bytes_considered.fetch_add(u64::from(candidate.plain_bytes), Ordering::Relaxed);
+            self.counters.chunks_considered.increment();
+            self.counters.plain_bytes_considered.add(u64::from(candidate.plain_bytes));
         }
     }
 
@@ -232,12 +230,12 @@ impl Sending {
 
     fn count_sent(&self, records: &[(Record, Option<RecordId>)]) {
         for (record, _) in records {
-            let tally = &self.tally;
-            tally.record_bytes.fetch_add((HEADER_BYTES + record.payload.len()) as u64, Ordering::Relaxed);
+            let counters = &self.counters;
+            counters.record_bytes.add((HEADER_BYTES + record.payload.len()) as u64);
             if record.header.kind == chunkstore::format::Kind::Chunk {
-                tally.chunks_sent.fetch_add(1, Ordering::Relaxed);
-                tally.plain_bytes_sent.fetch_add(u64::from(record.header.plain_bytes), Ordering::Relaxed);
-                tally.deltas_sent.fetch_add(u64::from(record.header.codec == Codec::Delta), Ordering::Relaxed);
+                counters.chunks_sent.increment();
+                counters.plain_bytes_sent.add(u64::from(record.header.plain_bytes));
+                counters.deltas_sent.add(u64::from(record.header.codec == Codec::Delta));
             }
         }
         if self.dry_run {
@@ -375,8 +373,8 @@ mod tests {
         })
         .await;
         let session = ClientSession::begin(&far, Purpose::Receive, None).await.unwrap();
-        let (tally, seen, progress) = (Arc::default(), Arc::default(), Arc::default());
-        let shared = Shared { tally: &tally, seen: &seen, progress: &progress };
+        let (counters, seen, progress) = (Arc::default(), Arc::default(), Arc::default());
+        let shared = Shared { counters: &counters, seen: &seen, progress: &progress };
         let sending = Sending::new(client_of(false, |_| None).await, vec![Arc::new(session)], false, &shared);
         let (batches, coming) = mpsc::channel(1);
         let id = ChunkId::of(b"content").into();

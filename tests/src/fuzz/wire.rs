@@ -85,8 +85,8 @@ fn request(bytes: &[u8]) -> Verdict {
     {
         assert!(ids.0.len() <= IDS_MAX);
     }
-    if let Ok(Request::AppendWritten { room, headers, .. }) = Request::from_bytes(bytes) {
-        assert!(room.room().is_err() || room.room().is_ok_and(|read| ReservedExtent::from(read) == room));
+    if let Ok(Request::AppendWritten { extent, headers, .. }) = Request::from_bytes(bytes) {
+        assert!(extent.extent().is_err() || extent.extent().is_ok_and(|read| ReservedExtent::from(read) == extent));
         if let Ok(headers) = headers_from_bytes(&headers) {
             assert_eq!(headers_from_bytes(&headers_to_bytes(&headers)).as_ref(), Ok(&headers));
         }
@@ -100,9 +100,9 @@ fn reply(bytes: &[u8]) -> Verdict {
     {
         assert_eq!(claims_to_bytes(&claims), numbers);
     }
-    if let Ok(Reply::Locations(places) | Reply::BaseIds { places, .. }) = Reply::from_bytes(bytes) {
-        assert!(places.0.len() <= IDS_MAX);
-        assert!(places.0.iter().flatten().all(|located| located.place.stored_bytes as usize <= STORED_BYTES_MAX));
+    if let Ok(Reply::Locations(locations) | Reply::BaseIds { locations, .. }) = Reply::from_bytes(bytes) {
+        assert!(locations.0.len() <= IDS_MAX);
+        assert!(locations.0.iter().flatten().all(|located| located.location.stored_bytes as usize <= STORED_BYTES_MAX));
     }
     survives::<Reply>(bytes)
 }

@@ -27,24 +27,24 @@ const PLACES_KEPT: usize = 1 << 19;
 const CLOSE_AFTER: Duration = Duration::from_secs(10);
 
 /// What local clients of one store share: places that the owner told, and open packs.
-pub struct Packs {
+pub struct LocalPacks {
     files: PackFiles,
     places: Cache<RecordId, Located>,
     /// The owner is asked for everything.
-    is_given_up: AtomicBool,
+    is_disabled: AtomicBool,
 }
 
-impl fmt::Debug for Packs {
+impl fmt::Debug for LocalPacks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Packs").field("places", &self.places.len()).finish_non_exhaustive()
+        f.debug_struct("LocalPacks").field("places", &self.places.len()).finish_non_exhaustive()
     }
 }
 
-impl Packs {
+impl LocalPacks {
     /// The packs of the store in `dir`. The runtime closes those that are not used any more.
     pub fn new(dir: &Path, runtime: &Handle) -> Arc<Self> {
         let places = Cache::new(PLACES_KEPT);
-        let packs = Arc::new(Self { files: PackFiles::new(dir), places, is_given_up: AtomicBool::new(false) });
+        let packs = Arc::new(Self { files: PackFiles::new(dir), places, is_disabled: AtomicBool::new(false) });
         let weak = Arc::downgrade(&packs);
         runtime.spawn(async move {
             loop {
@@ -57,8 +57,8 @@ impl Packs {
     }
 
     /// Whether packs are read here.
-    pub(crate) fn are_read(&self) -> bool {
-        !self.is_given_up.load(Ordering::Relaxed)
+    pub(crate) fn are_readable(&self) -> bool {
+        !self.is_disabled.load(Ordering::Relaxed)
     }
 
     /// Where the packs' files are.
@@ -66,8 +66,8 @@ impl Packs {
         self.files.storage()
     }
 
-    fn give_up(&self, why: &Error) {
-        if !self.is_given_up.swap(true, Ordering::Relaxed) {
+    fn disable(&self, why: &Error) {
+        if !self.is_disabled.swap(true, Ordering::Relaxed) {
             tracing::info!("packs are not read beside the store's owner: {why}");
         }
     }
@@ -90,12 +90,12 @@ impl Packs {
 
     fn note(&self, located: &[Option<Located>]) -> Vec<Option<RecordLocation>> {
         self.files.note(located.iter().flatten().map(|located| located.pack));
-        located.iter().map(|located| located.map(|located| located.place)).collect()
+        located.iter().map(|located| located.map(|located| located.location)).collect()
     }
 }
 
 /// Whoever tells places, and gives what can't be read at them.
-pub(crate) trait Owner: Send + Sync {
+pub(crate) trait OwnerConnection: Send + Sync {
     /// Where records lie; as many as were asked for, at most [`IDS_MAX`].
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>>;
 
@@ -107,13 +107,13 @@ pub(crate) trait Owner: Send + Sync {
 }
 
 /// Reads packs whose owner can be asked.
-pub(crate) struct Direct<'a> {
-    packs: &'a Packs,
-    owner: &'a dyn Owner,
+pub(crate) struct LocalReader<'a> {
+    packs: &'a LocalPacks,
+    owner: &'a dyn OwnerConnection,
 }
 
-impl<'a> Direct<'a> {
-    pub(crate) fn new(packs: &'a Packs, owner: &'a dyn Owner) -> Self {
+impl<'a> LocalReader<'a> {
+    pub(crate) fn new(packs: &'a LocalPacks, owner: &'a dyn OwnerConnection) -> Self {
         Self { packs, owner }
     }
 
@@ -128,7 +128,7 @@ impl<'a> Direct<'a> {
                 }
                 Err(error @ Error::Unreachable { .. }) => return Err(error),
                 Err(error) => {
-                    self.packs.give_up(&error);
+                    self.packs.disable(&error);
                     located.extend(group.iter().map(|_| None));
                 }
             }
@@ -139,7 +139,7 @@ impl<'a> Direct<'a> {
     fn expect_records(&self, mut ids: Vec<RecordId>) {
         ids.retain(|id| !self.packs.places.contains_key(id));
         if !ids.is_empty()
-            && self.packs.are_read()
+            && self.packs.are_readable()
             && let Err(error) = self.locate(&ids)
         {
             tracing::debug!("places are asked for later: {error}");
@@ -147,7 +147,7 @@ impl<'a> Direct<'a> {
     }
 }
 
-impl Locator for Direct<'_> {
+impl Locator for LocalReader<'_> {
     /// While the owner is gone, the places that are kept.
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut known = self.packs.known(ids);
@@ -162,7 +162,7 @@ impl Locator for Direct<'_> {
     }
 
     fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        if !self.packs.are_read() {
+        if !self.packs.are_readable() {
             return Ok(vec![None; ids.len()]);
         }
         Ok(self.packs.note(&self.locate(ids)?))
@@ -173,7 +173,7 @@ impl Locator for Direct<'_> {
         if let Err(Error::Io { source, .. }) = &pack
             && source.kind() == std::io::ErrorKind::PermissionDenied
         {
-            self.packs.give_up(&Error::denied("the store's packs can't be opened"));
+            self.packs.disable(&Error::denied("the store's packs can't be opened"));
         }
         pack
     }
@@ -184,7 +184,7 @@ impl Locator for Direct<'_> {
 }
 
 /// Places as they were told; nobody is asked.
-struct CachedLocator<'a>(&'a Packs);
+struct CachedLocator<'a>(&'a LocalPacks);
 
 impl Locator for CachedLocator<'_> {
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
@@ -204,9 +204,9 @@ impl Locator for CachedLocator<'_> {
     }
 }
 
-impl ChunkSource for Direct<'_> {
+impl ChunkSource for LocalReader<'_> {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
-        if !self.packs.are_read() {
+        if !self.packs.are_readable() {
             return self.owner.fetch_chunks(ids, each);
         }
         let mut left = Vec::new();
@@ -225,7 +225,7 @@ impl ChunkSource for Direct<'_> {
     }
 
     fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
-        if !self.packs.are_read() {
+        if !self.packs.are_readable() {
             return self.owner.fetch_nodes(ids, each);
         }
         let mut left = Vec::new();
@@ -235,7 +235,7 @@ impl ChunkSource for Direct<'_> {
     }
 
     fn chunk_at_hand(&self, id: ChunkId) -> Option<Chunk> {
-        if !self.packs.are_read() || !self.packs.places.contains_key(&RecordId::from(id)) {
+        if !self.packs.are_readable() || !self.packs.places.contains_key(&RecordId::from(id)) {
             return None;
         }
         let mut chunk = None;

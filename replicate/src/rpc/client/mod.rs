@@ -3,8 +3,8 @@
 //! [`Client`] is cheap to clone and is used by tasks and, through its blocking methods, by plain threads. When the
 //! connection ends, every request that waits and every later one fails with [`chunkstore::Error::Unreachable`].
 
-mod connection;
 mod local_packs;
+mod multiplex;
 mod partial;
 mod requests;
 mod session;
@@ -13,10 +13,10 @@ mod stored_records;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use connection::{Client, Link};
-pub(crate) use connection::{PATIENCE, WRITE_BUFFER_BYTES, broken, write_queue};
-pub use local_packs::Packs;
-pub(crate) use local_packs::{Direct, Owner};
+pub use local_packs::LocalPacks;
+pub(crate) use local_packs::{LocalReader, OwnerConnection};
+pub use multiplex::{Client, Link};
+pub(crate) use multiplex::{IDLE_TIMEOUT, WRITE_BUFFER_BYTES, broken, write_queue};
 pub use requests::{Arrived, Selected};
 pub(crate) use session::expect_done;
 pub use session::{ClientSession, Decided};

@@ -8,7 +8,7 @@ use chunkstore::metrics::Sample;
 use chunkstore::{Error, Progress, Result};
 
 use super::Client;
-use super::connection::broken;
+use super::multiplex::broken;
 use crate::rpc::wire::{
     Bits, FAMILY_BODY_BYTES_MAX, FAMILY_VERSION, Fetch, ForStream, Ids, Job, Kind, Located, Locations, Names, Prefixes,
     Reply, Request, records_of,
@@ -110,7 +110,7 @@ impl Client {
     ///
     /// # Errors
     /// If the connection fails; [`Error::Denied`] to clients elsewhere.
-    pub async fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+    pub async fn locations(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
         match self.call(&Request::Locate { ids: Ids(ids.to_vec()) }).await? {
             Reply::Locations(Locations(places)) if places.len() == ids.len() => Ok(places),
             Reply::Locations(_) => Err(broken("places of another number of records")),

@@ -12,7 +12,7 @@ use chunkstore::store::Claim;
 use parking_lot::Mutex;
 
 use super::Client;
-use super::connection::{Answer, broken};
+use super::multiplex::{Answer, broken};
 use super::requests::unexpected;
 use crate::rpc::wire::{
     ForStream, Ids, Kind, Purpose, RecordBatch, Reply, Request, SessionId, SessionSecret, claims_from_bytes,
@@ -22,7 +22,7 @@ use crate::rpc::wire::{
 const UNANSWERED_MAX: usize = 8;
 
 /// Records that take fewer bytes go through the connection, where nobody waits for an answer.
-const BESIDE_BYTES_MIN: u64 = 256 << 10;
+const DIRECT_BYTES_MIN: u64 = 256 << 10;
 
 static NEXT_SESSION: AtomicU32 = AtomicU32::new(1);
 
@@ -36,7 +36,7 @@ pub struct ClientSession {
     /// Answers to batches that an ingest has put and does not wait for yet.
     unanswered: Mutex<VecDeque<Answer>>,
     /// For writing into packs.
-    pub(super) beside: DirectWriter,
+    pub(super) direct_writer: DirectWriter,
 }
 
 /// What became of a record that was elsewhere.
@@ -92,7 +92,7 @@ impl ClientSession {
             trusts_parent,
             published: AtomicBool::new(false),
             unanswered: Mutex::default(),
-            beside: DirectWriter::new(BESIDE_BYTES_MIN),
+            direct_writer: DirectWriter::new(DIRECT_BYTES_MIN),
         }
     }
 

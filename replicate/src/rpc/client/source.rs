@@ -10,9 +10,9 @@ use chunkstore::pack::{Class, Extent, ExtentAllocator, RecordReader};
 use chunkstore::store::{Base, Claim, Like, Sink};
 use chunkstore::{Error, Result};
 
-use super::connection::broken;
+use super::multiplex::broken;
 use super::requests::{Arrived, unexpected};
-use super::{Client, ClientSession, Direct, Owner, Packs};
+use super::{Client, ClientSession, LocalPacks, LocalReader, OwnerConnection};
 use crate::rpc::wire::{
     Fetch, ForStream, Kind, Located, Locations, Reply, Request, Resemblance, headers_to_bytes, records_of,
 };
@@ -84,7 +84,7 @@ impl Client {
 impl ChunkSource for Client {
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
         match self.packs() {
-            Some(packs) => Direct::new(packs, self).chunks(ids, each),
+            Some(packs) => LocalReader::new(packs, self).chunks(ids, each),
             None => self.fetch_chunks(ids, each),
         }
     }
@@ -100,27 +100,27 @@ impl ChunkSource for Client {
 
     fn nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()> {
         match self.packs() {
-            Some(packs) => Direct::new(packs, self).nodes(ids, each),
+            Some(packs) => LocalReader::new(packs, self).nodes(ids, each),
             None => self.fetch_nodes(ids, each),
         }
     }
 
     fn expect(&self, ids: &[ChunkId]) {
         if let Some(packs) = self.packs() {
-            Direct::new(packs, self).expect(ids);
+            LocalReader::new(packs, self).expect(ids);
         }
     }
 
     fn expect_nodes(&self, ids: &[NodeId]) {
         if let Some(packs) = self.packs() {
-            Direct::new(packs, self).expect_nodes(ids);
+            LocalReader::new(packs, self).expect_nodes(ids);
         }
     }
 }
 
-impl Owner for Client {
+impl OwnerConnection for Client {
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
-        self.wait(self.places(ids))
+        self.wait(self.locations(ids))
     }
 
     fn fetch_chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
@@ -152,7 +152,7 @@ impl Sink for ClientSession {
 
     fn put(&self, records: Vec<Record>) -> Result<()> {
         let records = match self.client().packs() {
-            Some(packs) => self.beside.put(self, packs.storage(), records)?,
+            Some(packs) => self.direct_writer.put(self, packs.storage(), records)?,
             None => records,
         };
         if records.is_empty() { Ok(()) } else { self.client().wait(self.put_soon(&records)) }
@@ -187,7 +187,7 @@ impl ExtentAllocator for ClientSession {
 
 impl ClientSession {
     /// Asks only which bases there are, and reads them; `None` if one can't be read here.
-    fn read_bases(&self, packs: &Packs, like: &[Like]) -> Result<Option<Vec<Option<Base>>>> {
+    fn read_bases(&self, packs: &LocalPacks, like: &[Like]) -> Result<Option<Vec<Option<Base>>>> {
         let request = Request::BaseIds { session: self.id(), like: resemblances(like) };
         let (ids, places) = match self.client().wait(self.client().call(&request))? {
             Reply::BaseIds { ids, locations: Locations(places) } => (ids, places),
@@ -198,7 +198,7 @@ impl ClientSession {
             return Err(broken("bases of another number of records"));
         }
         packs.keep(&found, &places);
-        let bases = RecordReader::new(&Direct::new(packs, self.client())).bases(found.iter().copied())?;
+        let bases = RecordReader::new(&LocalReader::new(packs, self.client())).bases(found.iter().copied())?;
         if found.iter().any(|id| !bases.contains_key(id)) {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use chunkstore::Result;
 use chunkstore::format::{Codec, Record, RecordId};
 use chunkstore::pack::RecordReader;
 
-use super::{Arrived, Client, Direct, Packs};
+use super::{Arrived, Client, LocalPacks, LocalReader};
 use crate::rpc::wire::Fetch;
 
 /// Records that are read, and in memory, together.
@@ -18,7 +18,7 @@ impl Client {
     /// connection.
     pub(super) async fn read_records(
         &self,
-        packs: &Arc<Packs>,
+        packs: &Arc<LocalPacks>,
         ids: &[RecordId],
         fetch: Fetch,
         each: &mut (dyn FnMut(Arrived) -> Result<()> + Send),
@@ -56,14 +56,14 @@ impl Client {
     }
 
     /// Records in the order of `ids`, as far as they can be read.
-    async fn read_group(&self, packs: &Arc<Packs>, ids: Vec<RecordId>) -> Result<Vec<Option<Record>>> {
+    async fn read_group(&self, packs: &Arc<LocalPacks>, ids: Vec<RecordId>) -> Result<Vec<Option<Record>>> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let packs = Arc::clone(packs);
         self.block(move |client| {
             let mut records: Vec<Option<Record>> = vec![None; ids.len()];
-            RecordReader::new(&Direct::new(&packs, client)).records(&ids, &mut |at, record| {
+            RecordReader::new(&LocalReader::new(&packs, client)).records(&ids, &mut |at, record| {
                 records[at] = record.ok();
                 Ok(())
             })?;

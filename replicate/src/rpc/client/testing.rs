@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
-use super::connection::{Client, Link, PATIENCE, write_queue};
+use super::multiplex::{Client, IDLE_TIMEOUT, Link, write_queue};
 use crate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, read_preamble,
     write_preamble,
@@ -27,7 +27,7 @@ async fn serve(mut stream: DuplexStream, answer: impl Fn(Request) -> Option<Repl
     read_preamble(&mut stream, &meter).await.unwrap();
     let (read, write) = tokio::io::split(stream);
     let (mut reader, mut writer) = (FrameReader::new(read, Arc::clone(&meter)), FrameWriter::new(write, meter));
-    reader.read(PATIENCE).await.unwrap();
+    reader.read(IDLE_TIMEOUT).await.unwrap();
     let (say, mut queue) = mpsc::channel(1);
     tokio::spawn(async move { write_queue(&mut queue, &mut writer, None).await });
     let mut said = Some(Frame::new(Kind::Reply, 0, Welcome::default().to_bytes()));
@@ -35,7 +35,7 @@ async fn serve(mut stream: DuplexStream, answer: impl Fn(Request) -> Option<Repl
         if let Some(frame) = said.take() {
             say.send(frame).await.unwrap();
         }
-        let Ok(Some(frame)) = reader.read(PATIENCE).await else { return };
+        let Ok(Some(frame)) = reader.read(IDLE_TIMEOUT).await else { return };
         if frame.kind == Kind::Request {
             let reply = answer(Request::from_bytes(&frame.payload).unwrap());
             said = reply.map(|reply| Frame::new(Kind::Reply, frame.request, reply.to_bytes()));

@@ -212,8 +212,8 @@ impl Connection {
 
 /// Where records lie that are in sealed packs.
 fn locations(store: &Store, ids: &[RecordId]) -> Result<Locations> {
-    let located = |place: RecordLocation| Some(Located { pack: store.packs().row(place.pack)?.id, place });
-    Ok(Locations(store.places(ids)?.into_iter().map(|place| place.and_then(located)).collect()))
+    let located = |location: RecordLocation| Some(Located { pack: store.packs().row(location.pack)?.id, location });
+    Ok(Locations(store.places(ids)?.into_iter().map(|location| location.and_then(located)).collect()))
 }
 
 fn like_of(like: &Resemblance) -> Like {

@@ -14,7 +14,7 @@ use super::dispatch::{Answer, Turn};
 use super::sessions::Session;
 use super::{Connected, Server};
 use crate::rpc::auth::Grant;
-use crate::rpc::client::{Client, Link, PATIENCE, WRITE_BUFFER_BYTES, write_queue};
+use crate::rpc::client::{Client, IDLE_TIMEOUT, Link, WRITE_BUFFER_BYTES, write_queue};
 use crate::rpc::transport::{Peer, Stream};
 use crate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Purpose, Reply, SessionId, SessionSecret, Welcome,
@@ -31,7 +31,7 @@ const SESSIONS_MAX: usize = 64;
 const HELLO_BYTES_MAX: usize = 4 << 10;
 
 /// A client that was admitted.
-pub(super) struct Welcomed {
+pub(super) struct Admitted {
     connection: Arc<Connection>,
     reader: FrameReader<ReadHalf<Stream>>,
     writer: FrameWriter<BufWriter<WriteHalf<Stream>>>,
@@ -59,7 +59,7 @@ enum Credential {
 /// Serves one stream until it ends: for tests, and for a store that is opened by the command itself.
 pub async fn serve_stream(server: Arc<Server>, stream: Stream, peer: Peer) {
     match welcome(&server, stream, peer).await {
-        Ok(welcomed) => welcomed.serve().await,
+        Ok(admitted) => admitted.serve().await,
         Err(error) => tracing::info!("a connection was not admitted: {error}"),
     }
 }
@@ -81,7 +81,7 @@ impl Server {
 }
 
 /// Shakes hands. Who is not admitted is told why.
-pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer) -> Result<Welcomed> {
+pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer) -> Result<Admitted> {
     let meter = Arc::clone(&server.counters.meter);
     // Said before anything is read, so that a client of other versions can tell.
     write_preamble(&mut stream, &meter).await?;
@@ -103,7 +103,7 @@ pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer
     let (out, queue) = mpsc::channel(OUT_FRAMES);
     let connection = Connection { server: Arc::clone(server), grant, credential, out, sessions: Mutex::default() };
     let reader = FrameReader::new(read, meter);
-    Ok(Welcomed { connection: Arc::new(connection), reader, writer, queue, _connected: connected })
+    Ok(Admitted { connection: Arc::new(connection), reader, writer, queue, _connected: connected })
 }
 
 async fn admit(
@@ -172,7 +172,7 @@ impl Server {
     }
 }
 
-impl Welcomed {
+impl Admitted {
     /// Serves the client until it goes.
     pub(super) async fn serve(self) {
         let Self { connection, mut reader, mut writer, mut queue, _connected } = self;
@@ -188,7 +188,7 @@ impl Welcomed {
         let ended = loop {
             while requests.try_join_next().is_some() {}
             let read = tokio::select! {
-                read = reader.read(PATIENCE) => read,
+                read = reader.read(IDLE_TIMEOUT) => read,
                 () = connection.out.closed() => break Ok(()),
             };
             match read {

@@ -10,7 +10,7 @@ mod connection;
 mod dispatch;
 mod family;
 mod jobs;
-mod partial;
+mod partial_snapshots;
 mod rights;
 mod sessions;
 
@@ -36,7 +36,7 @@ use crate::rpc::transport::{Acceptor, Raw};
 use crate::rpc::wire::{Meter, SessionSecret};
 
 /// Connections whose client has not said who it is; the oldest goes when there are more.
-const STRANGERS_MAX: usize = 256;
+const UNAUTHENTICATED_MAX: usize = 256;
 /// Connections in all.
 const CONNECTIONS_MAX: usize = 1024;
 /// A client must have said who it is by then.
@@ -138,10 +138,10 @@ impl Server {
     /// Takes connections until it has to end: by [`Server::leave`], or because nobody used it for long or its store is
     /// gone. When this returns, all that was acknowledged is durable.
     pub async fn serve(self: &Arc<Self>, acceptors: Vec<Acceptor>) {
-        let strangers = Arc::new(Unauthenticated::default());
+        let unauthenticated = Arc::new(Unauthenticated::default());
         let loops: Vec<_> = acceptors
             .into_iter()
-            .map(|acceptor| tokio::spawn(accept_all(Arc::clone(self), acceptor, Arc::clone(&strangers))))
+            .map(|acceptor| tokio::spawn(accept_all(Arc::clone(self), acceptor, Arc::clone(&unauthenticated))))
             .collect();
         self.wait_for_the_end().await;
         for accepting in &loops {
@@ -240,24 +240,24 @@ struct Unauthenticated(Mutex<std::collections::VecDeque<tokio::task::AbortHandle
 
 impl Unauthenticated {
     /// Adds one; the oldest goes if there are too many.
-    fn add(&self, stranger: tokio::task::AbortHandle) {
-        let mut strangers = self.0.lock();
-        strangers.retain(|stranger| !stranger.is_finished());
-        strangers.push_back(stranger);
-        if strangers.len() > STRANGERS_MAX
-            && let Some(oldest) = strangers.pop_front()
+    fn add(&self, connection: tokio::task::AbortHandle) {
+        let mut unauthenticated = self.0.lock();
+        unauthenticated.retain(|connection| !connection.is_finished());
+        unauthenticated.push_back(connection);
+        if unauthenticated.len() > UNAUTHENTICATED_MAX
+            && let Some(oldest) = unauthenticated.pop_front()
         {
             oldest.abort();
         }
     }
 }
 
-async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, strangers: Arc<Unauthenticated>) {
+async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, unauthenticated: Arc<Unauthenticated>) {
     loop {
         match acceptor.accept().await {
             Ok(raw) => {
-                let stranger = tokio::spawn(greet(Arc::clone(&server), raw));
-                strangers.add(stranger.abort_handle());
+                let connection = tokio::spawn(greet(Arc::clone(&server), raw));
+                unauthenticated.add(connection.abort_handle());
             }
             Err(error) => {
                 // Out of descriptors, most likely: some will be free again.
@@ -268,14 +268,14 @@ async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, strangers: Arc<
     }
 }
 
-/// Shakes hands with a stranger, and serves who is none any more on a task of its own.
+/// Shakes hands with a connection, and serves who is none any more on a task of its own.
 async fn greet(server: Arc<Server>, raw: Raw) {
     let greeted = timeout(HANDSHAKE_TIME_MAX, async {
         let (stream, peer) = raw.handshake().await?;
         connection::welcome(&server, stream, peer).await
     });
     match greeted.await {
-        Ok(Ok(welcomed)) => drop(tokio::spawn(welcomed.serve())),
+        Ok(Ok(admitted)) => drop(tokio::spawn(admitted.serve())),
         Ok(Err(error)) => tracing::info!("a connection was not admitted: {error}"),
         Err(_) => tracing::info!("a connection did not say who it is in time"),
     }

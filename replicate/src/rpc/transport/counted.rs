@@ -10,12 +10,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that have passed.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub struct ByteCounters {
     sent_bytes: Counter,
     received_bytes: Counter,
 }
 
-impl Counters {
+impl ByteCounters {
     /// Bytes sent.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.get()
@@ -29,14 +29,14 @@ impl Counters {
 
 /// A stream whose bytes are counted.
 #[derive(Debug)]
-pub struct Counted<S> {
+pub struct CountedStream<S> {
     stream: S,
-    counters: Arc<Counters>,
+    counters: Arc<ByteCounters>,
 }
 
-impl<S> Counted<S> {
+impl<S> CountedStream<S> {
     /// Counts what passes through `stream`.
-    pub fn new(stream: S, counters: Arc<Counters>) -> Self {
+    pub fn new(stream: S, counters: Arc<ByteCounters>) -> Self {
         Self { stream, counters }
     }
 
@@ -48,7 +48,7 @@ impl<S> Counted<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
@@ -57,7 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.sent(written)
@@ -94,8 +94,8 @@ mod tests {
     #[tokio::test]
     async fn what_passes_is_counted() {
         let (near, mut far) = duplex(100);
-        let counters = Arc::new(Counters::default());
-        let mut near = Counted::new(near, Arc::clone(&counters));
+        let counters = Arc::new(ByteCounters::default());
+        let mut near = CountedStream::new(near, Arc::clone(&counters));
         near.write_all(&[1; 30]).await.unwrap();
         let slices = [io::IoSlice::new(&[2; 3]), io::IoSlice::new(&[3; 4])];
         let written = near.write_vectored(&slices).await.unwrap();

@@ -28,7 +28,7 @@ mod unix;
 
 pub use accept::{Acceptor, Peer, Raw};
 pub use activation::{Inherited, take_inherited};
-pub use counted::{Counted, Counters};
+pub use counted::{ByteCounters, CountedStream};
 pub use unix::SOCKET_FILE;
 
 /// How long a connection may take to come about.
@@ -96,7 +96,7 @@ pub struct Connected {
     /// Whom it leads to, for messages.
     pub peer: String,
     /// What passes after encryption; nothing is counted where there is none.
-    pub tls_bytes: Arc<Counters>,
+    pub tls_bytes: Arc<ByteCounters>,
 }
 
 impl fmt::Debug for Connected {
@@ -113,7 +113,7 @@ impl fmt::Debug for Connected {
 /// which one is, or its socket is not for this user; [`Error::Refused`] if the connection would be unprotected;
 /// [`Error::NotFound`] if there is no such store here, or no ssh.
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Connected> {
-    let tls_bytes = Arc::new(Counters::default());
+    let tls_bytes = Arc::new(ByteCounters::default());
     let connecting = open(address, options, &tls_bytes);
     let stream = timeout(options.timeout, connecting).await.map_err(|_| {
         Error::unreachable(format!("{address} did not answer within {} s", options.timeout.as_secs_f32()))
@@ -121,7 +121,7 @@ pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Conn
     Ok(Connected { stream, peer: address.to_string(), tls_bytes })
 }
 
-async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<Counters>) -> Result<Stream> {
+async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<ByteCounters>) -> Result<Stream> {
     match address {
         Address::Path(dir) => Ok(Box::new(unix::connect(dir, SOCKET_FILE.as_ref()).await?)),
         Address::Unix(path) => {
@@ -142,9 +142,9 @@ async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<Count
     }
 }
 
-async fn open_tls(server: &HostPort, options: &ConnectOptions, tls_bytes: &Arc<Counters>) -> Result<Stream> {
+async fn open_tls(server: &HostPort, options: &ConnectOptions, tls_bytes: &Arc<ByteCounters>) -> Result<Stream> {
     // Its files are read first: a slip in them is told without the network.
     let tls = TlsClient::new(options.pin, options.ca.as_deref(), options.client_cert.as_ref())?;
     let stream = tcp::connect(server.host(), server.port(), options.timeout).await?;
-    Ok(Box::new(tls.connect(server.host(), Counted::new(stream, Arc::clone(tls_bytes))).await?))
+    Ok(Box::new(tls.connect(server.host(), CountedStream::new(stream, Arc::clone(tls_bytes))).await?))
 }

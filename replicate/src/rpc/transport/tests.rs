@@ -32,7 +32,7 @@ async fn exchange(mut stream: Stream, bytes: &[u8]) -> std::io::Result<Vec<u8>> 
     Ok(answer)
 }
 
-async fn meet(address: &Address, options: &ConnectOptions, acceptor: Acceptor) -> (Peer, Arc<Counters>) {
+async fn meet(address: &Address, options: &ConnectOptions, acceptor: Acceptor) -> (Peer, Arc<ByteCounters>) {
     let client = async {
         let connected = connect(address, options).await.unwrap();
         assert_eq!(connected.peer, address.to_string());

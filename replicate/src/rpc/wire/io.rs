@@ -134,14 +134,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, meter }
     }
 
-    /// Reads a frame; `None` where the other side ended the stream between two. Waits for at most `patience` for it
+    /// Reads a frame; `None` where the other side ended the stream between two. Waits for at most `idle_timeout` for it
     /// to begin. Memory is taken as bytes arrive, not as the header promises.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the stream is cut, too slow, or holds no frames.
-    pub async fn read(&mut self, patience: Duration) -> Result<Option<Frame>> {
+    pub async fn read(&mut self, idle_timeout: Duration) -> Result<Option<Frame>> {
         let mut header = [0; FRAME_HEADER_BYTES];
-        let first = timeout(patience, self.stream.read(&mut header)).await.map_err(|_| silent(patience))?;
+        let first = timeout(idle_timeout, self.stream.read(&mut header)).await.map_err(|_| silent(idle_timeout))?;
         let first = first.map_err(|error| lost(&error))?;
         if first == 0 {
             return Ok(None);
@@ -205,8 +205,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 }
 
-fn silent(patience: Duration) -> Error {
-    Error::Unreachable { what: format!("the other side was silent for {} s", patience.as_secs()) }
+fn silent(idle_timeout: Duration) -> Error {
+    Error::Unreachable { what: format!("the other side was silent for {} s", idle_timeout.as_secs()) }
 }
 
 /// Writes frames.

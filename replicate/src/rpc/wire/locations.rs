@@ -25,7 +25,7 @@ pub struct Located {
     /// The name of the pack.
     pub pack: PackId,
     /// The place in it; the ordinal does not travel.
-    pub place: RecordLocation,
+    pub location: RecordLocation,
 }
 
 /// Extent in a pack that the owner is writing ([`Room`]).
@@ -71,7 +71,7 @@ pub struct Locations(pub Vec<Option<Located>>);
 impl Located {
     fn encode(&self) -> [u8; LOCATION_BYTES] {
         let mut bytes = [0; LOCATION_BYTES];
-        let RecordLocation { offset, stored_bytes, plain_bytes, kind, codec, .. } = self.place;
+        let RecordLocation { offset, stored_bytes, plain_bytes, kind, codec, .. } = self.location;
         let words = [
             (NUMBER, self.pack.number),
             (TAG, self.pack.tag),
@@ -98,7 +98,7 @@ impl Located {
         let offset = word(OFFSET);
         Ok(Self {
             pack,
-            place: RecordLocation { pack: pack.number, ordinal: 0, offset, stored_bytes, plain_bytes, kind, codec },
+            location: RecordLocation { pack: pack.number, ordinal: 0, offset, stored_bytes, plain_bytes, kind, codec },
         })
     }
 }
@@ -133,8 +133,8 @@ mod tests {
     fn located() -> Located {
         let (stored_bytes, plain_bytes) = (700, 70_000);
         let (kind, codec) = (Kind::Chunk, Codec::Delta);
-        let place = RecordLocation { pack: 3, ordinal: 0, offset: 4096, stored_bytes, plain_bytes, kind, codec };
-        Located { pack: PackId { number: 3, tag: 0xdead_beef }, place }
+        let location = RecordLocation { pack: 3, ordinal: 0, offset: 4096, stored_bytes, plain_bytes, kind, codec };
+        Located { pack: PackId { number: 3, tag: 0xdead_beef }, location }
     }
 
     #[test]

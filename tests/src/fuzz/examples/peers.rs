@@ -97,7 +97,9 @@ fn requests() -> Vec<Example> {
         ("places", Request::Locate { ids: ids() }),
         ("base-ids", Request::BaseIds { session, like: vec![Resemblance::Sketch(9)] }),
         ("lend", Request::Reserve { session, class: Class::Data as u8, bytes: 70_000 }),
-        ("put-written", Request::AppendWritten { session, room: room(), headers }),
+        ("put-written", Request::AppendWritten { session, extent: extent(), headers }),
+        ("family", Request::Family { name: "echo".to_owned(), body: b"anything".to_vec() }),
+        ("metrics", Request::Do(Job::Metrics)),
     ];
     requests.map(|(name, request)| (name, request.to_bytes())).into()
 }
@@ -113,23 +115,23 @@ fn replies() -> Vec<Example> {
         ("published", Reply::Published(published)),
         ("given", Reply::Given { missing: vec![(3, WireError::Interrupted)] }),
         ("entries", Reply::Entries(vec![ENTRY.into(), Vec::new()])),
-        ("located", Reply::Locations(places())),
-        ("based", Reply::BaseIds { ids: vec![None, Some([7; 32]), Some([8; 32])], places: places() }),
-        ("lent", Reply::Reserved(room())),
-        ("taken", Reply::Taken(true)),
+        ("located", Reply::Locations(locations())),
+        ("based", Reply::BaseIds { ids: vec![None, Some([7; 32]), Some([8; 32])], locations: locations() }),
+        ("lent", Reply::Reserved(extent())),
+        ("taken", Reply::Appended(true)),
     ];
     replies.map(|(name, reply)| (name, reply.to_bytes())).into()
 }
 
-fn places() -> Locations {
+fn locations() -> Locations {
     let pack = PackId { number: 3, tag: 0xdead_beef };
     let (kind, codec) = (RecordKind::Chunk, Codec::Delta);
-    let place =
+    let location =
         RecordLocation { pack: 3, ordinal: 0, offset: 4096, stored_bytes: 700, plain_bytes: 70_000, kind, codec };
-    Locations(vec![None, Some(Located { pack, place })])
+    Locations(vec![None, Some(Located { pack, location })])
 }
 
-fn room() -> ReservedExtent {
+fn extent() -> ReservedExtent {
     Extent { pack: PackId { number: 3, tag: 0xdead_beef }, class: Class::Data, offset: 4096, bytes: 70_000 }.into()
 }
 

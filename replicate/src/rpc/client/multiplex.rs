@@ -14,9 +14,9 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::local_packs::Packs;
+use super::local_packs::LocalPacks;
 use crate::rpc::transport::rate::RateLimit;
-use crate::rpc::transport::{Counters, Stream};
+use crate::rpc::transport::{ByteCounters, Stream};
 use crate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, WireError, read_preamble,
     shown, write_preamble,
@@ -25,7 +25,7 @@ use crate::rpc::wire::{
 /// Both sides say that they live so often while nothing else is said.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
 /// A side that was not heard for so long is taken for dead.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(75);
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// A side that says that it lives, and answers nothing that it was asked, is given up after so long: more than it takes to
 /// look through the largest image.
 const ANSWER_TIME_MAX: Duration = Duration::from_mins(30);
@@ -44,9 +44,9 @@ pub struct Link {
     /// How fast it may be used, together with others that share the limit.
     pub limit: Option<Arc<RateLimit>>,
     /// What passes after encryption; nothing is counted where there is none.
-    pub tls_bytes: Arc<Counters>,
+    pub tls_bytes: Arc<ByteCounters>,
     /// The store's packs, where the client can open them itself.
-    pub packs: Option<Arc<Packs>>,
+    pub packs: Option<Arc<LocalPacks>>,
     /// Whether the other side is another machine, which may pretend to work. An owner here may take as long as it likes.
     pub is_far: bool,
 }
@@ -83,17 +83,17 @@ struct Waiting {
     ignored_bytes: usize,
     /// Why the connection ended.
     ended: Option<String>,
-    worked: Worked,
+    activity: LastActivity,
 }
 
 /// When a connection was last seen to do more than to say that it lives.
-struct Worked {
+struct LastActivity {
     at: Instant,
     /// What this side had said by then.
     sent_bytes: u64,
 }
 
-impl Default for Worked {
+impl Default for LastActivity {
     fn default() -> Self {
         Self { at: Instant::now(), sent_bytes: 0 }
     }
@@ -135,8 +135,8 @@ impl Client {
         let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
         writer.write(&Frame::new(Kind::Request, 0, hello.to_bytes())).await?;
         writer.flush().await?;
-        let (version, welcome, reader) = timeout(PATIENCE, welcomed(read, &meter)).await.map_err(|_| {
-            Error::Unreachable { what: format!("the other side did not answer within {} s", PATIENCE.as_secs()) }
+        let (version, welcome, reader) = timeout(IDLE_TIMEOUT, welcomed(read, &meter)).await.map_err(|_| {
+            Error::Unreachable { what: format!("the other side did not answer within {} s", IDLE_TIMEOUT.as_secs()) }
         })??;
         let (out, queue) = mpsc::channel(OUT_FRAMES);
         let shared = Arc::new(Shared {
@@ -199,8 +199,8 @@ impl Client {
     }
 
     /// The store's packs, if they are read beside the owner and not through the connection.
-    pub(crate) fn packs(&self) -> Option<&Arc<Packs>> {
-        self.shared.link.packs.as_ref().filter(|packs| packs.are_read())
+    pub(crate) fn packs(&self) -> Option<&Arc<LocalPacks>> {
+        self.shared.link.packs.as_ref().filter(|packs| packs.are_readable())
     }
 
     /// How often a request was sent while none was under way: each such time costs the link's latency.
@@ -252,7 +252,7 @@ async fn welcomed(
 ) -> Result<(u16, Welcome, FrameReader<ReadHalf<Stream>>)> {
     let version = read_preamble(&mut read, meter).await?;
     let mut reader = FrameReader::new(read, Arc::clone(meter));
-    let frame = reader.read(PATIENCE).await?.ok_or_else(|| Error::Unreachable {
+    let frame = reader.read(IDLE_TIMEOUT).await?.ok_or_else(|| Error::Unreachable {
         what: "the other side closed the connection instead of saying who it is".into(),
     })?;
     match frame.kind {
@@ -282,7 +282,7 @@ impl Shared {
         }
         if waiting.answers.is_empty() {
             self.round_trips.fetch_add(1, Ordering::Relaxed);
-            waiting.worked.at = Instant::now();
+            waiting.activity.at = Instant::now();
         }
         waiting.answers.insert(request, sender);
         Ok((request, frames))
@@ -306,15 +306,15 @@ impl Shared {
     }
 
     /// Fails if the other side only says that it lives.
-    fn check_works(&self) -> Result<()> {
+    fn check_activity(&self) -> Result<()> {
         let sent_bytes = self.meter.sent_bytes();
         let is_slowed = self.link.limit.as_ref().is_some_and(|limit| limit.holds_back());
         let mut waiting = self.waiting();
-        let Waiting { answers, worked, .. } = &mut *waiting;
-        if answers.is_empty() || is_slowed || sent_bytes > worked.sent_bytes + IDLE_BYTES_MAX {
-            *worked = Worked { at: Instant::now(), sent_bytes };
+        let Waiting { answers, activity, .. } = &mut *waiting;
+        if answers.is_empty() || is_slowed || sent_bytes > activity.sent_bytes + IDLE_BYTES_MAX {
+            *activity = LastActivity { at: Instant::now(), sent_bytes };
         }
-        if self.link.is_far && worked.at.elapsed() > ANSWER_TIME_MAX {
+        if self.link.is_far && activity.at.elapsed() > ANSWER_TIME_MAX {
             let what = format!("the other side lives, and did nothing for {} minutes", ANSWER_TIME_MAX.as_secs() / 60);
             return Err(Error::Unreachable { what });
         }
@@ -324,11 +324,11 @@ impl Shared {
     /// Gives a frame to whoever waits for it.
     fn deliver(&self, frame: Frame) -> Result<()> {
         if frame.kind == Kind::Ping {
-            return self.check_works();
+            return self.check_activity();
         }
         let is_last = matches!(frame.kind, Kind::Reply | Kind::Error);
         let mut waiting = self.waiting();
-        waiting.worked.at = Instant::now();
+        waiting.activity.at = Instant::now();
         let known =
             if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
@@ -370,7 +370,7 @@ async fn read_all(
 ) {
     let reading = Reading(shared);
     loop {
-        let read = reader.read(PATIENCE).await;
+        let read = reader.read(IDLE_TIMEOUT).await;
         let Some(shared) = reading.0.upgrade() else { return };
         let delivered = match read {
             Ok(Some(frame)) => {
