@@ -52,6 +52,7 @@ impl Description {
     }
 
     /// The same with a label.
+    #[must_use]
     pub const fn with_label(self, name: &'static str, value: &'static str) -> Self {
         Self { label: Some((name, value)), ..self }
     }

@@ -4,7 +4,7 @@
 //! nothing. Operations live in modules of their own (`ingest`, `restore`, `verify`, `gc` …) and work on [`Store`].
 //!
 //! One open store serves many threads: sessions that write, readers, and one collection or verification at a time.
-//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, pin_sets.
+//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, pins.
 
 mod claims;
 pub(crate) mod config;

@@ -38,12 +38,14 @@ pub(crate) struct OpenPacks {
     sealed: Condvar,
 }
 
+type Spawn = fn(Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>;
+
 struct State {
     open: Vec<OpenPack>,
     sealing: HashSet<u32>,
     pending: HashMap<RecordId, Pending>,
     /// Starts a thread; tests let it fail.
-    spawn: fn(Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+    spawn: Spawn,
 }
 
 impl Default for OpenPacks {

@@ -4,7 +4,7 @@
 //! it put and found, and one for the bases of its deltas, which lives on until no open pack has one of these. While a
 //! collection runs, one that ends hands its marks over to the collection instead of forgetting them.
 //!
-//! A record is looked up and protected under [`CollectionLock::look_up`]. gc shuts the gate while it merges the pin_sets and
+//! A record is looked up and protected under [`CollectionLock::look_up`]. gc shuts the gate while it merges the pins and
 //! decides what to condemn: from then on what is condemned has no place, so nobody comes to count on it.
 
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use crate::pack::RecordLocation;
 use crate::store::marks::{Mark, PackMark, Seen};
 use crate::truth_lock::{TruthMutex, TruthRwLock, TruthWriteGuard};
 
-/// All pin_sets of an open store.
+/// The pins of all sessions of an open store.
 pub(crate) struct PinSets {
     registry: TruthMutex<Registry>,
 }
@@ -87,7 +87,7 @@ impl PinSets {
         }
     }
 
-    /// Lets the pin_sets of records follow to other places of the same records, which the index has now. The gate
+    /// Moves the pins of records to the places that the index has for them now. The gate
     /// must have been shut since: whoever looked the old place up has protected it by now.
     pub(crate) fn follow(&self, moves: &[Move]) {
         let mut registry = self.registry.lock();

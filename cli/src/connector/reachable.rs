@@ -36,7 +36,7 @@ pub(crate) struct RemoteArgs {
     /// Key of the client certificate, in PEM format
     #[arg(long, value_name = "FILE", requires = "cert", value_hint = ValueHint::FilePath)]
     key: Option<PathBuf>,
-    /// File with the token [default: the variable VMSTORE_TOKEN]
+    /// File with the token [default: the variable `VMSTORE_TOKEN`]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     token_file: Option<PathBuf>,
     /// Allow a tcp:// address, which is not encrypted

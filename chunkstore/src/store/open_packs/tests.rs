@@ -69,7 +69,7 @@ fn open_panicking(dir: &Path) -> (Arc<Panicking>, Arc<Store>) {
 fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(work()));
-    result.recv_timeout(Duration::from_secs(60)).expect("it ends")
+    result.recv_timeout(Duration::from_mins(1)).expect("it ends")
 }
 
 /// Lets a pack fail that two sessions count on while it is sealed, and sees that nothing but these suffers.
