@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use chunkstore::catalog::Snapshot;
 use chunkstore::format::manifest::{ChunkSource, Node};
-use chunkstore::format::{Kind, NodeId, Record, RecordId};
+use chunkstore::format::{Kind, NodeId, Record, RecordCodec, RecordId};
 use chunkstore::pack::check_plain;
 use chunkstore::store::{Claim, Sink};
 use chunkstore::{Error, Progress, Result};
@@ -152,7 +152,7 @@ impl Fetching<'_> {
             let mut came = HashMap::new();
             let received = self.near.wait(far.client.records(ids, Fetch::Whole, &mut |arrived| {
                 if let Arrived::Wanted(at, record) = arrived {
-                    match record.and_then(|record| checked(record, ids[at])) {
+                    match record.and_then(|record| checked(far.client.codec(), record, ids[at])) {
                         Ok(checked) => drop(came.insert(ids[at], checked)),
                         Err(error) => tracing::info!("{}: {error}", far.name),
                     }
@@ -184,12 +184,12 @@ impl Fetching<'_> {
 }
 
 /// A record that is what was asked for, without a base; if it is a manifest's node, that too.
-fn checked(record: Record, id: RecordId) -> Result<(Record, Option<Node>)> {
+fn checked(codec: &RecordCodec, record: Record, id: RecordId) -> Result<(Record, Option<Node>)> {
     let header = &record.header;
     if header.id != id || header.base.is_some() {
         return Err(Error::damaged(format!("record {id}"), "it came as another"));
     }
-    let plain = check_plain(header.kind, id, decode(&record, &Bases::new())?)?;
+    let plain = check_plain(header.kind, id, decode(codec, &record, &Bases::new())?)?;
     let node = match header.kind {
         Kind::Node => Some(Node::verify(NodeId::from_bytes(*id.as_bytes()), &plain)?),
         _ => None,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chunkstore::Error;
 use chunkstore::catalog::Snapshot;
 use chunkstore::format::manifest::{self, ChunkSource, Node};
-use chunkstore::format::{ChunkId, Codec, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
+use chunkstore::format::{ChunkId, Codec, EntryId, Kind as RecordKind, NodeId, Record, RecordCodec, RecordId};
 use common::{Site, local, night, noise, push_all, read_back, run};
 use replicate::rpc::client::{Client, ClientSession, Link};
 use replicate::rpc::wire::{ForStream, Frame, Hello, Ids, Kind, Prefixes, Purpose, Request, SessionId};
@@ -122,7 +122,7 @@ fn lies() -> Vec<(&'static str, Record)> {
     wrong_id.header.id = ChunkId::of(b"another content").into();
     let bomb = |plain: usize, said: usize| {
         let bytes = vec![0; plain];
-        let payload = chunkstore::format::Encoder::new(1).plain(&bytes).1;
+        let payload = RecordCodec::new(1).payload(&bytes, None).1;
         Record::new(RecordKind::Chunk, ChunkId::of(&bytes).into(), said, Codec::Zstd, payload, None)
     };
     let base: RecordId = ChunkId::of(b"a base that is nowhere").into();

@@ -92,7 +92,7 @@ fn ingest_as(store: &Arc<Store>, name: &SnapshotName, image: &[u8]) -> Result<Sn
         sink: &DirectWriteSession::new(&session),
         source: &**store,
         params: store.config().format.chunk_params(),
-        zstd_level: store.config().defaults.zstd_level,
+        codec: store.codec().clone(),
         store_id: &store.config().format.store_id,
         trusts_parent: session.trusts_parent(),
         parent: session.parent().cloned(),

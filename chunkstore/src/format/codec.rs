@@ -1,9 +1,9 @@
 //! How plain bytes become a record's payload and back: raw, zstd, or zstd with another chunk as prefix (a delta).
 //!
 //! Deltas use zstd's `refPrefix` (the method of `zstd --patch-from`): the base is referenced, not copied, and the
-//! match finder sees it as history. Contexts are reused; nothing here touches files.
+//! match finder sees it as history. Contexts are reused; nothing here touches files. Only
+//! [`RecordCodec`](crate::format::record_codec::RecordCodec) uses this.
 
-use std::cell::RefCell;
 use std::mem;
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, ResetDirective, compress_bound, get_error_name};
@@ -38,7 +38,7 @@ const DELTA_HASH_LOG: u32 = 17;
 pub(crate) const DELTA_BASE_BYTES_MAX: usize = 1 << (DELTA_WINDOW_LOG - 1);
 
 /// A reusable zstd compressor.
-pub struct Encoder {
+pub(crate) struct Encoder {
     context: CCtx<'static>,
     level: i32,
     buffer: Vec<u8>,
@@ -46,12 +46,17 @@ pub struct Encoder {
 
 impl Encoder {
     /// An encoder that compresses plain payloads at `level`.
-    pub fn new(level: i32) -> Self {
+    pub(crate) fn new(level: i32) -> Self {
         Self { context: CCtx::create(), level, buffer: Vec::new() }
     }
 
+    /// Compresses plain payloads at another level from now on.
+    pub(crate) fn set_level(&mut self, level: i32) {
+        self.level = level;
+    }
+
     /// Encodes without a base; keeps the bytes raw where compression would save less than a 32nd.
-    pub fn plain(&mut self, bytes: &[u8]) -> (Codec, Vec<u8>) {
+    pub(crate) fn plain(&mut self, bytes: &[u8]) -> (Codec, Vec<u8>) {
         let level = self.level;
         match self.compress(bytes, None, &[CParameter::CompressionLevel(level)]) {
             Some(frame) if frame.len() < bytes.len() - bytes.len() / 32 => (Codec::Zstd, frame.to_vec()),
@@ -60,7 +65,7 @@ impl Encoder {
     }
 
     /// Encodes against a base if that is clearly smaller than [`Encoder::plain`]'s result, which it returns otherwise.
-    pub fn against(&mut self, bytes: &[u8], base: &[u8]) -> (Codec, Vec<u8>) {
+    pub(crate) fn against(&mut self, bytes: &[u8], base: &[u8]) -> (Codec, Vec<u8>) {
         let Some(delta) = self.delta(bytes, base) else { return self.plain(bytes) };
         // A delta this small is never beaten by compressing alone; finding out would cost as much again.
         if delta.len() < bytes.len() / 16 {
@@ -71,7 +76,7 @@ impl Encoder {
     }
 
     /// A delta against a base, if it is clearly smaller than a payload of `plain_payload_bytes`.
-    pub fn smaller_than(&mut self, bytes: &[u8], base: &[u8], plain_payload_bytes: usize) -> Option<Vec<u8>> {
+    pub(crate) fn smaller_than(&mut self, bytes: &[u8], base: &[u8], plain_payload_bytes: usize) -> Option<Vec<u8>> {
         self.delta(bytes, base).filter(|delta| is_clearly_smaller(delta, plain_payload_bytes))
     }
 
@@ -115,19 +120,13 @@ fn is_clearly_smaller(delta: &[u8], plain_payload_bytes: usize) -> bool {
 }
 
 /// A reusable zstd decompressor.
-pub struct Decoder {
+pub(crate) struct Decoder {
     context: DCtx<'static>,
-}
-
-impl Default for Decoder {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl Decoder {
     /// A decoder.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { context: DCtx::create() }
     }
 
@@ -135,7 +134,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What is wrong, in words, if the payload is not such a payload; `base` must be given for a delta.
-    pub fn decode(
+    pub(crate) fn decode(
         &mut self,
         codec: Codec,
         payload: &[u8],
@@ -154,7 +153,7 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::decode`].
-    pub fn decode_into<'a>(
+    pub(crate) fn decode_into<'a>(
         &mut self,
         codec: Codec,
         payload: &'a [u8],
@@ -198,26 +197,6 @@ impl Decoder {
         }
         result.map(|_| plain.as_slice())
     }
-}
-
-thread_local! {
-    static DECODER: RefCell<Decoder> = RefCell::new(Decoder::new());
-}
-
-/// [`Decoder::decode`] with this thread's decoder.
-pub(crate) fn decode(codec: Codec, payload: &[u8], plain_bytes: usize, base: Option<&[u8]>) -> Result<Vec<u8>, String> {
-    DECODER.with_borrow_mut(|decoder| decoder.decode(codec, payload, plain_bytes, base))
-}
-
-/// [`Decoder::decode_into`] with this thread's decoder.
-pub(crate) fn decode_into<'a>(
-    codec: Codec,
-    payload: &'a [u8],
-    plain_bytes: usize,
-    base: Option<&[u8]>,
-    buffer: &'a mut Vec<u8>,
-) -> Result<&'a [u8], String> {
-    DECODER.with_borrow_mut(|decoder| decoder.decode_into(codec, payload, plain_bytes, base, buffer))
 }
 
 #[cfg(test)]

@@ -10,9 +10,11 @@ mod id;
 pub mod limits;
 pub mod manifest;
 pub(crate) mod record;
+mod record_codec;
 
 pub use chunk::Chunk;
 pub use chunker::ChunkParams;
-pub use codec::{Codec, Decoder, Encoder};
+pub use codec::Codec;
 pub use id::{ChunkId, EntryId, NodeId, PackId, RecordId};
 pub use record::{HEADER_BYTES, Header, Kind, Record, check_lengths};
+pub use record_codec::RecordCodec;

@@ -5,7 +5,7 @@ use super::sketch::{self, BASES_MAX, Full};
 use crate::error::Result;
 use crate::format::chunker::Cut;
 use crate::format::manifest::Leaf;
-use crate::format::{Codec, Encoder, Kind, Record, RecordId};
+use crate::format::{Kind, Record, RecordCodec, RecordId};
 use crate::store::{Base, Claim, Like, Sink};
 
 /// What is to be put, if the store lacks it.
@@ -55,18 +55,18 @@ impl<'a> Task<'a> {
 }
 
 /// Encodes items, against what the parent has in their places or else what resembles them.
-pub(super) fn records(sink: &dyn Sink, encoder: &mut Encoder, tasks: &[Task<'_>]) -> Result<Vec<Record>> {
+pub(super) fn records(sink: &dyn Sink, codec: &RecordCodec, tasks: &[Task<'_>]) -> Result<Vec<Record>> {
     let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
     for group in tasks.chunks(BASES_MAX) {
         for (task, base) in group.iter().zip(bases(sink, group)?) {
             let NewChunk { cut, plain } = match task.item {
                 Item::Chunk { chunk, .. } => chunk,
                 Item::Leaf(leaf) => {
-                    records.push(record(encoder, Kind::Node, leaf.id.into(), &leaf.encoding, base.as_ref()));
+                    records.push(record(codec, Kind::Node, leaf.id.into(), &leaf.encoding, base.as_ref()));
                     continue;
                 }
             };
-            let record = record(encoder, Kind::Chunk, cut.id.into(), plain, base.as_ref());
+            let record = record(codec, Kind::Chunk, cut.id.into(), plain, base.as_ref());
             if record.header.base.is_some() || task.whole {
                 records.push(record);
             } else {
@@ -74,7 +74,7 @@ pub(super) fn records(sink: &dyn Sink, encoder: &mut Encoder, tasks: &[Task<'_>]
             }
         }
     }
-    records.extend(sketch::rebase(sink, encoder, full)?);
+    records.extend(sketch::rebase(sink, codec, full)?);
     Ok(records)
 }
 
@@ -100,11 +100,6 @@ fn overlapping(parent: &Leaf, cut: &Cut) -> Option<RecordId> {
 }
 
 /// Encodes content into a record, against a base if one is given and it pays.
-pub(super) fn record(encoder: &mut Encoder, kind: Kind, id: RecordId, bytes: &[u8], base: Option<&Base>) -> Record {
-    let (codec, payload) = match base {
-        Some(base) => encoder.against(bytes, &base.bytes),
-        None => encoder.plain(bytes),
-    };
-    let base = base.filter(|_| codec == Codec::Delta).map(|base| base.id);
-    Record::new(kind, id, bytes.len(), codec, payload, base)
+pub(super) fn record(codec: &RecordCodec, kind: Kind, id: RecordId, bytes: &[u8], base: Option<&Base>) -> Record {
+    codec.encode(kind, id, bytes, base.map(|base| (base.id, &base.bytes[..])))
 }

@@ -12,7 +12,7 @@ use crate::catalog::Snapshot;
 use crate::error::Result;
 use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::{Assembler, Leaf, LeafReader, Node};
-use crate::format::{Encoder, Kind, NodeId, Record, RecordId};
+use crate::format::{Kind, NodeId, Record, RecordId};
 use crate::progress::Progress;
 use crate::store::{Claim, Like};
 
@@ -46,22 +46,16 @@ impl<'a> ManifestTree<'a> {
     }
 
     /// Hands segments to the tree, which are one with this leaf or zeros, with all that had waited for them.
-    pub(super) fn arrive(
-        &self,
-        order: u64,
-        segments: Range<u64>,
-        leaf: Option<NodeId>,
-        encoder: &mut Encoder,
-    ) -> Result<()> {
+    pub(super) fn arrive(&self, order: u64, segments: Range<u64>, leaf: Option<NodeId>) -> Result<()> {
         let mut tree = self.ordered.lock();
         let tree = &mut *tree;
         tree.waiting.insert(order, (segments, leaf));
         while let Some((segments, leaf)) = tree.waiting.remove(&tree.next_order) {
             tree.next_order += 1;
-            self.keep_until(segments.start, tree, encoder)?;
+            self.keep_until(segments.start, tree)?;
             tree.next_segment = segments.end;
             if let Some(leaf) = leaf {
-                let put = &mut |node, number| self.put_inner(&node, number, encoder);
+                let put = &mut |node, number| self.put_inner(&node, number);
                 tree.assembler.push(segments.start, leaf, put)?;
             }
         }
@@ -69,13 +63,13 @@ impl<'a> ManifestTree<'a> {
     }
 
     /// Takes what lies before a segment from the parent, if only changes are ingested.
-    fn keep_until(&self, segment: u64, tree: &mut Ordered, encoder: &mut Encoder) -> Result<()> {
+    fn keep_until(&self, segment: u64, tree: &mut Ordered) -> Result<()> {
         let kept = tree.next_segment..segment;
         let Some(parent) = self.parent.as_ref().filter(|_| self.keeps_parent && !kept.is_empty()) else {
             return Ok(());
         };
         parent.subtrees(&kept, &mut |height, number, id| {
-            let put = &mut |node, number| self.put_inner(&node, number, encoder);
+            let put = &mut |node, number| self.put_inner(&node, number);
             tree.assembler.push_subtree(height, number, id, put)
         })
     }
@@ -98,7 +92,7 @@ impl<'a> ManifestTree<'a> {
         }
     }
 
-    fn put_inner(&self, node: &Node, number: u64, encoder: &mut Encoder) -> Result<NodeId> {
+    fn put_inner(&self, node: &Node, number: u64) -> Result<NodeId> {
         let parent = self.parent.as_ref().and_then(|parent| parent.id_at(node.height(), number).ok().flatten());
         let node = NewNode::new(node, parent);
         if self.parent_has(&node) {
@@ -107,8 +101,8 @@ impl<'a> ManifestTree<'a> {
         let id = node.id;
         match self.into.sink.claim(&[id.into()])?[0] {
             Claim::Present => {}
-            Claim::Yours => self.into.sink.put(vec![self.encode_node(&node, encoder)?])?,
-            Claim::YoursWhole => self.into.sink.put(vec![encode_whole(&node, encoder)])?,
+            Claim::Yours => self.into.sink.put(vec![self.encode_node(&node)?])?,
+            Claim::YoursWhole => self.into.sink.put(vec![self.encode_whole(&node)])?,
             Claim::Elsewhere => self.awaited.lock().push(node),
         }
         Ok(id)
@@ -119,28 +113,30 @@ impl<'a> ManifestTree<'a> {
         self.into.trusts_parent && node.parent == Some(node.id)
     }
 
-    fn encode_node(&self, node: &NewNode, encoder: &mut Encoder) -> Result<Record> {
+    fn encode_node(&self, node: &NewNode) -> Result<Record> {
         let base = match node.parent {
             Some(parent) => self.into.sink.bases(&[Like::Record(parent.into())])?.pop().flatten(),
             None => None,
         };
-        Ok(encode::record(encoder, Kind::Node, node.id.into(), &node.encoding, base.as_ref()))
+        Ok(encode::record(&self.into.codec, Kind::Node, node.id.into(), &node.encoding, base.as_ref()))
+    }
+
+    fn encode_whole(&self, node: &NewNode) -> Record {
+        encode::record(&self.into.codec, Kind::Node, node.id.into(), &node.encoding, None)
     }
 
     /// Ends the tree; returns its root.
     pub(super) fn finish(&self, virtual_bytes: u64) -> Result<Option<NodeId>> {
         let mut tree = std::mem::take(&mut *self.ordered.lock());
         assert!(tree.waiting.is_empty(), "every order was given out and came back");
-        let mut encoder = self.into.encoder();
-        self.keep_until(virtual_bytes.div_ceil(SEGMENT_BYTES as u64), &mut tree, &mut encoder)?;
-        let root =
-            tree.assembler.finish(virtual_bytes, &mut |node, number| self.put_inner(&node, number, &mut encoder))?;
-        self.settle_awaited(&mut encoder)?;
+        self.keep_until(virtual_bytes.div_ceil(SEGMENT_BYTES as u64), &mut tree)?;
+        let root = tree.assembler.finish(virtual_bytes, &mut |node, number| self.put_inner(&node, number))?;
+        self.settle_awaited()?;
         Ok(root)
     }
 
     /// Waits for the nodes that others have taken on, and puts those that they do not.
-    fn settle_awaited(&self, encoder: &mut Encoder) -> Result<()> {
+    fn settle_awaited(&self) -> Result<()> {
         let mut awaited = std::mem::take(&mut *self.awaited.lock());
         let mut delay = ELSEWHERE;
         loop {
@@ -153,7 +149,7 @@ impl<'a> ManifestTree<'a> {
                 match claim {
                     Claim::Present => {}
                     Claim::Elsewhere => still.push(node),
-                    Claim::Yours | Claim::YoursWhole => self.into.sink.put(vec![encode_whole(&node, encoder)])?,
+                    Claim::Yours | Claim::YoursWhole => self.into.sink.put(vec![self.encode_whole(&node)])?,
                 }
             }
             if !still.is_empty() {
@@ -162,8 +158,4 @@ impl<'a> ManifestTree<'a> {
             awaited = still;
         }
     }
-}
-
-fn encode_whole(node: &NewNode, encoder: &mut Encoder) -> Record {
-    encode::record(encoder, Kind::Node, node.id.into(), &node.encoding, None)
 }

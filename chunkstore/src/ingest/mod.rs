@@ -26,7 +26,7 @@ use crate::catalog::{Catalog, Entry as CatalogEntry, Snapshot, SnapshotName};
 use crate::error::{Error, Result};
 use crate::format::chunker::Cut;
 use crate::format::manifest::{ChunkSource, Entry, Leaf, LeafReader};
-use crate::format::{ChunkParams, Encoder, NodeId};
+use crate::format::{ChunkParams, NodeId, RecordCodec};
 use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::{ChangedRanges, DiskSource, Overlay, Source};
@@ -102,7 +102,7 @@ fn in_session(
         sink: &session,
         source: &**store,
         params: config.format.chunk_params(),
-        zstd_level: config.defaults.zstd_level,
+        codec: store.codec().clone(),
         store_id: &config.format.store_id,
         trusts_parent: session.trusts_parent(),
         parent: session.parent().cloned(),
@@ -178,8 +178,8 @@ pub struct IngestInto<'a> {
     pub source: &'a dyn ChunkSource,
     /// Where the store cuts chunks.
     pub params: ChunkParams,
-    /// Level at which records without a base are compressed.
-    pub zstd_level: i32,
+    /// Encodes the records.
+    pub codec: RecordCodec,
     /// The store's id: the snapshot's origin.
     pub store_id: &'a str,
     /// Whether what the parent has need not be claimed; the sink protects it.
@@ -219,7 +219,12 @@ impl IngestInto<'_> {
         match self.ingest_from(&queue, Some(disk), options, progress) {
             Err(error @ Error::Damaged { .. }) => {
                 tracing::warn!("all of {} is read, not only what changed: {error}", disk.name());
-                whole(&IngestInto { trusts_parent: false, parent: self.parent.clone(), ..*self })
+                whole(&IngestInto {
+                    trusts_parent: false,
+                    parent: self.parent.clone(),
+                    codec: self.codec.clone(),
+                    ..*self
+                })
             }
             done => done,
         }
@@ -260,10 +265,6 @@ impl IngestInto<'_> {
         let report =
             counters.report(self.parent.as_ref().map(|parent| parent.name().to_string()), virtual_bytes, started);
         self.sink.publish(self.entry(options, root, virtual_bytes), report)
-    }
-
-    fn encoder(&self) -> Encoder {
-        Encoder::new(self.zstd_level)
     }
 
     fn entry(&self, options: &IngestOptions, root: Option<NodeId>, virtual_bytes: u64) -> CatalogEntry {

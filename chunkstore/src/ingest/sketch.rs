@@ -7,8 +7,8 @@
 
 use crate::error::Result;
 use crate::format::limits::ZERO_BLOCK_BYTES;
-use crate::format::{Codec, Encoder, Kind, Record};
-use crate::store::{Base, Like, Sink};
+use crate::format::{Record, RecordCodec};
+use crate::store::{Like, Sink};
 
 /// Bases that are asked for together, and so in memory at a time.
 pub(super) const BASES_MAX: usize = 64;
@@ -33,24 +33,18 @@ pub(super) struct Full<'a> {
 }
 
 /// Turns full records into deltas against chunks with the same sketch, where that is clearly smaller.
-pub(super) fn rebase(sink: &dyn Sink, encoder: &mut Encoder, full: Vec<Full<'_>>) -> Result<Vec<Record>> {
+pub(super) fn rebase(sink: &dyn Sink, codec: &RecordCodec, full: Vec<Full<'_>>) -> Result<Vec<Record>> {
     let mut rebased = Vec::with_capacity(full.len());
     let mut full = full.into_iter().peekable();
     while full.peek().is_some() {
         let group: Vec<Full<'_>> = full.by_ref().take(BASES_MAX).collect();
         let like: Vec<Like> = group.iter().map(|full| Like::Sketch(full.record.header.sketch)).collect();
         for (full, base) in group.into_iter().zip(sink.bases(&like)?) {
-            let delta = base.and_then(|base| delta(encoder, &full, &base));
+            let delta = base.and_then(|base| codec.delta(&full.record, full.plain, (base.id, &base.bytes[..])));
             rebased.push(delta.unwrap_or(full.record));
         }
     }
     Ok(rebased)
-}
-
-fn delta(encoder: &mut Encoder, full: &Full<'_>, base: &Base) -> Option<Record> {
-    let payload = encoder.smaller_than(full.plain, &base.bytes, full.record.payload.len())?;
-    let id = full.record.header.id;
-    Some(Record::new(Kind::Chunk, id, full.plain.len(), Codec::Delta, payload, Some(base.id)))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{ELSEWHERE, IngestInto, leaf_of};
 use crate::error::Result;
 use crate::format::chunker::{self, Hint};
 use crate::format::manifest::Node;
-use crate::format::{Encoder, NodeId, Record, RecordId};
+use crate::format::{NodeId, Record, RecordId};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::source::DiskSource;
@@ -30,12 +30,6 @@ pub(super) struct Work<'a, 'f> {
     changes: Option<&'a dyn DiskSource>,
     manifest: ManifestTree<'a>,
     progress: &'a Progress,
-}
-
-/// What a thread has for itself.
-struct Worker {
-    encoder: Encoder,
-    counters: Counters,
 }
 
 impl<'a, 'f> Work<'a, 'f> {
@@ -70,24 +64,24 @@ impl<'a, 'f> Work<'a, 'f> {
     }
 
     fn work_until_end(&self) -> Result<Counters> {
-        let mut worker = Worker { encoder: self.into.encoder(), counters: Counters::default() };
+        let mut counters = Counters::default();
         let mut buffers: [Vec<u8>; BATCH_BUFFERS] = Default::default();
         let mut is_last = false;
         while !is_last {
             let mut batch = Batch::default();
-            is_last = self.fill(&mut batch, &mut buffers, &mut worker)?;
-            self.store(batch, &mut worker)?;
+            is_last = self.fill(&mut batch, &mut buffers, &mut counters)?;
+            self.store(batch, &mut counters)?;
         }
-        Ok(worker.counters)
+        Ok(counters)
     }
 
     /// Fills a batch with what comes next. Returns whether that was all.
-    fn fill<'b>(&self, batch: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], worker: &mut Worker) -> Result<bool> {
+    fn fill<'b>(&self, batch: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], counters: &mut Counters) -> Result<bool> {
         for buffer in buffers {
             while !batch.is_full() {
                 let Some(ticket) = self.queue.next(buffer)? else { return Ok(true) };
                 self.progress.check()?;
-                let segment = self.cut(ticket, buffer, worker)?;
+                let segment = self.cut(ticket, buffer, counters)?;
                 if segment.is_large() {
                     batch.push(segment, buffer);
                     break;
@@ -99,15 +93,15 @@ impl<'a, 'f> Work<'a, 'f> {
     }
 
     /// Cuts what was given out.
-    fn cut(&self, ticket: Ticket, buffer: &mut Vec<u8>, worker: &mut Worker) -> Result<CutSegment> {
+    fn cut(&self, ticket: Ticket, buffer: &mut Vec<u8>, counters: &mut Counters) -> Result<CutSegment> {
         let Ticket { order, segments, content } = ticket;
         if let Content::Zeros = content {
-            self.replace_by_zeros(&segments, worker)?;
+            self.replace_by_zeros(&segments, counters)?;
             return Ok(CutSegment { order, segments, parent: None, leaf: None, new: Vec::new() });
         }
         let (parent_id, parent) = self.manifest.parent_leaf(segments.start)?.unzip();
         if let (Some(_), Some(parent)) = (self.changes, &parent) {
-            worker.counters.count_replaced(parent);
+            counters.count_replaced(parent);
         }
         let params = &self.into.params;
         let cuts = match (&content, self.changes) {
@@ -117,26 +111,26 @@ impl<'a, 'f> Work<'a, 'f> {
             }
             _ => chunker::cut(buffer, params, Hint::new(parent.as_ref())),
         };
-        worker.counters.count(&cuts);
+        counters.count(&cuts);
         let leaf = (!cuts.is_empty()).then(|| NewNode::new(&Node::Leaf(leaf_of(&cuts)), parent_id));
         // The parent's own chunks are there.
         let new = cuts.into_iter().filter(|cut| !(cut.reused && self.into.trusts_parent)).collect();
         Ok(CutSegment { order, segments, parent, leaf, new })
     }
 
-    fn replace_by_zeros(&self, segments: &Range<u64>, worker: &mut Worker) -> Result<()> {
+    fn replace_by_zeros(&self, segments: &Range<u64>, counters: &mut Counters) -> Result<()> {
         for segment in segments.clone() {
             if let Some((_, leaf)) = self.manifest.parent_leaf(segment)? {
-                worker.counters.count_replaced(&leaf);
+                counters.count_replaced(&leaf);
             }
         }
         Ok(())
     }
 
     /// Stores segments and hands their leaves to the tree.
-    fn store(&self, batch: Batch<'_>, worker: &mut Worker) -> Result<()> {
+    fn store(&self, batch: Batch<'_>, counters: &mut Counters) -> Result<()> {
         let mut asked: Vec<Item<'_>> = batch.segments.iter().flat_map(|segment| self.items(segment)).collect();
-        self.put_new(&mut asked, worker)?;
+        self.put_new(&mut asked, counters)?;
         let is_leaf = |item: &Item<'_>| matches!(item, Item::Leaf(_));
         let leaves_elsewhere: HashSet<RecordId> = asked.iter().filter(|item| is_leaf(item)).map(Item::id).collect();
         asked.retain(|item| !is_leaf(item));
@@ -144,13 +138,13 @@ impl<'a, 'f> Work<'a, 'f> {
         while !asked.is_empty() {
             // Others have taken them on. They will be there soon, or be this session's after all.
             delay.sleep(self.progress)?;
-            self.put_new(&mut asked, worker)?;
+            self.put_new(&mut asked, counters)?;
         }
         for (CutSegment { order, segments, leaf, .. }, _) in batch.segments {
             let id = leaf.as_ref().map(|leaf| leaf.id);
             let is_elsewhere = |leaf: &NewNode| leaves_elsewhere.contains(&leaf.id.into());
             self.manifest.wait_for(leaf.filter(is_elsewhere));
-            self.manifest.arrive(order, segments, id, &mut worker.encoder)?;
+            self.manifest.arrive(order, segments, id)?;
         }
         Ok(())
     }
@@ -165,7 +159,7 @@ impl<'a, 'f> Work<'a, 'f> {
 
     /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on is
     /// left in `asked`.
-    fn put_new(&self, asked: &mut Vec<Item<'_>>, worker: &mut Worker) -> Result<()> {
+    fn put_new(&self, asked: &mut Vec<Item<'_>>, counters: &mut Counters) -> Result<()> {
         if asked.is_empty() {
             return Ok(());
         }
@@ -173,8 +167,8 @@ impl<'a, 'f> Work<'a, 'f> {
         let claims = self.into.sink.claim(&ids)?;
         let claimed = || asked.iter().copied().zip(claims.iter().copied());
         let tasks: Vec<Task<'_>> = claimed().filter_map(|(item, claim)| Task::of(item, claim)).collect();
-        let records = encode::records(self.into.sink, &mut worker.encoder, &tasks)?;
-        worker.counters.count_new(&records);
+        let records = encode::records(self.into.sink, &self.into.codec, &tasks)?;
+        counters.count_new(&records);
         *asked = claimed().filter(|(_, claim)| *claim == Claim::Elsewhere).map(|(item, _)| item).collect();
         self.put(records)
     }

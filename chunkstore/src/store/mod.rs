@@ -46,7 +46,7 @@ pub use sink::{Base, BaseBytes, Claim, Like, Sink};
 use crate::catalog::boot_order::{self, BootOrder};
 use crate::catalog::{Catalog, SnapshotName, State};
 use crate::error::Result;
-use crate::format::{PackId, RecordId};
+use crate::format::{PackId, RecordCodec, RecordId};
 use crate::metrics::Metrics;
 use crate::pack::{PackRow, RecordLocation};
 use crate::pack::{PackSet, TableEntry};
@@ -61,6 +61,7 @@ pub struct Store {
     dir: PathBuf,
     storage: Arc<dyn Storage>,
     config: Config,
+    codec: RecordCodec,
     catalog: Catalog,
     index: Index,
     packs: PackSet,
@@ -108,6 +109,11 @@ impl Store {
     /// What is counted of the store's operations, and of those who serve it.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Encodes and decodes the store's records.
+    pub fn codec(&self) -> &RecordCodec {
+        &self.codec
     }
 
     /// The names of images and snapshots.

@@ -123,6 +123,7 @@ impl Store {
         Ok(Self {
             dir: dir.to_path_buf(),
             storage,
+            codec: config.record_codec(),
             config,
             catalog,
             index: reconciled.index,

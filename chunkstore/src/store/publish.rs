@@ -10,7 +10,7 @@ use crate::catalog::{Entry, IngestReport, Snapshot, State};
 use crate::error::{Error, Result};
 use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::{self, ChunkSource, Leaf, Node, Subtree};
-use crate::format::{ChunkId, Encoder, Kind, NodeId, Record, RecordId};
+use crate::format::{ChunkId, Kind, NodeId, Record, RecordCodec, RecordId};
 use crate::metrics::{Description, Unit};
 use crate::pack::RecordLocation;
 use crate::store::Store;
@@ -50,7 +50,7 @@ impl WriteSession {
             return self.complete(&snapshot);
         }
         let _announced = self.store().catalog().announce(&snapshot)?;
-        self.put(vec![entry_record(&snapshot)])?;
+        self.put(vec![entry_record(self.store().codec(), &snapshot)])?;
         // One sync of each pack is enough for the entry and all below it, which can't be read back before.
         self.flush()?;
         Closure::check(self, &snapshot)?;
@@ -95,7 +95,7 @@ impl WriteSession {
         // An image of zeros needs nothing.
         snapshot.state.partial = snapshot.entry().root.is_some();
         let _announced = catalog.announce(&snapshot)?;
-        self.put(vec![entry_record(&snapshot)])?;
+        self.put(vec![entry_record(self.store().codec(), &snapshot)])?;
         self.flush()?;
         catalog.publish(&snapshot)?;
         Ok(snapshot)
@@ -110,10 +110,8 @@ impl WriteSession {
 }
 
 /// The record in which a pack repeats a snapshot's entry.
-pub(crate) fn entry_record(snapshot: &Snapshot) -> Record {
-    let encoding = snapshot.entry_encoding();
-    let (codec, payload) = Encoder::new(1).plain(encoding);
-    Record::new(Kind::Entry, snapshot.entry_id().into(), encoding.len(), codec, payload, None)
+pub(crate) fn entry_record(codec: &RecordCodec, snapshot: &Snapshot) -> Record {
+    codec.fast().encode(Kind::Entry, snapshot.entry_id().into(), snapshot.entry_encoding(), None)
 }
 
 /// Puts a report into a snapshot whose file holds a number that counts the file itself: until the length stays.

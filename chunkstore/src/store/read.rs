@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::catalog::{Snapshot, State};
 use crate::error::{Error, Result};
 use crate::format::manifest::{ChunkSource, Node};
-use crate::format::{Chunk, ChunkId, EntryId, Kind, NodeId, Record, RecordId, codec};
+use crate::format::{Chunk, ChunkId, EntryId, Kind, NodeId, Record, RecordCodec, RecordId};
 use crate::pack::record_reader::Plain;
 use crate::pack::{Locator, PackReader, RecordLocation, RecordReader, check_plain};
 use crate::store::sink::Like;
@@ -42,6 +42,10 @@ impl Locator for Store {
 
     fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
         self.packs().reader(number)
+    }
+
+    fn codec(&self) -> &RecordCodec {
+        Self::codec(self)
     }
 
     fn absent(&self, what: &str) -> Error {
@@ -179,7 +183,7 @@ pub(crate) fn verify_record(store: &Store, record: &Record) -> Result<()> {
         ),
         None => None,
     };
-    let plain = codec::decode(header.codec, &record.payload, header.plain_bytes as usize, base.as_deref());
+    let plain = store.codec().decode(header, &record.payload, base.as_deref());
     let plain = check_plain(header.kind, header.id, plain.map_err(damaged)?)?;
     check_form(header.kind, header.id, plain)
 }

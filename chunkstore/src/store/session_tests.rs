@@ -12,7 +12,7 @@ use super::{Clock, OpenOptions, Store, WriteSession, verify_record};
 use crate::catalog::{Entry, IngestReport, SnapshotName};
 use crate::error::Error;
 use crate::format::manifest::{ChunkSource, Entry as Line, Inner, Leaf, Node};
-use crate::format::{ChunkId, Codec, Encoder, EntryId, Kind, NodeId, Record, RecordId};
+use crate::format::{ChunkId, Codec, EntryId, Kind, NodeId, Record, RecordCodec, RecordId};
 use crate::maintenance::gc;
 use crate::progress::Progress;
 use crate::store::sink::Claim::{Elsewhere, Present, Yours};
@@ -31,7 +31,7 @@ fn chunk(bytes: &[u8]) -> Record {
 }
 
 fn delta(bytes: &[u8], base: &[u8]) -> Record {
-    let (codec, payload) = Encoder::new(1).against(bytes, base);
+    let (codec, payload) = RecordCodec::new(1).payload(bytes, Some(base));
     assert_eq!(codec, Codec::Delta);
     Record::new(Kind::Chunk, id(bytes), bytes.len(), codec, payload, Some(id(base)))
 }

@@ -151,7 +151,7 @@ impl Served {
             sink: &session,
             source: &client,
             params: self.config.format.chunk_params(),
-            zstd_level: self.config.defaults.zstd_level,
+            codec: client.codec().clone(),
             store_id: &self.config.format.store_id,
             trusts_parent: session.trusts_parent(),
             parent,

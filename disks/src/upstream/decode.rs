@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use chunkstore::format::manifest::{ChunkSource, Node};
-use chunkstore::format::{Chunk, ChunkId, Codec, Decoder, Encoder, Kind, NodeId, Record, RecordId};
+use chunkstore::format::{Chunk, ChunkId, Codec, Kind, NodeId, Record, RecordCodec, RecordId};
 use chunkstore::pack::check_plain;
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::{Fetch, WireError};
@@ -14,8 +14,6 @@ use super::cache_fill::{FetchedRecord, FillQueue};
 use super::queue::{Fetched, Queue};
 use super::unsealed_cache::UnsealedCache;
 
-/// Zstd level of what came as a delta and is kept whole.
-const LEVEL: i32 = 1;
 /// How sure it can be that bases are here, or are not.
 const SURE: i32 = 32;
 
@@ -46,39 +44,47 @@ pub(super) struct Intake {
     pub(super) bases_here: AtomicI32,
     /// Gives the bases that are here.
     pub(super) local: Arc<dyn ChunkSource>,
+    /// The local store's.
+    codec: RecordCodec,
 }
 
 impl Intake {
-    pub(super) fn new(unsealed_cache: Arc<UnsealedCache>, fill_queue: FillQueue, local: Arc<dyn ChunkSource>) -> Self {
+    pub(super) fn new(
+        unsealed_cache: Arc<UnsealedCache>,
+        fill_queue: FillQueue,
+        local: Arc<dyn ChunkSource>,
+        codec: RecordCodec,
+    ) -> Self {
         let (queue, counters) = <(Queue, Counters)>::default();
-        Self { queue, unsealed_cache, fill_queue, counters, bases_here: AtomicI32::new(0), local }
+        Self { queue, unsealed_cache, fill_queue, counters, bases_here: AtomicI32::new(0), local, codec }
     }
 
     /// What was fetched before and can't be read from the local store yet.
     pub(super) fn unsealed(&self, id: RecordId) -> Option<Vec<u8>> {
         let record = self.unsealed_cache.get(id)?;
         let (header, payload) = (&record.header, &record.payload);
-        Decoder::new().decode(header.codec, payload, header.plain_bytes as usize, None).ok()
+        self.codec.decode(header, payload, None).ok()
     }
 }
 
 /// The records of one answer.
 pub(super) struct Decoding<'a> {
     intake: &'a Intake,
-    decoder: Decoder,
+    /// The upstream's.
+    codec: RecordCodec,
     bases: HashMap<RecordId, Vec<u8>>,
     /// Whether it was looked whether bases are here, although they came along.
     has_looked: bool,
 }
 
 impl<'a> Decoding<'a> {
-    pub(super) fn new(intake: &'a Intake) -> Self {
-        Self { intake, decoder: Decoder::new(), bases: HashMap::new(), has_looked: false }
+    pub(super) fn new(intake: &'a Intake, codec: RecordCodec) -> Self {
+        Self { intake, codec, bases: HashMap::new(), has_looked: false }
     }
 
-    fn plain(&mut self, record: &Record, base: Option<&[u8]>) -> Result<Vec<u8>> {
+    fn plain(&self, record: &Record, base: Option<&[u8]>) -> Result<Vec<u8>> {
         let header = &record.header;
-        let decoded = self.decoder.decode(header.codec, &record.payload, header.plain_bytes as usize, base);
+        let decoded = self.codec.decode(header, &record.payload, base);
         decoded.map_err(|detail| Error::damaged(format!("record {}", header.id), detail))
     }
 
@@ -160,17 +166,15 @@ impl<'a> Decoding<'a> {
         // Another delta of this answer may have the same base.
         self.bases.extend(base);
         let plain = check_plain(kind, id, plain?)?;
-        let whole = if header.base.is_some() { whole(record, &plain) } else { record.clone() };
+        let whole = match header.base {
+            // It is kept whole, and seldom for long.
+            Some(_) => self.intake.codec.fast().encode(kind, id, &plain, None),
+            None => record.clone(),
+        };
         let got = match kind {
             Kind::Node => Fetched::Node(Node::verify(NodeId::from_bytes(*id.as_bytes()), &plain)?),
             _ => Fetched::Chunk(Chunk::verify(ChunkId::from_bytes(*id.as_bytes()), plain)?),
         };
         Ok((got, whole))
     }
-}
-
-/// The content of a delta as a record of its own.
-fn whole(delta: &Record, plain: &[u8]) -> Record {
-    let (codec, payload) = Encoder::new(LEVEL).plain(plain);
-    Record::new(delta.header.kind, delta.header.id, plain.len(), codec, payload, None)
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::format::manifest::{ChunkSource, Node};
-use chunkstore::format::{Chunk, ChunkId, Kind, NodeId, RecordId};
+use chunkstore::format::{Chunk, ChunkId, Kind, NodeId, RecordCodec, RecordId};
 use chunkstore::{Error, Result};
 use replicate::rpc::client::{Arrived, Client};
 use replicate::rpc::wire::Fetch;
@@ -56,16 +56,26 @@ pub(super) struct FetcherParts {
     pub(super) fill_queue: FillQueue,
     pub(super) unsealed_cache: Arc<UnsealedCache>,
     pub(super) negative_cache: Arc<NegativeCache>,
+    pub(super) codec: RecordCodec,
     pub(super) read_timeout: Duration,
     pub(super) runtime: Handle,
 }
 
 impl Fetcher {
     pub(super) fn new(surroundings: FetcherParts) -> Arc<Self> {
-        let FetcherParts { lanes, near, local, fill_queue, unsealed_cache, negative_cache, read_timeout, runtime } =
-            surroundings;
+        let FetcherParts {
+            lanes,
+            near,
+            local,
+            fill_queue,
+            unsealed_cache,
+            negative_cache,
+            codec,
+            read_timeout,
+            runtime,
+        } = surroundings;
         Arc::new(Self {
-            intake: Intake::new(unsealed_cache, fill_queue, local),
+            intake: Intake::new(unsealed_cache, fill_queue, local, codec),
             negative_cache,
             neighbourhood: Neighbourhood::default(),
             lanes,
@@ -152,8 +162,8 @@ impl Fetcher {
         self.intake.counters.requests.fetch_add(1, Ordering::Relaxed);
         let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
         let (arrived, arriving) = mpsc::channel();
-        let (this, wanted) = (Arc::clone(self), batch.clone());
-        let decoding = tokio::task::spawn_blocking(move || this.decode_all(&wanted, &arriving, fetch));
+        let (this, wanted, codec) = (Arc::clone(self), batch.clone(), client.codec().clone());
+        let decoding = tokio::task::spawn_blocking(move || this.decode_all(&wanted, &arriving, fetch, codec));
         let mut each = |came| {
             // It is received until the sender is gone.
             let _ = arrived.send(came);
@@ -165,8 +175,8 @@ impl Fetcher {
         asked.map(|()| lacking)
     }
 
-    fn decode_all(&self, wanted: &Batch, arriving: &Receiver<Arrived>, fetch: Fetch) -> Batch {
-        let mut decoding = Decoding::new(&self.intake);
+    fn decode_all(&self, wanted: &Batch, arriving: &Receiver<Arrived>, fetch: Fetch, codec: RecordCodec) -> Batch {
+        let mut decoding = Decoding::new(&self.intake, codec);
         let mut lacking = Batch::new();
         for arrived in arriving {
             match arrived {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chunkstore::Result;
 use chunkstore::catalog::{Catalog, Selector};
+use chunkstore::format::RecordCodec;
 use chunkstore::format::manifest::ChunkSource;
 use chunkstore::storage::LocalDir;
 use replicate::rpc::transport::rate::RateLimit;
@@ -120,12 +121,13 @@ impl UpstreamService {
             None => None,
             Some(far) => {
                 let limit = Arc::new(RateLimit::unlimited());
-                let like = near.client().await?.welcome().clone();
+                let local_owner = near.client().await?;
+                let (like, codec) = (local_owner.welcome().clone(), local_owner.codec().clone());
                 let link = |limit| ReconnectingClient::new(far, Some(&like), limit);
                 let lanes = [link(None), link(None)];
                 greet(&lanes[OTHERS]).await?;
                 far_link = Some(Arc::clone(&lanes[OTHERS]));
-                let far = Background { lanes, hydration: link(Some(Arc::clone(&limit))), limit };
+                let far = Background { lanes, hydration: link(Some(Arc::clone(&limit))), limit, codec };
                 let (upstream, kept) = far.start(&options, &near, stopped, &mut tasks).await;
                 keeping = Some(kept);
                 Some(upstream)
@@ -236,6 +238,7 @@ struct Background {
     lanes: [Arc<ReconnectingClient>; 2],
     hydration: Arc<ReconnectingClient>,
     limit: Arc<RateLimit>,
+    codec: RecordCodec,
 }
 
 impl Background {
@@ -261,6 +264,7 @@ impl Background {
             fill_queue,
             unsealed_cache,
             negative_cache,
+            codec: self.codec,
             read_timeout: options.read_timeout,
             runtime: runtime.clone(),
         });

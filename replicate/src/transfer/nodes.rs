@@ -1,7 +1,7 @@
 //! Manifest nodes on both sides of a transfer: the near store is asked first, because it costs no link.
 
 use chunkstore::format::manifest::Node;
-use chunkstore::format::{Codec, NodeId, Record, RecordId};
+use chunkstore::format::{Codec, NodeId, Record, RecordCodec, RecordId};
 use chunkstore::{Error, Result};
 
 use super::Direction;
@@ -66,13 +66,13 @@ impl Nodes {
         for (at, record) in again.into_iter().zip(stored(&self.source, &whole, Fetch::Whole).await?) {
             records[at] = record;
         }
-        let found = records.into_iter().zip(ids).map(|(record, id)| found(record?, *id, &plain));
+        let found = records.into_iter().zip(ids).map(|(record, id)| found(self.source.codec(), record?, *id, &plain));
         Ok(found.collect())
     }
 }
 
-fn found(record: Record, id: NodeId, bases: &Bases) -> Result<Found> {
-    let node = Node::verify(id, &decode(&record, bases)?)?;
+fn found(codec: &RecordCodec, record: Record, id: NodeId, bases: &Bases) -> Result<Found> {
+    let node = Node::verify(id, &decode(codec, &record, bases)?)?;
     Ok(Found { node, record: Some(record) })
 }
 
@@ -105,12 +105,12 @@ async fn fetch(client: &Client, ids: &[NodeId]) -> Result<Vec<Result<Found>>> {
         .records(&records, Fetch::WithBases, &mut |arrived| {
             match arrived {
                 Arrived::Base(record) if record.header.codec != Codec::Delta => {
-                    let plain = decode(&record, &Bases::new())?;
+                    let plain = decode(client.codec(), &record, &Bases::new())?;
                     bases.insert(record.header.id, plain);
                 }
                 Arrived::Base(_) => return Err(broken("a base is a delta")),
                 Arrived::Wanted(at, record) => {
-                    nodes[at] = Some(record.and_then(|record| found(record, ids[at], &bases)));
+                    nodes[at] = Some(record.and_then(|record| found(client.codec(), record, ids[at], &bases)));
                 }
             }
             Ok(())

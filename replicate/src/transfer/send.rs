@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chunkstore::format::{Codec, Encoder, HEADER_BYTES, Record, RecordId};
+use chunkstore::format::{Codec, HEADER_BYTES, Record, RecordCodec, RecordId};
 use chunkstore::store::Claim;
 use chunkstore::{Error, Progress, Result};
 use parking_lot::Mutex;
@@ -327,14 +327,17 @@ impl Sending {
         let (whole, _) = self.fetch(&wanted, Fetch::Whole).await?.pop().ok_or_else(failed)?;
         let Some(like) = like else { return Ok(whole) };
         let Some(base) = self.plain(like).await? else { return Ok(whole) };
-        let encoded = tokio::task::spawn_blocking(move || delta(whole, like, &base)).await;
+        let codec = self.source.codec().clone();
+        let encoded = tokio::task::spawn_blocking(move || delta(&codec, whole, like, &base)).await;
         encoded.map_err(|_| failed())?
     }
 
     /// The plain bytes of a record of the source, if they can be had.
     async fn plain(&self, id: RecordId) -> Result<Option<Vec<u8>>> {
         match self.fetch(&[(id, None)], Fetch::Whole).await {
-            Ok(mut records) => records.pop().map(|(record, _)| decode(&record, &Bases::new())).transpose(),
+            Ok(mut records) => {
+                records.pop().map(|(record, _)| decode(self.source.codec(), &record, &Bases::new())).transpose()
+            }
             Err(Error::Damaged { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -346,13 +349,9 @@ fn failed() -> Error {
 }
 
 /// The record as a delta, if that is clearly smaller.
-fn delta(whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
-    let plain = decode(&whole, &Bases::new())?;
-    let header = whole.header;
-    Ok(match Encoder::new(1).smaller_than(&plain, base, whole.payload.len()) {
-        Some(payload) => Record::new(header.kind, header.id, plain.len(), Codec::Delta, payload, Some(base_id)),
-        None => whole,
-    })
+fn delta(codec: &RecordCodec, whole: Record, base_id: RecordId, base: &[u8]) -> Result<Record> {
+    let plain = decode(codec, &whole, &Bases::new())?;
+    Ok(codec.delta(&whole, &plain, (base_id, base)).unwrap_or(whole))
 }
 
 #[cfg(test)]

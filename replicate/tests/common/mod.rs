@@ -129,7 +129,7 @@ pub fn ingest_by(client: &Client, name: SnapshotName, image: &[u8]) -> Snapshot 
         sink: &session,
         source: client,
         params: small_params(),
-        zstd_level: 1,
+        codec: client.codec().clone(),
         store_id: "here",
         trusts_parent: false,
         parent: None,

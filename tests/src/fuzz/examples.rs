@@ -14,7 +14,7 @@ use chunkstore::catalog::boot_order::BootOrder;
 use chunkstore::catalog::retention::Retention;
 use chunkstore::catalog::{Entry, Lease, Snapshot, State};
 use chunkstore::format::manifest::{self, Inner, Leaf, Node};
-use chunkstore::format::{ChunkId, ChunkParams, Codec, Encoder, EntryId, Kind, NodeId, PackId, Record, RecordId};
+use chunkstore::format::{ChunkId, ChunkParams, Codec, EntryId, Kind, NodeId, PackId, Record, RecordCodec, RecordId};
 use chunkstore::pack::{Class, DIR, PackHeader, PackWriter, path};
 use chunkstore::storage::{MemStorage, Storage};
 use chunkstore::store::Config;
@@ -65,14 +65,13 @@ fn raw_chunk() -> Record {
 }
 
 fn zstd_chunk() -> Record {
-    let (codec, payload) = Encoder::new(1).plain(&plain(1));
-    chunk(&plain(1), codec, payload, None).with_sketch(7)
+    RecordCodec::new(1).encode(Kind::Chunk, ChunkId::of(&plain(1)).into(), &plain(1), None).with_sketch(7)
 }
 
 /// A chunk much like that of [`zstd_chunk`].
 fn delta_chunk() -> Record {
-    let (codec, payload) = Encoder::new(1).against(&plain(2), &plain(1));
-    chunk(&plain(2), codec, payload, Some(ChunkId::of(&plain(1)).into()))
+    let base = (ChunkId::of(&plain(1)).into(), &plain(1)[..]);
+    RecordCodec::new(1).encode(Kind::Chunk, ChunkId::of(&plain(2)).into(), &plain(2), Some(base))
 }
 
 fn leaf() -> Node {

@@ -1,12 +1,11 @@
 //! Binary formats of the store: records, packs, payloads, manifest nodes.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use chunkstore::Error;
 use chunkstore::format::limits::{PLAIN_BYTES_MAX, SEGMENT_BYTES, STORED_BYTES_MAX};
 use chunkstore::format::manifest::Node;
-use chunkstore::format::{Codec, Decoder, Encoder, HEADER_BYTES, Header, NodeId, PackId, Record};
+use chunkstore::format::{ChunkId, Codec, HEADER_BYTES, Header, Kind, NodeId, PackId, Record, RecordCodec, RecordId};
 use chunkstore::pack::{Class, DIR, PackReader, PackWriter, ScanOutcome, TableEntry, path};
 use chunkstore::storage::{MemStorage, Storage};
 
@@ -115,9 +114,8 @@ fn agrees(header: &Header, entry: &TableEntry) -> bool {
 }
 
 fn decode_record(record: &Record) {
-    let plain_bytes = record.header.plain_bytes as usize;
-    if let Ok(plain) = Decoder::new().decode(record.header.codec, &record.payload, plain_bytes, None) {
-        assert_eq!(plain.len(), plain_bytes);
+    if let Ok(plain) = CODEC.decode(&record.header, &record.payload, None) {
+        assert_eq!(plain.len(), record.header.plain_bytes as usize);
     }
 }
 
@@ -130,9 +128,10 @@ pub fn payload(bytes: &[u8]) -> Verdict {
     let Some(codec) = Codec::from_number(front[0]) else { return Verdict::Refused };
     let number = |at: usize| u32::from_le_bytes(front[at..at + 4].try_into().expect("four bytes")) as usize;
     let (base, payload) = rest.split_at(number(5).min(rest.len()));
-    let decoded = Decoder::new().decode(codec, payload, number(1), Some(base));
+    let header = Header { plain_bytes: number(1) as u32, ..header_of(codec) };
+    let decoded = CODEC.decode(&header, payload, Some(base));
     let mut buffer = Vec::new();
-    let borrowed = Decoder::new().decode_into(codec, payload, number(1), Some(base), &mut buffer).map(<[u8]>::to_vec);
+    let borrowed = CODEC.decode_into(&header, payload, Some(base), &mut buffer).map(<[u8]>::to_vec);
     assert_eq!(borrowed, decoded);
     if let Ok(plain) = &decoded {
         assert!(plain.len() == number(1) && plain.len() <= PLAIN_BYTES_MAX);
@@ -141,14 +140,17 @@ pub fn payload(bytes: &[u8]) -> Verdict {
     Verdict::of(&decoded)
 }
 
-thread_local! {
-    static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new(1));
+const CODEC: RecordCodec = RecordCodec::new(1);
+
+/// A header that says nothing else but how its payload is encoded.
+fn header_of(codec: Codec) -> Header {
+    Record::new(Kind::Chunk, RecordId::from_bytes([0; 32]), 0, codec, Vec::new(), None).header
 }
 
 fn check_encoding(plain: &[u8], base: &[u8]) {
-    let (codec, payload) = ENCODER.with_borrow_mut(|encoder| encoder.against(plain, base));
-    assert!(payload.len() <= plain.len());
-    assert_eq!(Decoder::new().decode(codec, &payload, plain.len(), Some(base)).as_deref(), Ok(plain));
+    let record = CODEC.encode(Kind::Chunk, ChunkId::of(plain).into(), plain, Some((ChunkId::of(base).into(), base)));
+    assert!(record.payload.len() <= plain.len());
+    assert_eq!(CODEC.decode(&record.header, &record.payload, Some(base)).as_deref(), Ok(plain));
 }
 
 /// A manifest node: there is one encoding of it.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::catalog::{IngestReport, Lease, SnapshotName};
 use crate::format::manifest::{ChunkSource, Node};
-use crate::format::{ChunkId, Codec, Encoder, Kind, Record};
+use crate::format::{ChunkId, Codec, Kind, Record, RecordCodec};
 use crate::ingest::{Base, IngestInto};
 use crate::maintenance::verify::verify;
 use crate::pack;
@@ -61,7 +61,7 @@ fn a_pack_whose_records_were_counted_by_a_search_is_left_alone() {
         sink: &DirectWriteSession::new(&session),
         source: &*store,
         params: store.config().format.chunk_params(),
-        zstd_level: 1,
+        codec: store.codec().clone(),
         store_id: "here",
         trusts_parent: session.trusts_parent(),
         parent: session.parent().cloned(),
@@ -303,7 +303,7 @@ fn what_is_put_again_while_its_dead_record_goes_is_kept() {
     let session = store.session(None).unwrap();
     assert_eq!(session.claim(&[id]).unwrap(), [Claim::Yours]);
     // Otherwise a full record would be preferred to a delta.
-    let (codec, payload) = Encoder::new(1).against(&bytes, &base);
+    let (codec, payload) = RecordCodec::new(1).payload(&bytes, Some(&base));
     assert_eq!(codec, Codec::Delta);
     session.put(vec![Record::new(Kind::Chunk, id, bytes.len(), codec, payload, Some(base_id))]).unwrap();
     session.flush().unwrap();

@@ -5,7 +5,7 @@
 use super::{HOLD, Mending};
 use crate::catalog::{Snapshot, SnapshotName, State};
 use crate::error::{Error, Result};
-use crate::format::{EntryId, RecordId, codec};
+use crate::format::{EntryId, RecordId};
 use crate::maintenance::verify;
 use crate::storage::quarantine;
 use crate::store::Store;
@@ -124,6 +124,6 @@ fn read_entry(store: &Store, id: EntryId) -> Result<Snapshot> {
     let record = read.expect("every position is handed over")?;
     let damaged = |detail| Error::damaged(format!("snapshot entry {id}"), detail);
     let (header, payload) = (record.header, record.payload);
-    let plain = codec::decode(header.codec, &payload, header.plain_bytes as usize, None).map_err(damaged)?;
+    let plain = store.codec().decode(&header, &payload, None).map_err(damaged)?;
     Snapshot::from_entry(id, plain, State::default())
 }

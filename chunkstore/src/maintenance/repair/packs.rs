@@ -38,7 +38,9 @@ impl Mending<'_> {
                     rescue.copy(*id, of_deltas, &session)?;
                 }
                 if !of_deltas {
-                    lacking.iter().try_for_each(|snapshot| session.copy(&entry_record(snapshot)))?;
+                    lacking
+                        .iter()
+                        .try_for_each(|snapshot| session.copy(&entry_record(self.store.codec(), snapshot)))?;
                 }
                 session.flush()?;
             }

@@ -13,7 +13,7 @@ use super::feed::{Feed, Pass, Unit};
 use super::findings::Findings;
 use super::records::{self, Fault, Unreadable, Verdict};
 use crate::error::Result;
-use crate::format::{RecordId, codec};
+use crate::format::{RecordCodec, RecordId};
 use crate::pack::RecordLocation;
 use crate::pack::TableEntry;
 use crate::pack::record_reader::{Plain, id_of};
@@ -133,8 +133,10 @@ impl Batch {
         let bases = groups.iter().enumerate().map(|(at, group)| (at, group[0].base)).collect();
         let mut plain = Vec::new();
         store.read_full(bases, &mut |group, base| {
-            let found: Vec<_> =
-                groups[group].iter().map(|delta| (delta.block, self.check_delta(*delta, &base, &mut plain))).collect();
+            let found: Vec<_> = groups[group]
+                .iter()
+                .map(|delta| (delta.block, self.check_delta(store.codec(), *delta, &base, &mut plain)))
+                .collect();
             let mut verdicts = verdicts.lock();
             for (block, verdict) in found {
                 verdicts[block].push(verdict);
@@ -143,13 +145,14 @@ impl Batch {
         })
     }
 
-    fn check_delta(&self, delta: Delta, base: &Result<Plain>, plain: &mut Vec<u8>) -> Verdict {
+    fn check_delta(&self, codec: &RecordCodec, delta: Delta, base: &Result<Plain>, plain: &mut Vec<u8>) -> Verdict {
         let block = &self.blocks[delta.block];
         let pack = &block.unit.pack;
         let entry = &pack.entries[delta.at];
         let verdict = block.stored(delta.at, entry).map_err(Fault::from).and_then(|(header, payload)| {
             let Ok(base) = base else { return Err(lost_base(entry)) };
-            codec::decode_into(header.codec, payload, header.plain_bytes as usize, Some(&base.bytes), plain)
+            codec
+                .decode_into(&header, payload, Some(&base.bytes), plain)
                 .and_then(|plain| records::check_content(pack, entry, plain))
                 .map_err(|detail| blame(entry, delta.base, &base.bytes, detail))
         });

@@ -6,7 +6,7 @@ use super::findings::{Findings, FoundEntry};
 use crate::catalog::{Snapshot, State};
 use crate::error::{Error, Result};
 use crate::format::manifest::Node;
-use crate::format::{EntryId, Header, Kind, buffers, codec};
+use crate::format::{EntryId, Header, Kind, RecordCodec, buffers};
 use crate::pack::PackRow;
 use crate::pack::TableEntry;
 use crate::pack::record_reader::id_of;
@@ -35,7 +35,7 @@ pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, fi
     parallel::run(run.threads, || {
         let mut plain = Vec::new();
         while let Some(unit) = feed.next()? {
-            let verdicts = check_unit(&unit, &mut plain);
+            let verdicts = check_unit(run.store.codec(), &unit, &mut plain);
             findings.settle(run.store, &unit.pack, verdicts)?;
             run.progress.advance(unit.bytes() as u64);
         }
@@ -44,12 +44,12 @@ pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, fi
     Ok(())
 }
 
-fn check_unit(unit: &Unit, plain: &mut Vec<u8>) -> Vec<Verdict> {
+fn check_unit(codec: &RecordCodec, unit: &Unit, plain: &mut Vec<u8>) -> Vec<Verdict> {
     buffers::with(unit.bytes(), |bytes| {
         let readable = read_unit(unit, bytes);
         let check = |(at, entry): (usize, &TableEntry)| {
             let verdict = record_bytes(unit, &readable, bytes, at, entry)
-                .and_then(|bytes| check_full(&unit.pack, entry, bytes, plain));
+                .and_then(|bytes| check_full(codec, &unit.pack, entry, bytes, plain));
             (at, verdict.map_err(Fault::from))
         };
         unit.entries().map(check).collect()
@@ -102,13 +102,14 @@ pub(super) fn parse<'b>(pack: &OpenPack, entry: &TableEntry, bytes: &'b [u8]) ->
 }
 
 fn check_full(
+    codec: &RecordCodec,
     pack: &OpenPack,
     entry: &TableEntry,
     bytes: &[u8],
     plain: &mut Vec<u8>,
 ) -> Result<Option<FoundEntry>, String> {
     let (header, payload) = parse(pack, entry, bytes)?;
-    let plain = codec::decode_into(header.codec, payload, header.plain_bytes as usize, None, plain)?;
+    let plain = codec.decode_into(&header, payload, None, plain)?;
     check_content(pack, entry, plain)
 }
 

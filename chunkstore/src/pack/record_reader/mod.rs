@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::format::manifest::Node;
-use crate::format::{Chunk, ChunkId, Codec, EntryId, Header, Kind, NodeId, Record, RecordId, codec};
+use crate::format::{Chunk, ChunkId, Codec, EntryId, Header, Kind, NodeId, Record, RecordCodec, RecordId};
 use crate::pack::PackReader;
 use crate::pack::RecordLocation;
 
@@ -55,6 +55,9 @@ pub trait Locator: Send + Sync {
     /// # Errors
     /// [`Error::Damaged`] if there is none; if it can't be opened.
     fn pack(&self, number: u32) -> Result<Arc<PackReader>>;
+
+    /// What the store's records are encoded with.
+    fn codec(&self) -> &RecordCodec;
 
     /// Why something that has no place can't be had.
     fn absent(&self, what: &str) -> Error;
@@ -244,7 +247,7 @@ impl<'a> RecordReader<'a> {
             Run::Read(records) => {
                 let parsed = records.parse();
                 let bases = bases_of(&parsed)?;
-                decode_run(&records, parsed, &bases, each)
+                decode_run(self.places.codec(), &records, parsed, &bases, each)
             }
             Run::Failed(at, error) => each(at, Err(error)),
         })
@@ -252,15 +255,22 @@ impl<'a> RecordReader<'a> {
 }
 
 /// Decodes records that were read together.
-fn decode_run(records: &Records<'_>, parsed: Vec<Parsed<'_>>, bases: &Bases, each: &mut Each<'_, Plain>) -> Result<()> {
+fn decode_run(
+    codec: &RecordCodec,
+    records: &Records<'_>,
+    parsed: Vec<Parsed<'_>>,
+    bases: &Bases,
+    each: &mut Each<'_, Plain>,
+) -> Result<()> {
     for ((position, place), record) in records.places.iter().zip(parsed) {
-        let plain = record.and_then(|(header, payload)| decode(records.pack, place, &header, payload, bases));
+        let plain = record.and_then(|(header, payload)| decode(codec, records.pack, place, &header, payload, bases));
         each(*position, plain)?;
     }
     Ok(())
 }
 
 fn decode(
+    codec: &RecordCodec,
     pack: &Arc<PackReader>,
     place: &RecordLocation,
     header: &Header,
@@ -274,8 +284,8 @@ fn decode(
         ),
         _ => None,
     };
-    let bytes = codec::decode(header.codec, payload, header.plain_bytes as usize, base.map(Vec::as_slice))
-        .map_err(|detail| pack.damaged(offset, detail))?;
+    let bytes =
+        codec.decode(header, payload, base.map(Vec::as_slice)).map_err(|detail| pack.damaged(offset, detail))?;
     Ok(Plain { bytes, pack: Arc::clone(pack), offset })
 }
 

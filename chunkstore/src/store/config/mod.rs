@@ -17,8 +17,8 @@ use toml::Value;
 
 use crate::catalog::retention::Retention;
 use crate::error::{Error, Result};
-use crate::format::ChunkParams;
 use crate::format::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, CONFIG_FILE_BYTES_MAX, SEGMENT_BYTES, ZERO_BLOCK_BYTES};
+use crate::format::{ChunkParams, RecordCodec};
 use crate::storage::{Storage, whole};
 
 #[cfg(test)]
@@ -224,6 +224,13 @@ fn mendable(error: Error) -> Error {
             "{what}; correct it, or let `vmstore repair` put back what the store was last opened with"
         )),
         other => other,
+    }
+}
+
+impl Config {
+    /// What the store's records are encoded and decoded with.
+    pub fn record_codec(&self) -> RecordCodec {
+        RecordCodec::new(self.defaults.zstd_level)
     }
 }
 

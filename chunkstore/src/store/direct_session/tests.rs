@@ -9,7 +9,7 @@ use super::*;
 use crate::error::Error;
 use crate::format::limits::PACK_BYTES_TARGET;
 use crate::format::manifest::ChunkSource;
-use crate::format::{ChunkId, Codec, Encoder, Header, Kind, PackId, RecordId};
+use crate::format::{ChunkId, Codec, Header, Kind, PackId, RecordCodec, RecordId};
 use crate::maintenance::verify::verify;
 use crate::pack::direct_writer::bytes_of;
 use crate::pack::{self, Class, EXTENT_BYTES_MAX, Extent, ExtentAllocator, PackReader};
@@ -194,7 +194,7 @@ fn a_delta_is_taken_only_if_its_base_is_there() {
     let session = store.session(None).unwrap();
     let base = noise(4000, 1);
     let near = [&base[..3000], &[7; 3000]].concat();
-    let (codec, payload) = Encoder::new(1).against(&near, &base);
+    let (codec, payload) = RecordCodec::new(1).payload(&near, Some(&base));
     let delta = [Record::new(Kind::Chunk, ChunkId::of(&near).into(), near.len(), codec, payload, Some(id(1)))];
     let put = |session: &WriteSession| {
         let room = session.reserve(Class::DataDelta, bytes_of(&delta) as u32).unwrap();

@@ -7,12 +7,12 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use chunkstore::format::manifest::{ChunkSource, Node};
-use chunkstore::format::{Chunk, ChunkId, NodeId, RecordId};
+use chunkstore::format::{Chunk, ChunkId, NodeId, RecordCodec, RecordId};
 use chunkstore::pack::{Locator, PackFiles, PackReader, RecordLocation, RecordReader};
 use chunkstore::storage::Storage;
 use chunkstore::{Error, Result};
@@ -30,6 +30,8 @@ const CLOSE_AFTER: Duration = Duration::from_secs(10);
 pub struct LocalPacks {
     files: PackFiles,
     places: Cache<RecordId, Located>,
+    /// The store's, as the first connection tells.
+    codec: OnceLock<RecordCodec>,
     /// The owner is asked for everything.
     is_disabled: AtomicBool,
 }
@@ -44,7 +46,8 @@ impl LocalPacks {
     /// The packs of the store in `dir`. The runtime closes those that are not used any more.
     pub fn new(dir: &Path, runtime: &Handle) -> Arc<Self> {
         let places = Cache::new(PLACES_KEPT);
-        let packs = Arc::new(Self { files: PackFiles::new(dir), places, is_disabled: AtomicBool::new(false) });
+        let (codec, is_disabled) = (OnceLock::new(), AtomicBool::new(false));
+        let packs = Arc::new(Self { files: PackFiles::new(dir), places, codec, is_disabled });
         let weak = Arc::downgrade(&packs);
         runtime.spawn(async move {
             loop {
@@ -54,6 +57,15 @@ impl LocalPacks {
             }
         });
         packs
+    }
+
+    /// Takes the codec of the store whose owner was connected to.
+    pub(crate) fn set_codec(&self, codec: &RecordCodec) {
+        self.codec.get_or_init(|| codec.clone());
+    }
+
+    fn codec(&self) -> &RecordCodec {
+        self.codec.get().expect("an owner locates records only after its welcome")
     }
 
     /// Whether packs are read here.
@@ -148,6 +160,10 @@ impl<'a> LocalReader<'a> {
 }
 
 impl Locator for LocalReader<'_> {
+    fn codec(&self) -> &RecordCodec {
+        self.packs.codec()
+    }
+
     /// While the owner is gone, the places that are kept.
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut known = self.packs.known(ids);
@@ -187,6 +203,10 @@ impl Locator for LocalReader<'_> {
 struct CachedLocator<'a>(&'a LocalPacks);
 
 impl Locator for CachedLocator<'_> {
+    fn codec(&self) -> &RecordCodec {
+        self.0.codec()
+    }
+
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         Ok(self.0.note(&self.0.known(ids)))
     }

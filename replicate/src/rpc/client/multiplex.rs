@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chunkstore::format::RecordCodec;
 use chunkstore::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
@@ -65,6 +66,7 @@ struct Shared {
     welcome: Welcome,
     /// Of the protocol, which both sides know.
     version: u16,
+    codec: RecordCodec,
     meter: Arc<Meter>,
     unread_bytes: Arc<AtomicUsize>,
     /// Bytes of the hand-shake, which are not the requests'.
@@ -138,6 +140,10 @@ impl Client {
         let (version, welcome, reader) = timeout(IDLE_TIMEOUT, welcomed(read, &meter)).await.map_err(|_| {
             Error::Unreachable { what: format!("the other side did not answer within {} s", IDLE_TIMEOUT.as_secs()) }
         })??;
+        let codec = RecordCodec::new(welcome.zstd_level);
+        if let Some(packs) = &link.packs {
+            packs.set_codec(&codec);
+        }
         let (out, queue) = mpsc::channel(OUT_FRAMES);
         let shared = Arc::new(Shared {
             out,
@@ -146,6 +152,7 @@ impl Client {
             round_trips: AtomicU64::new(0),
             welcome,
             version,
+            codec,
             handshake_bytes: meter.sent_bytes() + meter.received_bytes(),
             meter,
             unread_bytes: Arc::default(),
@@ -181,6 +188,11 @@ impl Client {
         Err(Error::refused(format!(
             "the other side ({program}) is too old: {what} need version {least} of the protocol"
         )))
+    }
+
+    /// Encodes and decodes the records of the store on the other side.
+    pub fn codec(&self) -> &RecordCodec {
+        &self.shared.codec
     }
 
     /// What passed through the connection.

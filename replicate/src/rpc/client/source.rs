@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use chunkstore::catalog::{Entry, IngestReport, Snapshot};
 use chunkstore::format::manifest::{ChunkSource, Node};
-use chunkstore::format::{Chunk, ChunkId, Codec, Decoder, Header, NodeId, Record, RecordId};
+use chunkstore::format::{Chunk, ChunkId, Codec, Header, NodeId, Record, RecordCodec, RecordId};
 use chunkstore::pack::{Class, Extent, ExtentAllocator, RecordReader};
 use chunkstore::store::{Base, Claim, Like, Sink};
 use chunkstore::{Error, Result};
@@ -24,21 +24,21 @@ const GROUP_IDS: usize = 64;
 pub(crate) type Bases = HashMap<RecordId, Vec<u8>>;
 
 /// Decodes a record; the result is not verified against its id.
-pub(crate) fn decode(record: &Record, bases: &Bases) -> Result<Vec<u8>> {
+pub(crate) fn decode(codec: &RecordCodec, record: &Record, bases: &Bases) -> Result<Vec<u8>> {
     let header = &record.header;
     let base = header.base.filter(|_| header.codec == Codec::Delta);
     let base = match base {
         Some(base) => Some(bases.get(&base).ok_or_else(|| broken(format!("a delta came without its base {base}")))?),
         None => None,
     };
-    Decoder::new()
-        .decode(header.codec, &record.payload, header.plain_bytes as usize, base.map(Vec::as_slice))
+    codec
+        .decode(header, &record.payload, base.map(Vec::as_slice))
         .map_err(|detail| Error::damaged(format!("record {}", header.id), detail))
 }
 
 /// Keeps a base that came along.
-fn keep(bases: &mut Bases, record: &Record) -> Result<()> {
-    let plain = decode(record, &Bases::new())?;
+fn keep(codec: &RecordCodec, bases: &mut Bases, record: &Record) -> Result<()> {
+    let plain = decode(codec, record, &Bases::new())?;
     bases.insert(record.header.id, chunkstore::pack::check_plain(record.header.kind, record.header.id, plain)?);
     Ok(())
 }
@@ -52,9 +52,9 @@ impl Client {
     ) -> Result<()> {
         let mut bases = Bases::new();
         self.fetch_records(ids, Fetch::WithBases, &mut |arrived| match arrived {
-            Arrived::Base(record) => keep(&mut bases, &record),
+            Arrived::Base(record) => keep(self.codec(), &mut bases, &record),
             Arrived::Wanted(position, Err(error)) => each(position, Err(error)),
-            Arrived::Wanted(position, Ok(record)) => each(position, decode(&record, &bases)),
+            Arrived::Wanted(position, Ok(record)) => each(position, decode(self.codec(), &record, &bases)),
         })
         .await
     }
@@ -220,7 +220,7 @@ impl ClientSession {
                 }
                 for record in records {
                     // A backup goes on beside damage.
-                    if let Err(error) = keep(&mut bases, &record) {
+                    if let Err(error) = keep(self.client().codec(), &mut bases, &record) {
                         tracing::warn!("not used as base: {error}");
                     }
                 }

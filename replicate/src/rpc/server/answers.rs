@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
 use chunkstore::format::manifest::ChunkSource;
-use chunkstore::format::{ChunkId, Codec, Encoder, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
+use chunkstore::format::{ChunkId, Codec, EntryId, Kind as RecordKind, NodeId, Record, RecordId};
 use chunkstore::pack::RecordLocation;
 use chunkstore::store::{Like, Store, WriteSession};
 use chunkstore::{Error, Result};
@@ -285,8 +285,7 @@ fn whole(store: &Store, record: Record) -> Result<Record> {
         RecordKind::Chunk => store.chunk(ChunkId::from_bytes(*header.id.as_bytes()))?.into_bytes(),
         _ => store.node(NodeId::from_bytes(*header.id.as_bytes()))?.encode(),
     };
-    let (codec, payload) = Encoder::new(store.config().defaults.zstd_level).plain(&plain);
-    Ok(Record::new(header.kind, header.id, plain.len(), codec, payload, None))
+    Ok(store.codec().encode(header.kind, header.id, &plain, None))
 }
 
 /// The beginning of an entry's id.

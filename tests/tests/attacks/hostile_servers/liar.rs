@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chunkstore::format::{Codec, Encoder, HEADER_BYTES, Record};
+use chunkstore::format::{Codec, HEADER_BYTES, Record, RecordCodec};
 use replicate::rpc::wire::{
     Bits, FRAME_HEADER_BYTES, ForStream, Frame, FrameReader, Kind, Meter, RecordBatch, Reply, Request, WireError,
     records_of,
@@ -311,7 +311,7 @@ fn changed(lie: Lie, frame: &Frame, request: Option<&Request>) -> Option<Vec<Vec
             said(&batch(&exchanged))
         }
         Lie::Bomb => said(&each(&|record| {
-            let payload = Encoder::new(1).plain(&vec![0; 64 << 20]).1;
+            let payload = RecordCodec::new(1).payload(&vec![0; 64 << 20], None).1;
             let plain_bytes = record.header.plain_bytes as usize;
             Record::new(record.header.kind, record.header.id, plain_bytes, Codec::Zstd, payload, None)
         })),

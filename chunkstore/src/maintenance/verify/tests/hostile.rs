@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::{Entry, State};
 use crate::format::manifest::{Entry as Line, Leaf, Node};
-use crate::format::{ChunkId, Codec, Encoder, EntryId, Kind, NodeId, Record};
+use crate::format::{ChunkId, Codec, EntryId, Kind, NodeId, Record, RecordCodec};
 use crate::store::WriteSession;
 use crate::testing::{init, open};
 
@@ -27,7 +27,7 @@ fn chunk(bytes: &[u8]) -> Record {
 }
 
 fn delta(bytes: &[u8], base: &[u8], base_id: RecordId) -> Record {
-    let (codec, payload) = Encoder::new(1).against(bytes, base);
+    let (codec, payload) = RecordCodec::new(1).payload(bytes, Some(base));
     assert_eq!(codec, Codec::Delta);
     Record::new(Kind::Chunk, ChunkId::of(bytes).into(), bytes.len(), codec, payload, Some(base_id))
 }

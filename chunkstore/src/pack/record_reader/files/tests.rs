@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::format::manifest::{ChunkSource, Node};
-use crate::format::{Chunk, ChunkId, NodeId, RecordId};
+use crate::format::{Chunk, ChunkId, NodeId, RecordCodec, RecordId};
 use crate::maintenance::gc;
 use crate::pack::RecordLocation;
 use crate::pack::record_reader::{Locator, RecordReader};
@@ -31,6 +31,10 @@ impl<'a> Kept<'a> {
 }
 
 impl Locator for Kept<'_> {
+    fn codec(&self) -> &RecordCodec {
+        self.store.codec()
+    }
+
     fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let find = |id: &RecordId| {
             let kept = self.places.lock().get(id).copied();
