@@ -25,6 +25,7 @@ pub mod fuzzing {
     pub use crate::clone::fuzzing::{clone_files, clone_map, clone_record, clone_socket, lock_holder};
 }
 pub mod names;
+mod poison;
 pub mod snapshot;
 pub mod stats;
 pub mod upstream;

@@ -1,7 +1,8 @@
 //! Memory for what is read, used again: fresh memory of a large read costs as much in page faults as the rest of it.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Memory of this size and less is quick to get, and is not kept.
 const SMALL_BYTES: usize = 64 << 10;
@@ -32,7 +33,7 @@ impl Buffers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

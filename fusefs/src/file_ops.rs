@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use chunkstore::Result;
 use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyWrite};
@@ -184,7 +184,7 @@ impl Shared {
             Err(errno) => return reply.error(errno),
         };
         let Some(Handle::Directory(listing)) = self.handles.get(handle) else { return reply.error(Errno::EBADF) };
-        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listing = listing.lock();
         if offset == 0 {
             match self.namespace.list(&inode.node) {
                 Ok(listed) => *listing = listed,
@@ -225,7 +225,7 @@ impl Shared {
             reply.add(INodeNo(child.number), next, &listed.name, &ttl, &attributes.attr, Generation(0))
         });
         match full {
-            Ok(false) => return Added::DirectoryEntry,
+            Ok(false) => return Added::Listed,
             Ok(true) | Err(_) => self.inodes.forget(child.number, 1),
         }
         if full.is_ok() { Added::Full } else { Added::Skipped }
@@ -254,7 +254,7 @@ impl Shared {
 /// What became of a line of a directory.
 #[derive(PartialEq, Eq)]
 enum Added {
-    DirectoryEntry,
+    Listed,
     /// It has gone.
     Skipped,
     /// It has no room.

@@ -5,7 +5,9 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
@@ -16,7 +18,7 @@ use fuser::{
 };
 
 use crate::attributes::Attributes;
-use crate::service::{MountService, NAME_BYTES_MAX};
+use crate::service::{MountService, NAME_BYTES_MAX, Shared};
 
 /// Numbers are never used again, so there is one generation.
 const GENERATION: Generation = Generation(0);
@@ -35,6 +37,15 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_PARALLEL_DIROPS);
 
+impl MountService {
+    /// Does what the kernel asks for. A panic costs no thread: the reply is dropped by it, which answers EIO.
+    fn contain(&self, work: impl FnOnce(&Arc<Shared>)) {
+        if catch_unwind(AssertUnwindSafe(|| work(&self.0))).is_err() {
+            tracing::error!("a panic in a request, which is answered with EIO");
+        }
+    }
+}
+
 impl Filesystem for MountService {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let can = WANTED & config.capabilities();
@@ -50,12 +61,12 @@ impl Filesystem for MountService {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.0.look_up(parent.0, name) {
+        self.contain(|shared| match shared.look_up(parent.0, name) {
             Ok(Attributes { attr, attr_ttl, entry_ttl }) => {
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, &attr, GENERATION);
             }
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
@@ -63,10 +74,10 @@ impl Filesystem for MountService {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.0.attributes(ino.0) {
+        self.contain(|shared| match shared.attributes(ino.0) {
             Ok(Attributes { attr, attr_ttl, .. }) => reply.attr(&attr_ttl, &attr),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn setattr(
@@ -87,24 +98,24 @@ impl Filesystem for MountService {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match size {
-            Some(bytes) => self.0.set_size(ino.0, bytes, reply),
-            None => reply.error(self.0.unchangeable(ino.0)),
-        }
+        self.contain(|shared| match size {
+            Some(bytes) => shared.set_size(ino.0, bytes, reply),
+            None => reply.error(shared.unchangeable(ino.0)),
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.0.link_target(ino.0) {
+        self.contain(|shared| match shared.link_target(ino.0) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.open(ino.0, flags.0) {
+        self.contain(|shared| match shared.open(ino.0, flags.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), opened.flags),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn read(
@@ -118,7 +129,9 @@ impl Filesystem for MountService {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.read(fh.0, offset, size, reply);
+        self.contain(|shared| {
+            shared.read(fh.0, offset, size, reply);
+        });
     }
 
     fn write(
@@ -133,7 +146,9 @@ impl Filesystem for MountService {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.0.write(fh.0, offset, data, reply);
+        self.contain(|shared| {
+            shared.write(fh.0, offset, data, reply);
+        });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -151,11 +166,15 @@ impl Filesystem for MountService {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.close(fh.0, move || reply.ok());
+        self.contain(|shared| {
+            shared.close(fh.0, move || reply.ok());
+        });
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.0.sync_disk(fh.0, reply);
+        self.contain(|shared| {
+            shared.sync_disk(fh.0, reply);
+        });
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -163,12 +182,16 @@ impl Filesystem for MountService {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.0.read_directory(ino.0, fh.0, offset, reply);
+        self.contain(|shared| {
+            shared.read_directory(ino.0, fh.0, offset, reply);
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.0.handles.remove(fh.0);
-        reply.ok();
+        self.contain(|shared| {
+            shared.handles.remove(fh.0);
+            reply.ok();
+        });
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -192,17 +215,17 @@ impl Filesystem for MountService {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        match self.0.xattr(ino.0, name) {
+        self.contain(|shared| match shared.xattr(ino.0, name) {
             Ok(value) => reply_xattr(reply, value.as_bytes(), size),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        match self.0.xattr_names(ino.0) {
+        self.contain(|shared| match shared.xattr_names(ino.0) {
             Ok(names) => reply_xattr(reply, &names, size),
             Err(errno) => reply.error(errno),
-        }
+        });
     }
 
     fn setxattr(&self, _: &Request, ino: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
@@ -223,11 +246,15 @@ impl Filesystem for MountService {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.0.allocate(fh.0, offset, length, mode, reply);
+        self.contain(|shared| {
+            shared.allocate(fh.0, offset, length, mode, reply);
+        });
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.0.seek(fh.0, offset, whence, reply);
+        self.contain(|shared| {
+            shared.seek(fh.0, offset, whence, reply);
+        });
     }
 
     fn mknod(&self, _: &Request, parent: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

@@ -1,8 +1,9 @@
 //! What is open: disks, directories with the listing that their reader goes through, and the status file.
 
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::inodes::Inode;
 use crate::namespace::DirectoryEntry;
@@ -30,18 +31,18 @@ impl Handles {
     /// Gives a handle out.
     pub(crate) fn add(&self, handle: Handle) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(number, handle);
+        self.open.write().insert(number, handle);
         number
     }
 
     /// What a handle stands for.
     pub(crate) fn get(&self, number: u64) -> Option<Handle> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+        self.open.read().get(&number).cloned()
     }
 
     /// Takes a handle back. A disk is closed, if this was its last, before anyone can open it again.
     pub(crate) fn remove(&self, number: u64) {
-        let removed = self.open.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        let removed = self.open.write().remove(&number);
         if let Some(Handle::Disk(disk, inode)) = removed {
             let _opening = inode.lock_disk();
             drop(disk);
@@ -50,7 +51,7 @@ impl Handles {
 
     /// The disks that are open, one for each handle.
     pub(crate) fn disks(&self) -> Vec<Arc<OpenDisk>> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let disks = open.values().filter_map(|handle| match handle {
             Handle::Disk(disk, _) => Some(Arc::clone(disk)),
             _ => None,

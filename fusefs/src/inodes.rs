@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use chunkstore::catalog::{ImageName, Snapshot, SnapshotName};
 use chunkstore::format::EntryId;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::open_disk::OpenDisk;
 
@@ -101,7 +102,7 @@ impl Inode {
 
     /// Its disk, to open or to close.
     pub(crate) fn lock_disk(&self) -> MutexGuard<'_, Weak<OpenDisk>> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.disk.lock()
     }
 }
 
@@ -159,7 +160,7 @@ impl Inodes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

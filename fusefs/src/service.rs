@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use chunkstore::{Error, Result};
@@ -210,7 +210,7 @@ impl Shared {
 
     /// The listing that a handle of a directory goes through; made anew when it starts at the beginning.
     pub(crate) fn open_directory(&self) -> u64 {
-        self.handles.add(Handle::Directory(Arc::new(Mutex::default())))
+        self.handles.add(Handle::Directory(Arc::default()))
     }
 
     /// A disk that is open.

@@ -2,9 +2,10 @@
 //!
 //! A load may be queued twice, ahead and then as a demand; who comes to it second finds it taken and passes on.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
 use super::single_flight::{Load, LoadGuard, SingleFlight};
@@ -57,7 +58,9 @@ impl Decoders {
         queue.extend(loads);
         let wake = (queue.len() - before).min(state.idle_threads);
         drop(state);
-        (0..wake).for_each(|_| self.queue.comes.notify_one());
+        for _ in 0..wake {
+            self.queue.comes.notify_one();
+        }
     }
 }
 
@@ -70,7 +73,7 @@ impl Drop for Decoders {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn serve(&self, loads: &Arc<SingleFlight>, work: impl Fn(Vec<LoadGuard>)) {
@@ -97,7 +100,7 @@ impl Queue {
                 return Some(batch);
             }
             state.idle_threads += 1;
-            state = self.comes.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.comes.wait(&mut state);
             state.idle_threads -= 1;
         }
     }

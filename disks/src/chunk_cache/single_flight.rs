@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chunkstore::Error;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::decoded_cache::{Cached, DecodedCache, Key};
@@ -94,7 +95,7 @@ pub(crate) struct SingleFlight {
 
 impl SingleFlight {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Load>>> {
-        self.loads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loads.lock()
     }
 
     /// The load of what is not in `cache`; begins one if there is none.

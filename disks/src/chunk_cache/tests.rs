@@ -103,6 +103,28 @@ async fn a_failure_is_told_once_and_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_a_loader_fails_all_who_wait() {
+    let source = Fake::new();
+    let id = source.put_chunk(content(70_000, 1));
+    let cache = cache(&source, options());
+    source.shut(true);
+    let reader = || {
+        let cache = Arc::clone(&cache);
+        tokio::spawn(async move { chunk(&cache, id).await })
+    };
+    let readers: Vec<_> = (0..20).map(|_| reader()).collect();
+    until(|| cache.statistics().cache_misses == 20).await;
+    source.panic(true);
+    source.shut(false);
+    for reader in readers {
+        let ended = tokio::time::timeout(Duration::from_secs(60), reader).await.expect("nobody waits for ever");
+        assert!(ended.unwrap().is_err());
+    }
+    source.panic(false);
+    chunk(&cache, id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_panic_of_the_source_is_an_error_and_costs_no_thread() {
     let source = Fake::new();
     let id = source.put_chunk(content(5000, 1));

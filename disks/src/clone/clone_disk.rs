@@ -32,7 +32,7 @@ impl CloneDisk {
     /// # Errors
     /// If something can't be had, or is damaged.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.shared.stack().read(buf, offset).await
+        self.shared.poison.contain(async { self.shared.stack().read(buf, offset).await }).await
     }
 
     /// The first range at or after `offset` that holds data.
@@ -40,7 +40,7 @@ impl CloneDisk {
     /// # Errors
     /// If the manifest or the overlay can't be read.
     pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        self.shared.stack().next_data(offset, self.size_bytes()).await
+        self.shared.poison.contain(async { self.shared.stack().next_data(offset, self.size_bytes()).await }).await
     }
 
     /// Bytes that are not holes, no fewer than there are: what was overwritten may count twice.
@@ -48,7 +48,7 @@ impl CloneDisk {
     /// # Errors
     /// If the manifest or the overlay can't be read.
     pub async fn data_bytes(&self) -> Result<u64> {
-        Ok(self.shared.stack().data_bytes().await?.min(self.size_bytes()))
+        self.shared.poison.contain(async { Ok(self.shared.stack().data_bytes().await?.min(self.size_bytes())) }).await
     }
 
     /// Writes; beyond the size, the disk grows. Durable after [`CloneDisk::sync`].
@@ -56,6 +56,45 @@ impl CloneDisk {
     /// # Errors
     /// If the overlay can't be written, such as [`chunkstore::Error::OutOfSpace`]: nothing synced before is lost.
     pub async fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.shared.poison.contain(self.try_write(bytes, offset)).await
+    }
+
+    /// Makes a range read as zeros, and frees what it took. What is beyond the size is left out.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::write`].
+    pub async fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.shared.poison.contain(self.try_discard(range)).await
+    }
+
+    /// Makes all that was written before durable. Those who ask while one is at work share the next one's.
+    ///
+    /// # Errors
+    /// If that fails; it then is not known what is durable, and every later write and sync fails too. Only a disk that
+    /// is too full for a layer's map is different: once there is room, a sync makes all durable.
+    pub async fn sync(&self) -> Result<()> {
+        self.shared.poison.contain(self.try_sync()).await
+    }
+
+    /// Changes the size, durably. What is beyond reads as zeros, also after it grows again.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::write`]; [`chunkstore::Error::Invalid`] beyond the largest size of an image.
+    pub async fn set_size(&self, bytes: u64) -> Result<()> {
+        self.shared.poison.contain(self.try_set_size(bytes)).await
+    }
+
+    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
+    /// called by a task.
+    ///
+    /// # Errors
+    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
+    /// returns. Nothing that was written is lost then, and the clone can be committed again.
+    pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
+        self.shared.commit(publisher, options, progress)
+    }
+
+    async fn try_write(&self, bytes: &[u8], offset: u64) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
@@ -73,11 +112,7 @@ impl CloneDisk {
         written
     }
 
-    /// Makes a range read as zeros, and frees what it took. What is beyond the size is left out.
-    ///
-    /// # Errors
-    /// As [`CloneDisk::write`].
-    pub async fn discard(&self, range: Range<u64>) -> Result<()> {
+    async fn try_discard(&self, range: Range<u64>) -> Result<()> {
         let _guard = self.shared.range_lock.lock(blocks_of(&range)).await;
         let size_bytes = self.size_bytes();
         let range = range.start..range.end.min(size_bytes);
@@ -99,12 +134,7 @@ impl CloneDisk {
         stack.top().discard(whole.start..whole.end.next_multiple_of(BLOCK_BYTES), &shadowed)
     }
 
-    /// Makes all that was written before durable. Those who ask while one is at work share the next one's.
-    ///
-    /// # Errors
-    /// If that fails; it then is not known what is durable, and every later write and sync fails too. Only a disk that
-    /// is too full for a layer's map is different: once there is room, a sync makes all durable.
-    pub async fn sync(&self) -> Result<()> {
+    async fn try_sync(&self) -> Result<()> {
         let shared = &self.shared;
         let request = shared.syncs.requested.fetch_add(1, Ordering::SeqCst) + 1;
         let mut done = shared.syncs.done.lock().await;
@@ -117,11 +147,7 @@ impl CloneDisk {
         Ok(())
     }
 
-    /// Changes the size, durably. What is beyond reads as zeros, also after it grows again.
-    ///
-    /// # Errors
-    /// As [`CloneDisk::write`]; [`chunkstore::Error::Invalid`] beyond the largest size of an image.
-    pub async fn set_size(&self, bytes: u64) -> Result<()> {
+    async fn try_set_size(&self, bytes: u64) -> Result<()> {
         end_of(0, bytes)?;
         let guard = self.shared.range_lock.lock_all().await;
         if bytes >= self.size_bytes() {
@@ -131,15 +157,5 @@ impl CloneDisk {
             return self.sync().await;
         }
         self.shared.in_background(move |shared| shared.shorten(bytes)).await
-    }
-
-    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
-    /// called by a task.
-    ///
-    /// # Errors
-    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
-    /// returns. Nothing that was written is lost then, and the clone can be committed again.
-    pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
-        self.shared.commit(publisher, options, progress)
     }
 }

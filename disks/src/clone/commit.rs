@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, TryLockError};
 use std::thread;
 
 use chunkstore::catalog::{ImageName, Lease, Snapshot, SnapshotName, SnapshotTime};
@@ -61,12 +61,12 @@ impl OpenClone {
         options: &CommitOptions,
         progress: &Progress,
     ) -> Result<Committed> {
-        let _one = match self.committing.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::busy(format!("clone {}", self.metadata().name), "another commit"));
-            }
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Ok(one) => one,
+        self.poison.contain_blocking(|| self.try_commit(publisher, options, progress))
+    }
+
+    fn try_commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
+        let Some(_one) = self.committing.try_lock() else {
+            return Err(Error::busy(format!("clone {}", self.metadata().name), "another commit"));
         };
         self.settle(publisher)?;
         let base = self.hold_base(publisher)?;

@@ -3,10 +3,11 @@
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use chunkstore::Progress;
 use chunkstore::format::limits::{CATALOG_FILE_BYTES_MAX, IMAGE_BYTES_MAX};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::{Builder, Runtime};
 
 use super::files::LayerFile;
@@ -73,7 +74,7 @@ struct MapFile {
 
 impl MapFile {
     fn data(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+        self.data.lock()
     }
 
     /// The first block that it can't have.

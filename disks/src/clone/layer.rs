@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use chunkstore::{Error, Result};
 use super::BLOCK_BYTES;
 use super::files::{Files, LayerFile};
 use super::map::{Map, Run};
+use crate::poison::lock;
 
 const DATA_SUFFIX: &str = ".data";
 const MAP_SUFFIX: &str = ".map";
@@ -160,7 +161,7 @@ impl Layer {
     /// [`Error::OutOfSpace`] if there is no room for the map: what could not be written is kept for the next sync. After
     /// any other failure every later call fails.
     pub(super) fn sync(&self) -> Result<()> {
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&self.syncing);
         self.check()?;
         let taken = self.map.take_dirty();
         if self.is_changed.swap(false, Ordering::SeqCst) || !taken.is_empty() {

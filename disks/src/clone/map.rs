@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use chunkstore::format::limits::IMAGE_BYTES_MAX;
 
 use super::BLOCK_BYTES;
 use super::files::LayerFile;
+use crate::poison::lock;
 
 /// The unit of a map's file: what disks write whole or not at all.
 pub(super) const SECTOR_BYTES: usize = 512;
@@ -166,7 +167,7 @@ impl Map {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -20,6 +20,8 @@ mod map;
 mod metadata;
 mod open_clone;
 #[cfg(test)]
+mod panic_tests;
+#[cfg(test)]
 mod power_cut;
 #[cfg(test)]
 mod power_cut_tests;

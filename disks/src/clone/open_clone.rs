@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use chunkstore::format::limits::IMAGE_BYTES_MAX;
 use chunkstore::{Error, Result};
@@ -16,6 +16,7 @@ use super::lock::CloneLock;
 use super::metadata::CloneMetadata;
 use super::range_lock::{RangeGuard, RangeLock};
 use crate::chunk_cache::ChunkCache;
+use crate::poison::{POISONED, Poison, lock};
 
 /// An open clone.
 pub(super) struct OpenClone {
@@ -31,9 +32,10 @@ pub(super) struct OpenClone {
     pub(super) range_lock: RangeLock,
     pub(super) syncs: Syncs,
     /// Held by the one commit that may run.
-    pub(super) committing: Mutex<()>,
+    pub(super) committing: parking_lot::Mutex<()>,
     /// Whether commits free the layers that they let go of. It takes time, which who only commits does not spend.
     pub(super) frees_room: AtomicBool,
+    pub(super) poison: Poison,
     _lock: CloneLock,
 }
 
@@ -60,10 +62,11 @@ impl OpenClone {
             cache: Arc::clone(cache),
             stack: RwLock::new(Arc::new(stack)),
             size_bytes: AtomicU64::new(metadata.size_bytes),
+            poison: Poison::new(format!("clone {}", metadata.name)),
             metadata: Mutex::new(metadata),
             range_lock: RangeLock::default(),
             syncs: Syncs::default(),
-            committing: Mutex::default(),
+            committing: parking_lot::Mutex::default(),
             frees_room: AtomicBool::new(false),
             _lock: lock,
         }
@@ -75,7 +78,7 @@ impl OpenClone {
 
     /// What the disk is made of now. Its top stays the same while the caller holds a range lock.
     pub(super) fn stack(&self) -> Arc<LayerStack> {
-        Arc::clone(&self.stack.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.stack.read().expect(POISONED))
     }
 
     /// Waits for whoever changes the same blocks; for everyone, if the disk must grow. Returns the size, too.
@@ -148,12 +151,12 @@ impl OpenClone {
         stack(&mut seen);
         seen.bound_by(&changed);
         *current = changed;
-        *self.stack.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(seen);
+        *self.stack.write().expect(POISONED) = Arc::new(seen);
         Ok(())
     }
 
-    pub(super) fn metadata(&self) -> std::sync::MutexGuard<'_, CloneMetadata> {
-        self.metadata.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn metadata(&self) -> MutexGuard<'_, CloneMetadata> {
+        lock(&self.metadata)
     }
 
     /// Does what blocks on a thread of its own.
@@ -162,7 +165,7 @@ impl OpenClone {
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let shared = Arc::clone(self);
-        let done = self.cache.runtime().spawn_blocking(move || work(&shared)).await;
+        let done = self.cache.runtime().spawn_blocking(move || shared.poison.contain_blocking(|| work(&shared))).await;
         done.unwrap_or_else(|_| Err(Error::Interrupted))
     }
 }
@@ -170,7 +173,11 @@ impl OpenClone {
 /// What was written is there when the clone is next opened, also if nobody asked for a sync.
 impl Drop for OpenClone {
     fn drop(&mut self) {
-        if let Err(error) = self.sync() {
+        let synced = self.poison.contain_blocking(|| self.sync());
+        if let (Err(_), Ok(stack)) = (self.poison.check(), self.stack.read()) {
+            stack.layers.iter().for_each(|bounded| bounded.layer.give_up());
+        }
+        if let Err(error) = synced {
             tracing::error!(
                 "closing the clone in {}: what was written since the last sync is lost: {error}",
                 self.dir.display()

@@ -3,8 +3,8 @@
 //! Completing a block from what lies below takes time, and meanwhile nobody else may change it. What concerns the
 //! whole disk, such as a new layer, takes all blocks, and so waits until the writes that were begun have ended.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -56,7 +56,7 @@ impl RangeLock {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }
 

@@ -7,9 +7,10 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use chunkstore::storage::{AppendFile, Listing, LocalDir, ReadFile, Storage};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::files::{Files, HostFiles, LayerFile};
 use super::power_cut::Disk;
@@ -172,7 +173,7 @@ impl Recording {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// A path relative to the store; its directory may be told by a descriptor.

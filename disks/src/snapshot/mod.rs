@@ -11,7 +11,7 @@ mod streams;
 mod tests;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use chunkstore::catalog::{Snapshot, SnapshotName};
 use chunkstore::format::limits::SEGMENT_BYTES;
@@ -22,6 +22,7 @@ use chunkstore::{Error, Result};
 use self::manifest_tree::{ManifestTree, read_leaf};
 use self::streams::Streams;
 use crate::chunk_cache::{Cached, ChunkCache, Key, Lookup, Retry};
+use crate::poison::{Poison, lock};
 
 /// Most that is read ahead of one stream, and which part of the cache at most.
 const WINDOW_BYTES_MAX: u64 = 8 << 20;
@@ -42,11 +43,12 @@ struct Inner {
     /// Counted by the ingest, if the snapshot was made here.
     ingested_bytes: Option<u64>,
     streams: Mutex<Streams>,
+    poison: Poison,
 }
 
 impl Inner {
     fn streams(&self) -> MutexGuard<'_, Streams> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.streams)
     }
 }
 
@@ -73,6 +75,7 @@ impl SnapshotDisk {
             size_bytes: entry.virtual_bytes,
             ingested_bytes: snapshot.state.ingest.as_ref().map(|report| report.data_bytes),
             streams: Mutex::new(Streams::new(window_bytes_max)),
+            poison: Poison::new(snapshot.name().to_string()),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -88,16 +91,21 @@ impl SnapshotDisk {
     /// # Errors
     /// If something can't be had, or is damaged. [`Error::Unreachable`] only after the cache's timeout.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let Inner { cache, name, entry, .. } = &*self.inner;
-        let range = offset..offset + buf.len() as u64;
-        let reading = cache.stats().begin_read();
-        if let Some(observer) = &cache.options().observer {
-            observer.observe(*entry, range.clone());
-        }
-        self.follow(&range);
-        self.fill(buf, offset).await.map_err(|error| located(error, name, &range))?;
-        reading.succeed(buf.len());
-        Ok(())
+        self.inner
+            .poison
+            .contain(async {
+                let Inner { cache, name, entry, .. } = &*self.inner;
+                let range = offset..offset + buf.len() as u64;
+                let reading = cache.stats().begin_read();
+                if let Some(observer) = &cache.options().observer {
+                    observer.observe(*entry, range.clone());
+                }
+                self.follow(&range);
+                self.fill(buf, offset).await.map_err(|error| located(error, name, &range))?;
+                reading.succeed(buf.len());
+                Ok(())
+            })
+            .await
     }
 
     async fn fill(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
@@ -142,20 +150,26 @@ impl SnapshotDisk {
     /// # Errors
     /// If the manifest can't be read.
     pub async fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
-        let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
-        let mut retry = cache.new_retry();
-        let mut at = offset;
-        let located = |error| located(error, name, &(offset..*size_bytes));
-        loop {
-            let next = tree.next_leaf_id(cache, at / SEGMENT_BYTES as u64, &mut retry).await.map_err(located)?;
-            let Some((segment, id)) = next else { return Ok(None) };
-            let leaf = read_leaf(cache, id, &mut retry).await.map_err(located)?;
-            let start = segment * SEGMENT_BYTES as u64;
-            if let Some(run) = first_run(leaf.leaf(), at.saturating_sub(start) as usize) {
-                return Ok(Some(start + run.start as u64..(start + run.end as u64).min(*size_bytes)));
-            }
-            at = start + SEGMENT_BYTES as u64;
-        }
+        self.inner
+            .poison
+            .contain(async {
+                let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
+                let mut retry = cache.new_retry();
+                let mut at = offset;
+                let located = |error| located(error, name, &(offset..*size_bytes));
+                loop {
+                    let next =
+                        tree.next_leaf_id(cache, at / SEGMENT_BYTES as u64, &mut retry).await.map_err(located)?;
+                    let Some((segment, id)) = next else { return Ok(None) };
+                    let leaf = read_leaf(cache, id, &mut retry).await.map_err(located)?;
+                    let start = segment * SEGMENT_BYTES as u64;
+                    if let Some(run) = first_run(leaf.leaf(), at.saturating_sub(start) as usize) {
+                        return Ok(Some(start + run.start as u64..(start + run.end as u64).min(*size_bytes)));
+                    }
+                    at = start + SEGMENT_BYTES as u64;
+                }
+            })
+            .await
     }
 
     /// Bytes that are not holes. Reads all of the manifest if they are not known; one disk of a cache at a time does.
@@ -163,16 +177,21 @@ impl SnapshotDisk {
     /// # Errors
     /// If the manifest can't be read.
     pub async fn data_bytes(&self) -> Result<u64> {
-        if let Some(known) = self.data_bytes_if_known() {
-            return Ok(known);
-        }
-        let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
-        let Some((root, height)) = tree.root() else { return Ok(0) };
-        let _turn = cache.turn_to_count().await;
-        let mut retry = cache.new_retry();
-        data_bytes::below(cache, root, height, &mut retry)
+        self.inner
+            .poison
+            .contain(async {
+                if let Some(known) = self.data_bytes_if_known() {
+                    return Ok(known);
+                }
+                let Inner { cache, tree, name, size_bytes, .. } = &*self.inner;
+                let Some((root, height)) = tree.root() else { return Ok(0) };
+                let _turn = cache.turn_to_count().await;
+                let mut retry = cache.new_retry();
+                data_bytes::below(cache, root, height, &mut retry)
+                    .await
+                    .map_err(|error| located(error, name, &(0..*size_bytes)))
+            })
             .await
-            .map_err(|error| located(error, name, &(0..*size_bytes)))
     }
 
     /// Bytes that are not holes, if that needs no reading: the ingest counted them, or someone asked before.

@@ -202,3 +202,27 @@ async fn holes_cost_nothing_and_equal_subtrees_are_counted_once() {
     assert_eq!(disk.data_bytes().await.unwrap(), truth.data_bytes());
     assert_eq!(source.asked_nodes() - before, nodes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_under_a_snapshots_lock_fails_that_snapshot_alone_until_it_is_opened_again() {
+    let source = Fake::new();
+    let (first, truth) = source.snapshot(&[(0, vec![Part::Data(70_000, 1)])], SEGMENT);
+    let (second, _) = source.snapshot(&[(0, vec![Part::Data(70_000, 2)])], SEGMENT);
+    let cache = cache(&source, ChunkCacheOptions::default());
+    let (disk, other) = (SnapshotDisk::new(&cache, &first), SnapshotDisk::new(&cache, &second));
+    let inner = Arc::clone(&disk.inner);
+    let panicked = std::thread::spawn(move || {
+        let _held = inner.streams();
+        panic!("while a stream is noted");
+    });
+    assert!(panicked.join().is_err());
+    let mut buf = vec![0; 4096];
+    for _ in 0..2 {
+        let error = disk.read(&mut buf, 0).await.expect_err("it may be half changed");
+        assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("web01@"), "{error}");
+    }
+    assert!(disk.next_data(0).await.is_err());
+    other.read(&mut buf, 0).await.unwrap();
+    SnapshotDisk::new(&cache, &first).read(&mut buf, 0).await.unwrap();
+    assert_eq!(buf, truth.read(0, 4096));
+}

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chunkstore::catalog::boot_order::{BootOrder, RANGES_MAX};
 use chunkstore::catalog::{Catalog, SnapshotName};
 use chunkstore::format::EntryId;
 use chunkstore::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::ReadObserver;
 use super::reconnect::ReconnectingClient;
@@ -99,7 +100,7 @@ impl BootRecorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<EntryId, Recording>> {
-        self.recordings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.recordings.lock()
     }
 }
 

@@ -75,9 +75,9 @@ impl FillQueue {
         (Self { sender, fill_counters: Arc::default() }, offered)
     }
 
-    /// Whether more waits than should.
+    /// Whether more waits than should. Never if the task that fills has ended: nothing would become less.
     pub(super) fn is_behind(&self) -> bool {
-        self.fill_counters.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+        !self.sender.is_closed() && self.fill_counters.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
     }
 
     pub(super) fn offer(&self, kept: FetchedRecord) {

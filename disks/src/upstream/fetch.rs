@@ -4,14 +4,15 @@
 //! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that fails
 //! because the far store is away is repeated when it is back.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::format::manifest::{ChunkSource, Node};
 use chunkstore::format::{Chunk, ChunkId, Kind, NodeId, RecordCodec, RecordId};
 use chunkstore::{Error, Result};
+use parking_lot::Mutex;
 use replicate::rpc::client::{Arrived, Client};
 use replicate::rpc::wire::Fetch;
 use tokio::runtime::Handle;
@@ -106,12 +107,12 @@ impl Fetcher {
 
     /// Whether a reader waits, or did just now.
     pub(super) fn is_demanded(&self) -> bool {
-        let last = *self.last_demand.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.last_demand.lock();
         last.is_some_and(|last| last.elapsed() < RECENT)
     }
 
     fn note_demand(&self) {
-        *self.last_demand.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.last_demand.lock() = Some(Instant::now());
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -134,6 +135,7 @@ impl Fetcher {
     }
 
     async fn fetch_batch(self: &Arc<Self>, lane: usize, batch: Batch) {
+        let _in_flight = self.intake.queue.in_flight(&batch);
         match self.request(lane, &batch).await {
             Ok(()) => {}
             Err(error) if is_passing(&error) => {

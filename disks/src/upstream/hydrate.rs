@@ -4,11 +4,12 @@
 //! wait for what they demand. What has arrived stays: after a restart, the pull goes on from there.
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunkstore::catalog::{Selector, SnapshotName};
 use chunkstore::{Backoff, Error, Progress, Result};
+use parking_lot::Mutex;
 use replicate::rpc::transport::rate::RateLimit;
 use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
 use serde::Serialize;
@@ -172,7 +173,7 @@ impl Hydrator {
         change(&mut self.lock()[at].1);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Selector, Hydration, Arc<Progress>)>> {
-        self.hydrations.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Vec<(Selector, Hydration, Arc<Progress>)>> {
+        self.hydrations.lock()
     }
 }

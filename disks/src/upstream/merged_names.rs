@@ -4,12 +4,13 @@
 //! opened is published here as a partial one first, so that gc keeps what is fetched of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunkstore::catalog::{At, Catalog, ImageName, Selector, Snapshot, SnapshotName, SnapshotTime, State};
 use chunkstore::format::EntryId;
 use chunkstore::{Error, Result};
+use parking_lot::{RwLock, RwLockReadGuard};
 use replicate::rpc::client::Selected;
 use replicate::rpc::wire::{ENTRY_PREFIX_BYTES, Names as Which, Prefixes};
 use tokio::runtime::Handle;
@@ -70,7 +71,7 @@ impl FarList {
             Some((snapshot.name(), FarSnapshot { id: snapshot.entry_id(), encoding: encoding.into() }))
         });
         let snapshots = bounded(there.chain(new));
-        *self.snapshots.write().unwrap_or_else(PoisonError::into_inner) = snapshots;
+        *self.snapshots.write() = snapshots;
         Ok(())
     }
 
@@ -94,7 +95,7 @@ impl FarList {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Snapshots> {
-        self.snapshots.read().unwrap_or_else(PoisonError::into_inner)
+        self.snapshots.read()
     }
 }
 

@@ -1,10 +1,10 @@
 //! Which chunks are known not to be here, so that the local owner is not asked again and again.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chunkstore::format::ChunkId;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Most chunks remembered, at half their ids.
 const REMEMBERED_MAX: usize = 256 << 10;
@@ -49,7 +49,7 @@ impl NegativeCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

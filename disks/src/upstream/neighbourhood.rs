@@ -5,9 +5,10 @@
 //! in order, so more is brought of what follows. In a local network, that costs next to nothing.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use chunkstore::format::ChunkId;
+use parking_lot::Mutex;
 
 /// Segments remembered.
 const SEGMENTS_MAX: usize = 512;
@@ -34,7 +35,7 @@ impl Neighbourhood {
     /// Remembers a segment's chunks.
     pub(super) fn add(&self, ids: &[ChunkId]) {
         let Some(first) = ids.first().copied() else { return };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if state.segments.get(&first).is_some_and(|(known, _)| **known == *ids) {
             return;
         }
@@ -54,7 +55,7 @@ impl Neighbourhood {
 
     /// A chunk was demanded and is not here: which others of its segment should come along, those that follow first.
     pub(super) fn missed(&self, id: ChunkId) -> Vec<ChunkId> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let Some((segment, at)) = state.places.get(&id).cloned() else { return Vec::new() };
         let Some((_, misses)) = state.segments.get_mut(&segment[0]) else { return Vec::new() };
         *misses += 1;
@@ -115,7 +116,7 @@ mod tests {
             neighbourhood.add(&ids(n * 10, 3));
         }
         assert!(neighbourhood.missed(small[1]).is_empty());
-        let state = neighbourhood.state.lock().unwrap();
+        let state = neighbourhood.state.lock();
         assert_eq!((state.segments.len(), state.places.len()), (SEGMENTS_MAX, SEGMENTS_MAX * 3));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chunkstore::catalog::boot_order::{self, BootOrder};
@@ -12,6 +12,7 @@ use chunkstore::format::limits::SEGMENT_BYTES;
 use chunkstore::format::manifest::Leaf;
 use chunkstore::storage::LocalDir;
 use chunkstore::{Error, Progress, Result};
+use parking_lot::Mutex;
 use replicate::rpc::client::{Client, ClientSession};
 use replicate::rpc::wire::{Job, Purpose};
 use tokio::sync::mpsc;
@@ -156,8 +157,8 @@ impl OpenHandler {
         boot_order::nearest(&self.storage, &self.catalog, snapshot)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SnapshotName, Option<ClientSession>>> {
-        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, BTreeMap<SnapshotName, Option<ClientSession>>> {
+        self.handled.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! What is to be fetched: each record once, whoever wants it, the urgent first.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use chunkstore::format::manifest::Node;
 use chunkstore::format::{Chunk, Kind, RecordId};
 use chunkstore::{Error, Result};
+use parking_lot::{Mutex, MutexGuard};
 use replicate::rpc::wire::WireError;
 use tokio::sync::{Notify, oneshot};
 
@@ -121,6 +122,11 @@ impl Queue {
         self.wake.iter().for_each(Notify::notify_one);
     }
 
+    /// What was taken fails if its fetch panics before it is answered or put back.
+    pub(super) fn in_flight<'a>(&'a self, batch: &'a Batch) -> InFlight<'a> {
+        InFlight { queue: self, batch }
+    }
+
     /// Answers all who wait for a record.
     pub(super) fn answer(&self, id: RecordId, answer: &Result<Fetched>) {
         let Some(entry) = self.lock().wanted.remove(&id) else { return };
@@ -136,7 +142,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -162,6 +168,21 @@ impl State {
         let is_idle = |entry: &Wanted| !entry.is_sent && entry.urgency == urgency && entry.waiters.is_empty();
         if self.wanted.get(&oldest).is_some_and(is_idle) {
             self.wanted.remove(&oldest);
+        }
+    }
+}
+
+/// Records that are being fetched. Without this, a panic would leave them marked as sent for ever.
+#[must_use]
+pub(super) struct InFlight<'a> {
+    queue: &'a Queue,
+    batch: &'a Batch,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.batch.iter().for_each(|(id, _)| self.queue.answer(*id, &Err(Error::Interrupted)));
         }
     }
 }
@@ -245,6 +266,23 @@ mod tests {
         queue.put_back(&others);
         assert_eq!(taken(&queue, DEMANDS, 9), [id(1), id(4)]);
         assert_eq!(taken(&queue, OTHERS, 9), [id(3)]);
+    }
+
+    #[test]
+    fn a_panic_of_a_fetch_fails_all_who_wait_and_the_record_can_be_wanted_again() {
+        let queue = Queue::default();
+        let mut waiting = [0; 3].map(|_| queue.want(id(1), Kind::Chunk, Urgency::Demand));
+        let batch = queue.try_take(DEMANDS, 1);
+        let fetched = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _in_flight = queue.in_flight(&batch);
+            panic!("while it is fetched");
+        }));
+        assert!(fetched.is_err());
+        for answer in &mut waiting {
+            assert!(matches!(answer.try_recv(), Ok(Err(_))));
+        }
+        let _waits = queue.want(id(1), Kind::Chunk, Urgency::Demand);
+        assert_eq!(taken(&queue, DEMANDS, 1), [id(1)]);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chunkstore::Result;
@@ -11,6 +11,7 @@ use chunkstore::catalog::{Catalog, Selector};
 use chunkstore::format::RecordCodec;
 use chunkstore::format::manifest::ChunkSource;
 use chunkstore::storage::LocalDir;
+use parking_lot::Mutex;
 use replicate::rpc::transport::rate::RateLimit;
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -307,6 +308,6 @@ fn hydration(selector: &Selector) -> (Selector, Hydration, Arc<chunkstore::Progr
     (selector.clone(), told, Arc::default())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> parking_lot::MutexGuard<'_, T> {
+    mutex.lock()
 }

@@ -4,9 +4,10 @@
 //! are too many: what is read then is fetched again.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use chunkstore::format::{Record, RecordId};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Most bytes kept.
 const BYTES_MAX: usize = 40 << 20;
@@ -61,7 +62,7 @@ impl UnsealedCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
