@@ -84,6 +84,8 @@ programs: setup
 demo: programs
 	@tests/demo
 
+# Many tests wait for processes or the network, so twice as many run at once as there are processors.
+test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 test: programs images
 	$(CARGO) test --release --locked --workspace
 
