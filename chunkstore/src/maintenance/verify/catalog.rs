@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::findings::FoundEntry;
+use super::verdict::FoundEntry;
 use crate::catalog::{Snapshot, SnapshotName, Tombstone};
 use crate::error::Result;
 use crate::format::EntryId;

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use super::Run;
 use super::findings::Findings;
+use super::verdict::OpenPack;
 use crate::error::Result;
 use crate::format::HEADER_BYTES;
 use crate::format::limits::STORED_BYTES_MAX;
@@ -29,14 +30,6 @@ pub(super) enum Pass {
     Full,
     /// Deltas.
     Deltas,
-}
-
-/// A pack whose records are being checked.
-pub(super) struct OpenPack {
-    pub(super) reader: PackReader,
-    pub(super) row: PackRow,
-    /// By its table or by search.
-    pub(super) entries: Vec<TableEntry>,
 }
 
 /// Records that lie together.

@@ -5,11 +5,9 @@ use std::collections::{HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::VerifyReport;
-use super::feed::OpenPack;
-use super::records::Verdict;
-use crate::catalog::SnapshotName;
+use super::verdict::{FoundEntry, OpenPack, Verdict};
 use crate::error::Result;
-use crate::format::{EntryId, Kind, PackId, RecordId};
+use crate::format::{Kind, PackId, RecordId};
 use crate::pack::{PackReader, TableEntry};
 use crate::pack::{PackRow, RecordLocation};
 use crate::store::damaged::{BadRecord, Damaged};
@@ -19,13 +17,6 @@ use crate::store::{Store, pack_row};
 pub(super) const INDEX_LACKED: &str = "the index lacked";
 /// Most damaged records that a report names one by one.
 const NAMED_MAX: usize = 1000;
-
-/// A snapshot's entry that a pack repeats.
-pub(super) struct FoundEntry {
-    pub(super) id: EntryId,
-    pub(super) name: SnapshotName,
-    pub(super) pack: PackId,
-}
 
 /// A damaged record, and what it was.
 struct Bad {

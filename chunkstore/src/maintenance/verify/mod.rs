@@ -14,6 +14,7 @@ mod ranges;
 mod records;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 use std::collections::HashSet;
 use std::sync::Arc;

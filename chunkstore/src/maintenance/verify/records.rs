@@ -1,8 +1,9 @@
 //! Checking records: checksum, table, decoding, hash.
 
 use super::Run;
-use super::feed::{Feed, OpenPack, Pass, Unit};
-use super::findings::{Findings, FoundEntry};
+use super::feed::{Feed, Pass, Unit};
+use super::findings::Findings;
+use super::verdict::{Fault, FoundEntry, OpenPack, Verdict};
 use crate::catalog::{Snapshot, State};
 use crate::error::{Error, Result};
 use crate::format::manifest::Node;
@@ -12,22 +13,6 @@ use crate::pack::TableEntry;
 use crate::pack::record_reader::id_of;
 use crate::parallel;
 use crate::store::marks::Mark;
-
-/// Why a record is bad.
-pub(super) struct Fault {
-    pub(super) detail: String,
-    /// The record itself is whole, and its base can't be had.
-    pub(super) base_lost: bool,
-}
-
-impl From<String> for Fault {
-    fn from(detail: String) -> Self {
-        Self { detail, base_lost: false }
-    }
-}
-
-/// What became of a record, by its position in the pack's entries.
-pub(super) type Verdict = (usize, Result<Option<FoundEntry>, Fault>);
 
 /// Checks all full records of these packs, or those of them that are wanted.
 pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {

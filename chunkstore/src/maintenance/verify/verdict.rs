@@ -1,0 +1,36 @@
+//! What the passes over packs hand on to the findings: an open pack, and what became of each of its records.
+
+use crate::catalog::SnapshotName;
+use crate::format::{EntryId, PackId};
+use crate::pack::{PackReader, PackRow, TableEntry};
+
+/// A pack whose records are being checked.
+pub(super) struct OpenPack {
+    pub(super) reader: PackReader,
+    pub(super) row: PackRow,
+    /// By its table or by search.
+    pub(super) entries: Vec<TableEntry>,
+}
+
+/// A snapshot's entry that a pack repeats.
+pub(super) struct FoundEntry {
+    pub(super) id: EntryId,
+    pub(super) name: SnapshotName,
+    pub(super) pack: PackId,
+}
+
+/// Why a record is bad.
+pub(super) struct Fault {
+    pub(super) detail: String,
+    /// The record itself is whole, and its base can't be had.
+    pub(super) base_lost: bool,
+}
+
+impl From<String> for Fault {
+    fn from(detail: String) -> Self {
+        Self { detail, base_lost: false }
+    }
+}
+
+/// What became of a record, by its position in the pack's entries.
+pub(super) type Verdict = (usize, Result<Option<FoundEntry>, Fault>);
