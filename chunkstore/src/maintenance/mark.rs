@@ -1,7 +1,7 @@
 //! Walking everything that snapshots need, each record once: for gc's mark and for statistics.
 //!
 //! Memory does not follow the store's size but for one bit (or one small number) a record, kept by the caller's
-//! [`Seen`]: ids wait in batches of fixed size for the index.
+//! [`PlaceSet`]: ids wait in batches of fixed size for the index.
 
 use std::thread;
 
@@ -13,7 +13,7 @@ use crate::format::{NodeId, RecordId};
 use crate::pack::RecordLocation;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::store::marks::Seen;
+use crate::store::marks::PlaceSet;
 
 /// Ids that wait until they are looked up together (16 MiB). Sorted, they read the index almost in order, and the more
 /// there are, the more of them lie in one block.
@@ -47,7 +47,7 @@ pub(crate) struct Walk<'a, S> {
     pub(crate) missing_records: u64,
 }
 
-impl<'a, S: Seen> Walk<'a, S> {
+impl<'a, S: PlaceSet> Walk<'a, S> {
     pub(crate) fn new(store: &'a Store, seen: S, threads: usize, progress: &'a Progress) -> Self {
         Self {
             store,
@@ -111,7 +111,7 @@ impl<'a, S: Seen> Walk<'a, S> {
     /// Notes a node; reads it unless that was done before.
     fn node(&mut self, id: NodeId, place: Option<RecordLocation>, height: Option<u8>) -> Result<Option<Node>> {
         let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
-        if !self.seen.see(&place) {
+        if !self.seen.add(&place) {
             return Ok(None);
         }
         let node = self.store.node(id)?;
@@ -157,14 +157,14 @@ impl<'a, S: Seen> Walk<'a, S> {
     }
 }
 
-fn look_up<S: Seen>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut u64)>) -> Result<()> {
+fn look_up<S: PlaceSet>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut u64)>) -> Result<()> {
     for ids in ids.chunks(SLICE_IDS) {
         let places = store.places_once(ids)?;
         let mut found = found.lock();
         for place in places {
             match place {
                 Some(place) => {
-                    found.0.see(&place);
+                    found.0.add(&place);
                 }
                 None => *found.1 += 1,
             }

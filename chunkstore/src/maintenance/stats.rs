@@ -11,7 +11,7 @@ use crate::pack::Class;
 use crate::pack::RecordLocation;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::store::marks::Seen;
+use crate::store::marks::PlaceSet;
 use crate::store::partial;
 
 /// Sizes of a whole store.
@@ -146,8 +146,8 @@ struct Owners {
 
 const SHARED: u32 = u32::MAX;
 
-impl Seen for Owners {
-    fn see(&mut self, place: &RecordLocation) -> bool {
+impl PlaceSet for Owners {
+    fn add(&mut self, place: &RecordLocation) -> bool {
         let owners = self.packs.entry(place.pack).or_default();
         let ordinal = place.ordinal as usize;
         if owners.len() <= ordinal {

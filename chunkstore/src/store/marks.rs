@@ -6,9 +6,9 @@ use crate::format::HEADER_BYTES;
 use crate::pack::RecordLocation;
 
 /// What has been reached so far.
-pub(crate) trait Seen: Send {
+pub(crate) trait PlaceSet: Send {
     /// Notes a record; tells whether what lies below it must (again) be walked.
-    fn see(&mut self, place: &RecordLocation) -> bool;
+    fn add(&mut self, place: &RecordLocation) -> bool;
 }
 
 /// One bit a record: what is needed.
@@ -27,8 +27,8 @@ pub(crate) struct PackMark {
     pub(crate) bytes: u64,
 }
 
-impl Seen for Mark {
-    fn see(&mut self, place: &RecordLocation) -> bool {
+impl PlaceSet for Mark {
+    fn add(&mut self, place: &RecordLocation) -> bool {
         let pack = self.packs.entry(place.pack).or_default();
         let (word, bit) = (place.ordinal as usize / 64, 1 << (place.ordinal % 64));
         if pack.bits.len() <= word {

@@ -103,8 +103,8 @@ impl WriterHandle {
     pub(super) fn new(store: &Arc<Store>, roots: Vec<NodeId>) -> Self {
         Self {
             store: Arc::clone(store),
-            pins: store.pin_sets.protect(roots),
-            bases: Arc::new(store.pin_sets.protect(Vec::new())),
+            pins: store.pin_sets.pin_set(roots),
+            bases: Arc::new(store.pin_sets.pin_set(Vec::new())),
             stored_bytes: AtomicU64::new(0),
             sealers: Mutex::default(),
         }
@@ -170,7 +170,7 @@ impl OpenPacks {
         };
         let pack = &mut state.open[at];
         pack.lent_bytes = bytes.into();
-        Ok(pack.room())
+        Ok(pack.extent())
     }
 
     /// Appends records that an author has written one after another into room that it was lent, each with whether it is
@@ -179,11 +179,11 @@ impl OpenPacks {
     pub(super) fn append_written<'a>(
         self: &Arc<Self>,
         handle: &WriterHandle,
-        room: Extent,
+        extent: Extent,
         written: impl Iterator<Item = (&'a Header, bool)>,
     ) -> bool {
         let mut state = self.lock();
-        let Some(at) = state.open.iter().position(|pack| pack.is_lent(handle, room)) else { return false };
+        let Some(at) = state.open.iter().position(|pack| pack.is_lent(handle, extent)) else { return false };
         state.open[at].lent_bytes = 0;
         for (header, is_needed) in written {
             if is_needed && !state.serves(handle, header) {
@@ -353,13 +353,13 @@ impl OpenPack {
     }
 
     /// What is lent.
-    fn room(&self) -> Extent {
+    fn extent(&self) -> Extent {
         let (pack, class) = (self.writer.id(), self.writer.class());
         Extent { pack, class, offset: self.writer.end() as u32, bytes: self.lent_bytes as u32 }
     }
 
-    fn is_lent(&self, handle: &WriterHandle, room: Extent) -> bool {
-        self.borrower == Some(handle.number()) && self.room() == room
+    fn is_lent(&self, handle: &WriterHandle, extent: Extent) -> bool {
+        self.borrower == Some(handle.number()) && self.extent() == extent
     }
 
     /// Gives up what was lent and not told of.

@@ -15,7 +15,7 @@ use parking_lot::RwLockReadGuard;
 use crate::error::{Error, Result};
 use crate::format::NodeId;
 use crate::pack::RecordLocation;
-use crate::store::marks::{Mark, PackMark, Seen};
+use crate::store::marks::{Mark, PackMark, PlaceSet};
 use crate::truth_lock::{TruthMutex, TruthRwLock, TruthWriteGuard};
 
 /// The pins of all sessions of an open store.
@@ -56,20 +56,20 @@ struct Pinned {
 pub(crate) struct PinSet {
     all: Arc<PinSets>,
     number: u64,
-    protected: Arc<Pinned>,
+    pinned: Arc<Pinned>,
 }
 
 impl PinSets {
     /// A new protection, of everything below these roots at first. It holds if afterwards the roots are found to be
     /// snapshots' still.
-    pub(crate) fn protect(self: &Arc<Self>, roots: Vec<NodeId>) -> PinSet {
-        let protected =
+    pub(crate) fn pin_set(self: &Arc<Self>, roots: Vec<NodeId>) -> PinSet {
+        let pinned =
             Arc::new(Pinned { marks: TruthMutex::new("pins", Mark::default()), roots, failure: OnceLock::new() });
         let mut registry = self.registry.lock();
         registry.last_number += 1;
         let number = registry.last_number;
-        registry.live.insert(number, Arc::clone(&protected));
-        PinSet { all: Arc::clone(self), number, protected }
+        registry.live.insert(number, Arc::clone(&pinned));
+        PinSet { all: Arc::clone(self), number, pinned }
     }
 
     /// Lets those that end hand over what they count on, until the result is dropped.
@@ -80,9 +80,9 @@ impl PinSets {
 
     /// Tells those that count on a pack's records that they are lost.
     pub(crate) fn fail(&self, pack: u32, error: &Error) {
-        for protected in self.registry.lock().live.values() {
-            if protected.marks.lock().pack(pack).is_some() {
-                let _ = protected.failure.set(again(error));
+        for pinned in self.registry.lock().live.values() {
+            if pinned.marks.lock().pack(pack).is_some() {
+                let _ = pinned.failure.set(again(error));
             }
         }
     }
@@ -91,8 +91,8 @@ impl PinSets {
     /// must have been shut since: whoever looked the old place up has protected it by now.
     pub(crate) fn follow(&self, moves: &[Move]) {
         let mut registry = self.registry.lock();
-        for protected in registry.live.values() {
-            follow(&mut protected.marks.lock(), moves);
+        for pinned in registry.live.values() {
+            follow(&mut pinned.marks.lock(), moves);
         }
         if let Some(handed_over) = &mut registry.handed_over {
             follow(&mut handed_over.marks, moves);
@@ -109,7 +109,7 @@ pub(crate) struct Move {
 fn follow(marks: &mut Mark, moves: &[Move]) {
     for Move { from, to } in moves {
         if marks.has(from) {
-            marks.see(to);
+            marks.add(to);
         }
     }
 }
@@ -122,28 +122,28 @@ impl PinSet {
 
     /// Protects the record at a place. What was looked up must be protected before the gate is left.
     pub(crate) fn pin(&self, place: &RecordLocation) {
-        self.protected.marks.lock().see(place);
+        self.pinned.marks.lock().add(place);
     }
 
-    /// Whether the record at a place is protected.
+    /// Whether the record at a place is pinned.
     pub(crate) fn has(&self, place: &RecordLocation) -> bool {
-        self.protected.marks.lock().has(place)
+        self.pinned.marks.lock().has(place)
     }
 
-    /// Whether anything in a pack is protected.
+    /// Whether anything in a pack is pinned.
     pub(crate) fn needs_pack(&self, number: u32) -> bool {
-        self.protected.marks.lock().pack(number).is_some()
+        self.pinned.marks.lock().pack(number).is_some()
     }
 
     /// Makes its owner's further work fail.
     pub(crate) fn fail(&self, error: &Error) {
-        let _ = self.protected.failure.set(again(error));
+        let _ = self.pinned.failure.set(again(error));
     }
 
     /// # Errors
     /// What its owner failed of, told again.
     pub(crate) fn check(&self) -> Result<()> {
-        self.protected.failure.get().map_or(Ok(()), |error| Err(again(error)))
+        self.pinned.failure.get().map_or(Ok(()), |error| Err(again(error)))
     }
 }
 
@@ -152,8 +152,8 @@ impl Drop for PinSet {
         let mut registry = self.all.registry.lock();
         registry.live.remove(&self.number);
         if let Some(handed_over) = &mut registry.handed_over {
-            handed_over.marks.merge(&self.protected.marks.lock());
-            handed_over.roots.extend(&self.protected.roots);
+            handed_over.marks.merge(&self.pinned.marks.lock());
+            handed_over.roots.extend(&self.pinned.roots);
         }
     }
 }
@@ -168,13 +168,13 @@ impl Collecting {
     pub(crate) fn roots(&self) -> Vec<NodeId> {
         let registry = self.all.registry.lock();
         let ended = registry.handed_over.iter().flat_map(|handed_over| &handed_over.roots);
-        registry.live.values().flat_map(|protected| &protected.roots).chain(ended).copied().collect()
+        registry.live.values().flat_map(|pinned| &pinned.roots).chain(ended).copied().collect()
     }
 
     /// Marks everything that the living count on, or did when they ended. The gate must be shut.
     pub(crate) fn merge_into(&self, mark: &mut Mark) {
         let registry = self.all.registry.lock();
-        registry.live.values().for_each(|protected| mark.merge(&protected.marks.lock()));
+        registry.live.values().for_each(|pinned| mark.merge(&pinned.marks.lock()));
         registry.handed_over.iter().for_each(|handed_over| mark.merge(&handed_over.marks));
     }
 }
@@ -202,7 +202,7 @@ impl Default for CollectionLock {
 pub(crate) type Condemned = Arc<HashMap<u32, Arc<PackMark>>>;
 
 impl CollectionLock {
-    /// Whoever looks records up to count on them holds this until they are protected.
+    /// Whoever looks records up to count on them holds this until they are pinned.
     pub(crate) fn look_up(&self) -> RwLockReadGuard<'_, ()> {
         self.look_ups.read()
     }

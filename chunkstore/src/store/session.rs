@@ -72,7 +72,7 @@ impl Store {
 
     /// Lets an author count on all that is pending; as everybody who counts on a delta, also on its base.
     pub(super) fn count_on_pending(&self, handle: &WriterHandle) -> Result<()> {
-        let _gate = self.collection_lock.look_up();
+        let _look_up = self.collection_lock.look_up();
         let bases = self.open_packs.count_on_all(handle);
         self.places(&bases)?.iter().flatten().for_each(|base| handle.bases.pin(base));
         Ok(())
@@ -145,7 +145,7 @@ impl WriteSession {
         self.handle.pins.check()?;
         let wanted = self.store().base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
-        self.protect_full(&ids, &self.handle.pins)?;
+        self.pin_full(&ids, &self.handle.pins)?;
         Ok(wanted)
     }
 
@@ -170,7 +170,7 @@ impl WriteSession {
     pub fn put(&self, records: Vec<Record>) -> Result<()> {
         self.handle.pins.check()?;
         let ids: Vec<RecordId> = records.iter().map(|record| record.header.id).collect();
-        self.protect_bases(records.iter().map(|record| &record.header))?;
+        self.pin_bases(records.iter().map(|record| &record.header))?;
         let is_needed = self.needed(&ids)?;
         let needed = records.iter().zip(is_needed).filter(|(_, is_needed)| *is_needed);
         let put = needed.map(|(record, _)| record).try_for_each(|record| self.open_packs.append(&self.handle, record));
@@ -200,18 +200,18 @@ impl WriteSession {
     /// # Errors
     /// As [`WriteSession::put`]; [`Error::Invalid`] if the records don't fill the room, or belong into a pack of
     /// another class.
-    pub fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool> {
+    pub fn append_written(&self, extent: Extent, headers: &[Header]) -> Result<bool> {
         self.handle.pins.check()?;
-        let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == room.class;
+        let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == extent.class;
         let bytes: u64 = headers.iter().map(Header::record_bytes).sum();
         let is_too_many = headers.len() > EXTENT_RECORDS_MAX;
-        if is_too_many || !headers.iter().all(is_of_class) || bytes != u64::from(room.bytes) {
+        if is_too_many || !headers.iter().all(is_of_class) || bytes != u64::from(extent.bytes) {
             return Err(Error::invalid("the records are not those for which there is room"));
         }
         let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
-        self.protect_bases(headers.iter())?;
+        self.pin_bases(headers.iter())?;
         let is_needed = self.needed(&ids)?;
-        let is_put = self.open_packs.append_written(&self.handle, room, headers.iter().zip(is_needed));
+        let is_put = self.open_packs.append_written(&self.handle, extent, headers.iter().zip(is_needed));
         if is_put {
             self.store().claims.done(self.number(), &ids);
         }
@@ -273,7 +273,7 @@ impl WriteSession {
 
     /// Looks records up and protects those that can be counted on.
     pub(super) fn look_up(&self, ids: &[RecordId]) -> Result<Vec<Found>> {
-        let _gate = self.store().collection_lock.look_up();
+        let _look_up = self.store().collection_lock.look_up();
         // In this order: a record is in the index before it ceases to be pending.
         let pending = self.open_packs.find(ids, &self.handle.pins);
         let rest: Vec<RecordId> = (0..ids.len()).filter(|at| pending[*at].is_none()).map(|at| ids[at]).collect();
@@ -339,8 +339,8 @@ impl WriteSession {
     }
 
     /// Protects those of these records that are in the index and full; returns where they are.
-    fn protect_full(&self, ids: &[RecordId], pins: &PinSet) -> Result<Vec<Option<RecordLocation>>> {
-        let _gate = self.store().collection_lock.look_up();
+    fn pin_full(&self, ids: &[RecordId], pins: &PinSet) -> Result<Vec<Option<RecordLocation>>> {
+        let _look_up = self.store().collection_lock.look_up();
         let mut places = self.store().places(ids)?;
         for place in &mut places {
             *place = place.filter(RecordLocation::is_full);
@@ -352,14 +352,14 @@ impl WriteSession {
     }
 
     /// Protects the bases of deltas for the packs that these go into.
-    pub(super) fn protect_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<()> {
+    pub(super) fn pin_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<()> {
         let mut ids: Vec<RecordId> = headers.filter_map(|header| header.base).collect();
         if ids.is_empty() {
             return Ok(());
         }
         ids.sort_unstable();
         ids.dedup();
-        let places = self.protect_full(&ids, &self.handle.bases)?;
+        let places = self.pin_full(&ids, &self.handle.bases)?;
         match ids.iter().zip(places).find(|(_, place)| place.is_none()) {
             Some((id, _)) => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
             None => Ok(()),
@@ -400,7 +400,7 @@ impl ExtentAllocator for WriteSession {
         Self::reserve(self, class, bytes)
     }
 
-    fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool> {
-        Self::append_written(self, room, headers)
+    fn append_written(&self, extent: Extent, headers: &[Header]) -> Result<bool> {
+        Self::append_written(self, extent, headers)
     }
 }

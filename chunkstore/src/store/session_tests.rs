@@ -458,7 +458,7 @@ fn the_base_of_a_delta_stays_with_it_when_gc_moves_it_before_the_delta_is_in_a_p
     drop(session);
     let session = store.session(None).unwrap();
     let delta = delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes);
-    session.protect_bases(std::iter::once(&delta.header)).unwrap();
+    session.pin_bases(std::iter::once(&delta.header)).unwrap();
     let place = |id| store.places(&[id]).unwrap()[0].unwrap();
     let before = place(id(&bytes));
     // Most of the base's pack is garbage.

@@ -23,7 +23,7 @@ use crate::metrics::{Description, Unit};
 use crate::pack::PackRow;
 use crate::pack::{Class, ScanOutcome, TableEntry};
 use crate::progress::Progress;
-use crate::store::marks::{Mark, PackMark, Seen};
+use crate::store::marks::{Mark, PackMark, PlaceSet};
 use crate::store::{Collecting, Store};
 
 /// A pack with less than this share of live bytes is rewritten, in percent.
@@ -286,7 +286,7 @@ fn mark_bases(
         Ok::<_, Error>(store.places(&bases)?.into_iter().flatten())
     };
     places(wanted)?.for_each(|place| {
-        mark.see(&place);
+        mark.add(&place);
     });
     Ok(places(others)?.map(|place| place.pack).collect())
 }

@@ -21,7 +21,7 @@ use crate::pack::RecordLocation;
 use crate::parallel;
 use crate::progress::Progress;
 use crate::store::Store;
-use crate::store::marks::{Mark, Seen};
+use crate::store::marks::{Mark, PlaceSet};
 
 /// Leaves that are read together.
 const BATCH_LEAVES: usize = 64;
@@ -64,7 +64,7 @@ pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progre
     let closure = Closure::new(store, threads, progress);
     closure.walk(snapshots, &|_, place| {
         if let Some(place) = place {
-            mark.lock().see(&place);
+            mark.lock().add(&place);
         }
         place.is_some()
     })?;

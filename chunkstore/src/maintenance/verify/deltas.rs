@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use crossbeam_channel::{Sender, bounded};
 
 use super::Run;
-use super::feed::{Feed, Pass, Unit};
 use super::findings::Findings;
 use super::records::{self, Unreadable};
+use super::unit_queue::{Pass, Unit, UnitQueue};
 use super::verdict::{Fault, Verdict};
 use crate::error::Result;
 use crate::format::{RecordCodec, RecordId};
@@ -31,10 +31,10 @@ const PORTION_DELTAS: usize = 512;
 
 /// Checks all deltas of the packs in which the first pass found some.
 pub(super) fn check(run: &Run<'_>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {
-    let feed = Feed::new(run, findings, findings.packs_with_deltas(), wanted, Pass::Deltas);
+    let units = UnitQueue::new(run, findings, findings.packs_with_deltas(), wanted, Pass::Deltas);
     let (sender, batches) = bounded(0);
     thread::scope(|scope| {
-        let filler = scope.spawn(|| fill_batches(&feed, sender));
+        let filler = scope.spawn(|| fill_batches(&units, sender));
         // Taken by value: after a failure here the filler must not wait for it to take another.
         let checked = batches.into_iter().try_for_each(|batch: Batch| batch.check(run, findings));
         let result = filler.join().expect("filling does not panic");
@@ -43,9 +43,9 @@ pub(super) fn check(run: &Run<'_>, wanted: Option<&Mark>, findings: &Findings) -
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "its end tells that there are no more")]
-fn fill_batches(feed: &Feed<'_>, sender: Sender<Batch>) -> Result<()> {
+fn fill_batches(units: &UnitQueue<'_>, sender: Sender<Batch>) -> Result<()> {
     loop {
-        let batch = Batch::fill(feed)?;
+        let batch = Batch::fill(units)?;
         if batch.blocks.is_empty() || sender.send(batch).is_err() {
             return Ok(());
         }
@@ -73,11 +73,11 @@ struct Delta {
 }
 
 impl Batch {
-    fn fill(feed: &Feed<'_>) -> Result<Self> {
+    fn fill(units: &UnitQueue<'_>) -> Result<Self> {
         let mut batch = Self { blocks: Vec::new() };
         let (mut bytes, mut deltas) = (0, 0);
         while bytes < BATCH_BYTES && deltas < BATCH_DELTAS_MAX {
-            let Some(unit) = feed.next()? else { break };
+            let Some(unit) = units.next()? else { break };
             let mut block = vec![0; unit.bytes()];
             let unreadable = records::read_unit(&unit, &mut block);
             bytes += block.len();

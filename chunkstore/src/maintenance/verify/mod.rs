@@ -8,12 +8,12 @@
 mod catalog;
 mod closure;
 mod deltas;
-mod feed;
 mod findings;
 mod ranges;
 mod records;
 #[cfg(test)]
 mod tests;
+mod unit_queue;
 mod verdict;
 
 use std::collections::HashSet;

@@ -1,8 +1,8 @@
 //! Checking records: checksum, table, decoding, hash.
 
 use super::Run;
-use super::feed::{Feed, Pass, Unit};
 use super::findings::Findings;
+use super::unit_queue::{Pass, Unit, UnitQueue};
 use super::verdict::{Fault, FoundEntry, OpenPack, Verdict};
 use crate::catalog::{Snapshot, State};
 use crate::error::{Error, Result};
@@ -16,10 +16,10 @@ use crate::store::marks::Mark;
 
 /// Checks all full records of these packs, or those of them that are wanted.
 pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {
-    let feed = Feed::new(run, findings, rows, wanted, Pass::Full);
+    let units = UnitQueue::new(run, findings, rows, wanted, Pass::Full);
     parallel::run(run.threads, || {
         let mut plain = Vec::new();
-        while let Some(unit) = feed.next()? {
+        while let Some(unit) = units.next()? {
             let verdicts = check_unit(run.store.codec(), &unit, &mut plain);
             findings.settle(run.store, &unit.pack, verdicts)?;
             run.progress.advance(unit.bytes() as u64);

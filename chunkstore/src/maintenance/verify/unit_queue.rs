@@ -62,7 +62,7 @@ fn end(entry: &TableEntry) -> u64 {
 }
 
 /// Used by several threads at once.
-pub(super) struct Feed<'a> {
+pub(super) struct UnitQueue<'a> {
     run: &'a Run<'a>,
     findings: &'a Findings,
     wanted: Option<&'a Mark>,
@@ -77,7 +77,7 @@ struct State {
     next: usize,
 }
 
-impl<'a> Feed<'a> {
+impl<'a> UnitQueue<'a> {
     pub(super) fn new(
         run: &'a Run<'a>,
         findings: &'a Findings,
