@@ -1,7 +1,7 @@
 //! Content-addressed, deduplicated, delta-compressed storage of virtual machine images.
 //!
-//! Start at [`store::Store`]: it owns a directory of packs (ground truth), a catalog of snapshots (ground truth) and
-//! an index (derived). [`ingest`] makes snapshots, [`restore`] writes them out, [`verify`] checks everything, [`gc`]
+//! Start at [`store::Store`]: it owns a directory of packs (ground truth), a catalog of snapshots (ground truth) and an
+//! index (derived). [`ingest`] makes snapshots, [`restore`] writes them out, and [`maintenance`] verifies, repairs and
 //! frees what no snapshot needs. No network, no FUSE, no terminal here. FORMAT.md describes every byte on disk.
 
 #![cfg_attr(

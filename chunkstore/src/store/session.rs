@@ -179,12 +179,12 @@ impl WriteSession {
     }
 
     /// Lends room at the end of a pack, to whoever can write into it beside this process
-    /// ([`write_records`](crate::pack::write_records)). The session has one room of a class at a time: what was written
+    /// (`pack::write_records`). The session has one room of a class at a time: what was written
     /// into another and not put yet is given up. Whoever is lent none can [put](WriteSession::put) all the same.
     ///
     /// # Errors
-    /// If the session failed, or a pack can't be begun; [`Error::Busy`] if too many are lent; [`Error::Invalid`] if it is more
-    /// than [`EXTENT_BYTES_MAX`].
+    /// If the session failed, or a pack can't be begun; [`Error::Busy`] if too many are lent; [`Error::Invalid`] if it
+    /// is more than [`EXTENT_BYTES_MAX`].
     pub fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
         self.handle.pins.check()?;
         if bytes > EXTENT_BYTES_MAX {
@@ -193,9 +193,9 @@ impl WriteSession {
         self.open_packs.reserve(&self.handle, class, bytes)
     }
 
-    /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another: they
-    /// are taken for what their headers say, and not read. Returns whether the room was the session's still; it is not
-    /// if the pack had to be sealed meanwhile, and nothing was put then.
+    /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another:
+    /// they are taken for what their headers say, and not read. Returns whether the room was the session's still; it is
+    /// not if the pack had to be sealed meanwhile, and nothing was put then.
     ///
     /// # Errors
     /// As [`WriteSession::put`]; [`Error::Invalid`] if the records don't fill the room, or belong into a pack of
@@ -221,7 +221,7 @@ impl WriteSession {
     /// Verifies records and puts them.
     ///
     /// # Errors
-    /// As [`verify_record`]; nothing was put then. Otherwise as [`WriteSession::put`].
+    /// If one of the records is not sound; nothing was put then. Otherwise as [`WriteSession::put`].
     pub fn put_verified(&self, records: Vec<Record>) -> Result<()> {
         records.iter().try_for_each(|record| verify_record(self.store(), record))?;
         self.put(records)

@@ -21,7 +21,7 @@ pub trait Publisher: Send + Sync {
     fn release(&self, snapshot: &SnapshotName, reason: &str) -> Result<()>;
 
     /// Makes a snapshot of a disk that differs from `options.base` in those ranges that it tells
-    /// ([`chunkstore::ingest::ChangedRanges`]). When this returns, the snapshot is durable.
+    /// ([`chunkstore::source::ChangedRanges`]). When this returns, the snapshot is durable.
     ///
     /// # Errors
     /// As an ingest's; no snapshot appears then.

@@ -1,9 +1,10 @@
 //! A far store behind the local one: what is missing here is fetched from there, verified, given, and kept here.
 //!
-//! A read asks the local store, and what that can't give is queued here (`queue`), fetched in batches over connections that
-//! come back (`fetch`, `reconnect`), and put into the local store in the background (`cache_fill`). A far snapshot appears beside the
-//! local ones (`merged_names`); when it is first opened it becomes a partial one of the local store, and what an earlier boot of it
-//! touched is fetched ahead (`on_open`, `boot_recorder`). A hydration (`hydrate`) is a pull that gives way to readers.
+//! A read asks the local store, and what that can't give is queued here (`queue`), fetched in batches over connections
+//! that come back (`fetch`, `reconnect`), and put into the local store in the background (`cache_fill`). A far snapshot
+//! appears beside the local ones (`merged_names`); when it is first opened it becomes a partial one of the local store,
+//! and what an earlier boot of it touched is fetched ahead (`on_open`, `boot_recorder`). A hydration (`hydrate`) is a
+//! pull that gives way to readers.
 
 mod boot_recorder;
 mod cache_fill;
@@ -51,8 +52,8 @@ pub enum Urgency {
 
 /// Gives what the local source lacks, or has only damaged. Waiting for it holds no thread.
 ///
-/// Whoever reads asks the local source first, but for what [`Far::is_absent`] knows not to be there, and then here.
-/// Demands that come close together travel as one request.
+/// Whoever reads asks the local source first, but for what [`FarSource::is_absent`] knows not to be there, and then
+/// here. Demands that come close together travel as one request.
 pub trait FarSource: Send + Sync {
     /// Whether the local source need not be asked.
     fn is_absent(&self, id: ChunkId) -> bool;
@@ -67,7 +68,7 @@ pub trait FarSource: Send + Sync {
     /// Fetches a manifest node that the local source could not give.
     ///
     /// # Errors
-    /// As [`Far::fetch`].
+    /// As [`FarSource::fetch`].
     fn fetch_node(&self, id: NodeId, urgency: Urgency) -> Fetching<Node>;
 
     /// Tells which chunks make up a segment, in order: when one of them is demanded, others will be.

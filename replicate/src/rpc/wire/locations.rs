@@ -28,7 +28,7 @@ pub struct Located {
     pub location: RecordLocation,
 }
 
-/// Extent in a pack that the owner is writing ([`Room`]).
+/// Extent in a pack that the owner is writing ([`Extent`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReservedExtent {
     number: u32,
