@@ -13,7 +13,7 @@ use replicate::rpc::address::Address;
 use replicate::rpc::auth;
 use replicate::rpc::client::{Client, Link};
 use replicate::rpc::tls::Fingerprint;
-use replicate::rpc::transport::rate::RateLimit;
+use replicate::rpc::transport::RateLimit;
 use replicate::rpc::transport::{self, ConnectOptions, SOCKET_FILE};
 use replicate::rpc::wire::Hello;
 
@@ -119,7 +119,7 @@ impl Reachable {
         }
         let hello = Hello { program: replicate::PROGRAM.to_owned(), token: self.token()? };
         let connected = transport::connect(&self.address, &self.options).await?;
-        let link = Link { limit, tls_bytes: connected.tls_bytes, packs: None, is_far: true };
+        let link = Link { limit, tls_bytes_sent: connected.tls_bytes_sent, packs: None, is_far: true };
         let client = Client::start(connected.stream, &hello, &link).await;
         client.map_err(|error| at(&self.address, error))
     }

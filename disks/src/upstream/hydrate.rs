@@ -10,7 +10,7 @@ use std::time::Duration;
 use chunkstore::catalog::{Selector, SnapshotName};
 use chunkstore::{Backoff, Error, Progress, Result};
 use parking_lot::Mutex;
-use replicate::rpc::transport::rate::RateLimit;
+use replicate::rpc::transport::RateLimit;
 use replicate::transfer::{Direction, Ends, TransferOptions, Wanted, transfer};
 use serde::Serialize;
 use tokio::time::sleep;

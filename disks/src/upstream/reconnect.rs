@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chunkstore::{Backoff, Error, Result};
 use replicate::rpc::client::Client;
-use replicate::rpc::transport::rate::RateLimit;
+use replicate::rpc::transport::RateLimit;
 use replicate::rpc::wire::Welcome;
 use replicate::transfer::check_params;
 use tokio::sync::Mutex;

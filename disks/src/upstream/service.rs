@@ -12,7 +12,7 @@ use chunkstore::format::RecordCodec;
 use chunkstore::format::manifest::ChunkSource;
 use chunkstore::storage::LocalDir;
 use parking_lot::Mutex;
-use replicate::rpc::transport::rate::RateLimit;
+use replicate::rpc::transport::RateLimit;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};

@@ -113,22 +113,22 @@ impl Grant {
     }
 
     /// Whether it may read; only images that it [covers](Self::covers). A stolen token for pushing shows nothing.
-    pub fn may_read(&self) -> bool {
+    pub(crate) fn may_read(&self) -> bool {
         self.role != Role::Push
     }
 
     /// Whether it may push snapshots of some image.
-    pub fn may_push_anything(&self) -> bool {
+    pub(crate) fn may_push_anything(&self) -> bool {
         self.role >= Role::Push
     }
 
     /// Whether it may push snapshots of this image.
-    pub fn may_push(&self, image: &ImageName) -> bool {
+    pub(crate) fn may_push(&self, image: &ImageName) -> bool {
         self.may_push_anything() && self.covers(image)
     }
 
     /// Whether it may do what concerns the whole store. A grant that is bound to some images may not.
-    pub fn may_admin(&self) -> bool {
+    pub(crate) fn may_admin(&self) -> bool {
         self.role >= Role::Admin && self.images.is_empty()
     }
 

@@ -44,7 +44,7 @@ impl Token {
     ///
     /// # Errors
     /// [`Error::Refused`] if others may read it; [`Error::Invalid`] if it holds no token.
-    pub fn from_file(path: &Path) -> Result<Self> {
+    pub(crate) fn from_file(path: &Path) -> Result<Self> {
         let bytes = private_file::read(path, KeepOut::GroupAndOthers)?;
         let text = str::from_utf8(&bytes).unwrap_or_default();
         text.trim().parse().map_err(|_| Error::invalid(format!("{} holds no token", path.display())))

@@ -167,7 +167,7 @@ impl TokenFile {
     ///
     /// # Errors
     /// As [`TokenFile::list`].
-    pub fn find_client(&self, client_name: &str) -> Result<Option<Grant>> {
+    pub(crate) fn find_client(&self, client_name: &str) -> Result<Option<Grant>> {
         self.find_holder(&Holder::Certificate(client_name.to_owned()))
     }
 

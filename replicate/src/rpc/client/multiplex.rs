@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chunkstore::format::RecordCodec;
+use chunkstore::metrics::Counter;
 use chunkstore::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, BufWriter, ReadHalf, WriteHalf};
@@ -16,8 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::local_packs::LocalPacks;
-use crate::rpc::transport::rate::RateLimit;
-use crate::rpc::transport::{ByteCounters, Stream};
+use crate::rpc::transport::{RateLimit, Stream};
 use crate::rpc::wire::{
     ForStream, Frame, FrameReader, FrameWriter, Hello, Kind, Meter, Reply, Request, Welcome, WireError, read_preamble,
     shown, write_preamble,
@@ -45,7 +45,7 @@ pub struct Link {
     /// How fast it may be used, together with others that share the limit.
     pub limit: Option<Arc<RateLimit>>,
     /// What passes after encryption; nothing is counted where there is none.
-    pub tls_bytes: Arc<ByteCounters>,
+    pub tls_bytes_sent: Counter,
     /// The store's packs, where the client can open them itself.
     pub packs: Option<Arc<LocalPacks>>,
     /// Whether the other side is another machine, which may pretend to work. An owner here may take as long as it likes.
@@ -206,8 +206,8 @@ impl Client {
     }
 
     /// Bytes sent after encryption; 0 where there is none.
-    pub fn tls_bytes_sent(&self) -> u64 {
-        self.shared.link.tls_bytes.sent_bytes()
+    pub(crate) fn tls_bytes_sent(&self) -> u64 {
+        self.shared.link.tls_bytes_sent.get()
     }
 
     /// The store's packs, if they are read beside the owner and not through the connection.

@@ -21,14 +21,6 @@ impl Client {
         published(&self.call(&Request::PublishPartial { entry }).await?, id)
     }
 
-    /// [`Client::publish_partial`] for threads.
-    ///
-    /// # Errors
-    /// As [`Client::publish_partial`].
-    pub fn publish_partial_blocking(&self, entry: Vec<u8>) -> Result<Snapshot> {
-        self.wait(self.publish_partial(entry))
-    }
-
     /// Which records are there, sound as far as is known, and can be read.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! One connection: admits its client, reads its requests, and writes the answers.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +11,6 @@ use tokio::io::{BufWriter, ReadHalf, WriteHalf};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::dispatch::{Answer, Turn};
 use super::sessions::Session;
 use super::{Connected, Server};
 use crate::rpc::auth::Grant;
@@ -46,6 +46,27 @@ pub(super) struct Connection {
     credential: Credential,
     out: mpsc::Sender<Frame>,
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
+}
+
+/// The work on a request, not begun yet.
+type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
+
+/// When a request is worked on.
+pub(super) enum Turn {
+    /// Before the next request is read, because later ones rely on it.
+    Next(Answer),
+    /// At the same time as others.
+    Any(Answer),
+}
+
+impl Turn {
+    pub(super) fn next(answer: impl Future<Output = Result<Reply>> + Send + 'static) -> Self {
+        Self::Next(Box::pin(answer))
+    }
+
+    pub(super) fn any(answer: impl Future<Output = Result<Reply>> + Send + 'static) -> Self {
+        Self::Any(Box::pin(answer))
+    }
 }
 
 /// How a client was admitted.

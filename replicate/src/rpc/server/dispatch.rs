@@ -1,34 +1,12 @@
 //! Decodes what a frame asks for, once, and hands it to the method that answers it.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use chunkstore::{Error, Result};
 
-use super::connection::Connection;
+use super::connection::{Connection, Turn};
 use super::rights;
-use crate::rpc::wire::{ForStream, Frame, Kind, Reply, Request, split_session};
-
-/// The work on a request, not begun yet.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
-
-/// When a request is worked on.
-pub(super) enum Turn {
-    /// Before the next request is read, because later ones rely on it.
-    Next(Answer),
-    /// At the same time as others.
-    Any(Answer),
-}
-
-impl Turn {
-    fn next(answer: impl Future<Output = Result<Reply>> + Send + 'static) -> Self {
-        Self::Next(Box::pin(answer))
-    }
-
-    fn any(answer: impl Future<Output = Result<Reply>> + Send + 'static) -> Self {
-        Self::Any(Box::pin(answer))
-    }
-}
+use crate::rpc::wire::{ForStream, Frame, Kind, Request, split_session};
 
 impl Connection {
     /// Decodes a frame and checks that its client may ask this. Nothing is done yet.

@@ -1,48 +1,28 @@
-//! Counts the bytes that pass through a stream.
+//! Counts the bytes that are written to a stream.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use chunkstore::metrics::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that have passed.
-#[derive(Debug, Default)]
-pub struct ByteCounters {
-    sent_bytes: Counter,
-    received_bytes: Counter,
-}
-
-impl ByteCounters {
-    /// Bytes sent.
-    pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes.get()
-    }
-
-    /// Bytes received.
-    pub fn received_bytes(&self) -> u64 {
-        self.received_bytes.get()
-    }
-}
-
-/// A stream whose bytes are counted.
+/// A stream whose sent bytes are counted.
 #[derive(Debug)]
-pub struct CountedStream<S> {
+pub(crate) struct CountedStream<S> {
     stream: S,
-    counters: Arc<ByteCounters>,
+    sent_bytes: Counter,
 }
 
 impl<S> CountedStream<S> {
-    /// Counts what passes through `stream`.
-    pub fn new(stream: S, counters: Arc<ByteCounters>) -> Self {
-        Self { stream, counters }
+    /// Counts what is written to `stream`.
+    pub(crate) fn new(stream: S, sent_bytes: Counter) -> Self {
+        Self { stream, sent_bytes }
     }
 
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
-            self.counters.sent_bytes.add(*bytes as u64);
+            self.sent_bytes.add(*bytes as u64);
         }
         written
     }
@@ -50,10 +30,7 @@ impl<S> CountedStream<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.counters.received_bytes.add((buf.filled().len() - before) as u64);
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -92,15 +69,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_passes_is_counted() {
+    async fn what_is_sent_is_counted_and_no_more() {
         let (near, mut far) = duplex(100);
-        let counters = Arc::new(ByteCounters::default());
-        let mut near = CountedStream::new(near, Arc::clone(&counters));
+        let sent = Counter::default();
+        let mut near = CountedStream::new(near, sent.clone());
         near.write_all(&[1; 30]).await.unwrap();
         let slices = [io::IoSlice::new(&[2; 3]), io::IoSlice::new(&[3; 4])];
         let written = near.write_vectored(&slices).await.unwrap();
         far.write_all(&[4; 50]).await.unwrap();
         near.read_exact(&mut [0; 20]).await.unwrap();
-        assert_eq!((counters.sent_bytes(), counters.received_bytes()), (30 + written as u64, 20));
+        assert_eq!(sent.get(), 30 + written as u64);
     }
 }

@@ -5,20 +5,21 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
+use chunkstore::metrics::Counter;
 use chunkstore::{Error, Result};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
+use self::counted::CountedStream;
 use crate::rpc::address::{Address, HostPort};
 use crate::rpc::tls::{Fingerprint, TlsClient};
 
 mod accept;
 mod activation;
 mod counted;
-pub mod rate;
+mod rate;
 mod ssh;
 mod stdio;
 mod tcp;
@@ -28,7 +29,7 @@ mod unix;
 
 pub use accept::{Acceptor, Peer, Raw};
 pub use activation::{Inherited, take_inherited};
-pub use counted::{ByteCounters, CountedStream};
+pub use rate::RateLimit;
 pub use unix::SOCKET_FILE;
 
 /// How long a connection may take to come about.
@@ -96,7 +97,7 @@ pub struct Connected {
     /// Whom it leads to, for messages.
     pub peer: String,
     /// What passes after encryption; nothing is counted where there is none.
-    pub tls_bytes: Arc<ByteCounters>,
+    pub tls_bytes_sent: Counter,
 }
 
 impl fmt::Debug for Connected {
@@ -113,15 +114,15 @@ impl fmt::Debug for Connected {
 /// which one is, or its socket is not for this user; [`Error::Refused`] if the connection would be unprotected;
 /// [`Error::NotFound`] if there is no such store here, or no ssh.
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Connected> {
-    let tls_bytes = Arc::new(ByteCounters::default());
-    let connecting = open(address, options, &tls_bytes);
+    let tls_bytes_sent = Counter::default();
+    let connecting = open(address, options, &tls_bytes_sent);
     let stream = timeout(options.timeout, connecting).await.map_err(|_| {
         Error::unreachable(format!("{address} did not answer within {} s", options.timeout.as_secs_f32()))
     })??;
-    Ok(Connected { stream, peer: address.to_string(), tls_bytes })
+    Ok(Connected { stream, peer: address.to_string(), tls_bytes_sent })
 }
 
-async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<ByteCounters>) -> Result<Stream> {
+async fn open(address: &Address, options: &ConnectOptions, tls_bytes_sent: &Counter) -> Result<Stream> {
     match address {
         Address::Path(dir) => Ok(Box::new(unix::connect(dir, SOCKET_FILE.as_ref()).await?)),
         Address::Unix(path) => {
@@ -129,7 +130,7 @@ async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<ByteC
             Ok(Box::new(unix::connect(dir, name).await?))
         }
         Address::Ssh(ssh) => Ok(Box::new(ssh::start(ssh, &options.ssh_command, &options.remote_program)?)),
-        Address::Tls(server) => open_tls(server, options, tls_bytes).await,
+        Address::Tls(server) => open_tls(server, options, tls_bytes_sent).await,
         Address::Tcp(socket) => {
             if !options.allow_plain {
                 return Err(Error::refused(format!(
@@ -142,9 +143,9 @@ async fn open(address: &Address, options: &ConnectOptions, tls_bytes: &Arc<ByteC
     }
 }
 
-async fn open_tls(server: &HostPort, options: &ConnectOptions, tls_bytes: &Arc<ByteCounters>) -> Result<Stream> {
+async fn open_tls(server: &HostPort, options: &ConnectOptions, tls_bytes_sent: &Counter) -> Result<Stream> {
     // Its files are read first: a slip in them is told without the network.
     let tls = TlsClient::new(options.pin, options.ca.as_deref(), options.client_cert.as_ref())?;
     let stream = tcp::connect(server.host(), server.port(), options.timeout).await?;
-    Ok(Box::new(tls.connect(server.host(), CountedStream::new(stream, Arc::clone(tls_bytes))).await?))
+    Ok(Box::new(tls.connect(server.host(), CountedStream::new(stream, tls_bytes_sent.clone())).await?))
 }

@@ -37,7 +37,7 @@ const RECORDS: Description =
 
 impl Meter {
     /// A meter whose counters are those of a registry.
-    pub fn registered(metrics: &Metrics) -> Self {
+    pub(crate) fn registered(metrics: &Metrics) -> Self {
         Self { sent: metrics.counter(SENT), received: metrics.counter(RECEIVED), records: metrics.counter(RECORDS) }
     }
 

@@ -27,7 +27,7 @@ pub use records::{RecordBatch, headers_from_bytes, headers_to_bytes, records_of}
 /// The newest version of the protocol that this program speaks, and the oldest.
 pub const VERSION: std::ops::RangeInclusive<u16> = 1..=2;
 /// The first version with [`Request::Family`] and [`Job::Metrics`].
-pub const FAMILY_VERSION: u16 = 2;
+pub(crate) const FAMILY_VERSION: u16 = 2;
 /// Longest body of a [`Request::Family`].
 pub const FAMILY_BODY_BYTES_MAX: usize = 1 << 20;
 /// Most ids in one request.

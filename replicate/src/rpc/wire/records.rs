@@ -24,7 +24,7 @@ impl RecordBatch {
     }
 
     /// An empty batch of a request to put records into a session.
-    pub fn for_session(session: SessionId) -> Self {
+    pub(crate) fn for_session(session: SessionId) -> Self {
         let mut bytes = BytesMut::with_capacity(BATCH_BYTES);
         bytes.put_u32_le(session.0);
         Self { bytes, records: 0 }
