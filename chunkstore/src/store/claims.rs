@@ -1,7 +1,7 @@
-//! Who has taken on to put which record, so that of several sessions one does the work.
+//! Which session is to put which record, so that several sessions do not do the same work.
 //!
-//! A claim ends when its record is put, when its session ends, or when the session has made no progress for
-//! [`LAPSE`]; then whoever asks next gets it.
+//! A claim ends when its record is put, when its session ends, or when the session has made no progress for [`LAPSE`];
+//! then the next session that asks gets it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 use crate::format::RecordId;
 use crate::truth_lock::{TruthGuard, TruthMutex};
 
-/// A session that puts nothing for so long loses what it has taken on.
+/// A session that puts nothing for this long loses its claims.
 const LAPSE: Duration = Duration::from_secs(10);
 
-/// Claims that are remembered, of all sessions (some 100 MB). Whoever takes on more is told yes, and so may others be.
+/// Most claims that are remembered, over all sessions (about 100 MB). Beyond, every claim succeeds.
 const REMEMBERED_MAX: usize = 1 << 20;
-/// So often it is looked for claims that have lapsed, when there are so many.
+/// How often lapsed claims are removed when the limit is reached.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 
-/// Tells the time; only differences matter.
+/// A clock; only differences matter.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Instant + Send + Sync>);
 
 impl Clock {
-    /// A clock that asks `now`.
+    /// A clock that calls `now`.
     pub fn new(now: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
@@ -35,14 +35,14 @@ impl Default for Clock {
     }
 }
 
-/// Whether a record that the store lacks was given to who asked.
+/// The result of claiming a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It is the asker's now.
+    /// The session has it now.
     Now,
-    /// It was the asker's already.
+    /// The session had it already.
     Before,
-    /// It is another session's.
+    /// Another session has it.
     Elsewhere,
 }
 
@@ -55,9 +55,9 @@ pub(super) struct Claims {
 #[derive(Default)]
 struct Table {
     claims: HashMap<RecordId, Claimed>,
-    /// When sessions last put something.
+    /// When each session last put something.
     progress: HashMap<u64, Instant>,
-    /// When claims that had lapsed were last forgotten.
+    /// When lapsed claims were last removed.
     forgotten: Option<Instant>,
 }
 
@@ -72,7 +72,7 @@ impl Table {
         now.saturating_duration_since(progress.max(claimed.since)) < LAPSE
     }
 
-    /// Whether another claim can be remembered. What a session takes on and never puts must not fill the memory.
+    /// Whether another claim can be remembered. Claims without progress must not fill the memory.
     fn has_room(&mut self, now: Instant) -> bool {
         let is_full = self.claims.len() >= REMEMBERED_MAX;
         if is_full && self.forgotten.is_none_or(|last| now.saturating_duration_since(last) >= FORGET_EVERY) {
@@ -94,7 +94,7 @@ impl Claims {
         self.table.lock()
     }
 
-    /// Gives a record to a session, unless another has taken it on.
+    /// Gives a session the claim on a record, unless another session has it.
     pub(super) fn take(&self, session: u64, id: RecordId) -> Taken {
         let now = (self.clock.0)();
         let mut table = self.lock();
@@ -111,19 +111,19 @@ impl Claims {
         Taken::Now
     }
 
-    /// Gives a record to a session that has it at hand, whoever has taken it on.
+    /// Gives a session that has the record the claim on it, even if another session has it.
     pub(super) fn seize(&self, session: u64, id: RecordId) {
         let since = (self.clock.0)();
         self.lock().claims.insert(id, Claimed { session, since });
     }
 
-    /// Which records a session has taken on, be it long ago.
+    /// Which of these records a session has claimed, at any time.
     pub(super) fn are_of(&self, session: u64, ids: &[RecordId]) -> Vec<bool> {
         let table = self.lock();
         ids.iter().map(|id| table.claims.get(id).is_some_and(|claimed| claimed.session == session)).collect()
     }
 
-    /// Gives records back that a session need not put.
+    /// Releases claims on records that a session need not put.
     pub(super) fn give_back(&self, session: u64, ids: &[RecordId]) {
         let mut table = self.lock();
         for id in ids {
@@ -133,7 +133,7 @@ impl Claims {
         }
     }
 
-    /// Notes that a session put records: they are nobody's task any more.
+    /// Ends the claims on records that a session put.
     pub(super) fn done(&self, session: u64, ids: &[RecordId]) {
         let now = (self.clock.0)();
         let mut table = self.lock();
@@ -143,7 +143,7 @@ impl Claims {
         table.progress.insert(session, now);
     }
 
-    /// Frees what a session has taken on and not put.
+    /// Releases all claims of a session.
     pub(super) fn release(&self, session: u64) {
         let mut table = self.lock();
         table.claims.retain(|_, claimed| claimed.session != session);
@@ -165,7 +165,7 @@ mod tests {
         let clock = Clock::new(move || start + Duration::from_secs(passed.load(Ordering::Relaxed)));
         let claims = Claims::new(clock);
         let id = |byte: u8| RecordId::from(ChunkId::of(&[byte]));
-        // Seconds, the session that asks, what it is told; session 1 puts another record at 5.
+        // Seconds, the session that asks, its answer; session 1 puts another record at 5.
         let steps = [
             (0, 1, Taken::Now),
             (0, 1, Taken::Before),

@@ -1,8 +1,8 @@
-//! Which records are known to be damaged: found by `verify`, remembered until healed or collected.
+//! The records that are known to be damaged: found by `verify`, listed until they are healed or collected.
 //!
-//! The list is a small text file in the store, `damaged`, and not part of the index, so it survives a rebuild of the
-//! index. A damaged *place* is never put into the index, so dedup and bases treat the content as absent and the next
-//! backup that has it stores it again, whole.
+//! The list is a small text file in the store, `damaged`. It is not part of the index, so it survives a rebuild of the
+//! index. A damaged *location* is never put into the index: dedup and deltas treat the content as absent, and the next
+//! backup that contains it stores it again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,13 +18,13 @@ const VERSION: u32 = 1;
 /// A damaged record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct BadRecord {
-    /// The pack it lies in.
+    /// The pack that contains it.
     pub pack: PackId,
     /// Its offset there.
     pub offset: u32,
-    /// What it should hold.
+    /// The id of the content that it should hold.
     pub id: RecordId,
-    /// Whether the record itself is whole and only its base can't be had: it heals when its base does.
+    /// Whether the record itself is intact and only its base is missing: it heals when its base does.
     pub base_lost: bool,
 }
 
@@ -55,7 +55,7 @@ impl Damaged {
         }
     }
 
-    /// Keeps those for which `keep` holds; tells whether any went.
+    /// Keeps those for which `keep` holds; returns whether any were removed.
     pub fn retain(&mut self, keep: impl Fn(&BadRecord) -> bool) -> bool {
         let before = self.records.len();
         let kept: Vec<_> = self.records.drain().filter(|record| keep(record)).collect();
@@ -66,17 +66,17 @@ impl Damaged {
         self.records.len() != before
     }
 
-    /// Whether some record of this id is or was damaged: its presence must be looked up with care.
+    /// Whether some record of this id is or was damaged, so that its presence must be checked.
     pub fn concerns(&self, id: RecordId) -> bool {
         self.ids.contains_key(&id)
     }
 
-    /// Whether the record at this place is damaged itself, so that the index must not name it.
+    /// Whether the record at this location is damaged itself, so that the index must not name it.
     pub(crate) fn is_bad_place(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
         self.concerns(id) && self.records.contains(&BadRecord { pack, offset, id, base_lost: false })
     }
 
-    /// Reads the list; a store without one has no known damage.
+    /// Reads the list. A store without the file has no known damage.
     pub fn load(storage: &dyn Storage) -> Result<Self> {
         let file = match storage.open(FILE) {
             Ok(file) => file,
@@ -99,7 +99,7 @@ impl Damaged {
         Self::parse(lines).filter(|_| version == VERSION).ok_or_else(|| unreadable("it is not one"))
     }
 
-    /// The version and the lines of a file whose checksum is right.
+    /// The version and the lines of a file whose checksum matches.
     fn checked(bytes: &[u8]) -> Option<(u32, &str)> {
         let text = std::str::from_utf8(bytes).ok()?;
         let body_end = text.strip_suffix('\n')?.rfind('\n')? + 1;
@@ -133,7 +133,7 @@ impl Damaged {
         format!("{body}{}\n", checksum_line(&body))
     }
 
-    /// Replaces the list on disk, atomically and durably. An empty list is no file.
+    /// Replaces the list on disk, atomically and durably. An empty list is stored as no file.
     pub fn save(&self, storage: &dyn Storage) -> Result<()> {
         if !self.is_empty() {
             return whole::replace_whole(storage, FILE, self.render().as_bytes());
@@ -145,7 +145,7 @@ impl Damaged {
         }
     }
 
-    /// Removes what a save that was cut short has left.
+    /// Removes what an interrupted save left behind.
     pub(crate) fn clean(storage: &dyn Storage) -> Result<()> {
         whole::remove_aside(storage, FILE)
     }

@@ -1,9 +1,10 @@
-//! The index: from a record's id to its place in a pack. Derived from the packs, rebuilt from them at need.
+//! The index: from a record's id to its location in a pack. It is derived from the packs and rebuilt from them when
+//! needed.
 //!
-//! RocksDB holds four column families: `records` (id -> [`RecordLocation`]), `packs` (number -> [`PackRow`]), `sketches`
-//! (sketch -> pack and offset of a chunk that has it) and `state` (which store, which layout). One synced batch is
-//! written per sealed pack. An answer is never trusted with bytes: a record read by its place carries its own id and
-//! checksum.
+//! RocksDB holds four column families: `records` (id -> [`RecordLocation`]), `packs` (number -> [`PackRow`]),
+//! `sketches` (sketch -> pack and offset of a chunk that has it) and `state` (which store, which layout). One synced
+//! batch is written for each sealed pack. The index is never trusted for content: a record read at a location carries
+//! its own id and checksum.
 
 use std::collections::HashMap;
 use std::fs;
@@ -30,12 +31,12 @@ const STATE: &str = "state";
 const KEY_STORE: &[u8] = b"store";
 /// Present if everything that snapshots need was found in the packs.
 const KEY_COMPLETE: &[u8] = b"complete";
-/// Changes when the layout of keys or values does; an index of another layout is rebuilt.
+/// Changes with the layout of keys or values; an index with another layout is rebuilt.
 const LAYOUT: u8 = 1;
-/// Keys of one look-up of RocksDB.
+/// Keys in one RocksDB lookup.
 const LOOKUP_KEYS: usize = 1024;
-/// A file in the index's directory that says: rebuild this at the next open. RocksDB reads a damaged table only when it
-/// is asked for one of its keys, so opening it again would succeed.
+/// A file in the index's directory that requests a rebuild at the next open. RocksDB reads a damaged table only when
+/// one of its keys is looked up, so opening the index again would succeed.
 const DAMAGED_MARK: &str = "DAMAGED";
 const PLACE_BYTES: usize = 22;
 const SKETCH_VALUE_BYTES: usize = 8;
@@ -102,7 +103,7 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// Sets a record's place.
+    /// Sets a record's location.
     pub(crate) fn put(&mut self, id: RecordId, place: RecordLocation) {
         self.records.push((id, Some(place)));
     }
@@ -112,7 +113,7 @@ impl Change {
         self.records.push((id, None));
     }
 
-    /// Names the record in this pack at this offset as the one to be found by a sketch.
+    /// Makes the record at this offset of this pack the one that a sketch finds.
     pub(crate) fn put_sketch(&mut self, sketch: u32, pack: u32, offset: u32) {
         self.sketches.push((sketch, Some((pack, offset))));
     }
@@ -133,7 +134,7 @@ impl Change {
     }
 }
 
-/// The open index. Its memory is bounded by the cache it was opened with, whatever it holds.
+/// The open index. The cache it was opened with bounds its memory, whatever its size.
 pub(crate) struct Index {
     db: DB,
     path: PathBuf,
@@ -142,11 +143,11 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    /// Opens the index in `path`, creating it if it is missing. `RocksDB` writes when it opens; where the disk is too
-    /// full for that the index answers, and refuses changes with [`Error::OutOfSpace`].
+    /// Opens the index in `path`, creating it if it is missing. Opening `RocksDB` writes; on a disk too full for that
+    /// the index answers lookups and refuses changes with [`Error::OutOfSpace`].
     ///
     /// # Errors
-    /// [`Error::IndexDamaged`] if it can't be used or belongs to another store: the caller wipes and rebuilds it.
+    /// [`Error::IndexDamaged`] if it is unusable or belongs to another store: the caller deletes and rebuilds it.
     pub(crate) fn open(path: &Path, store_id: [u8; 16], cache_bytes: usize) -> Result<Self> {
         if let Ok(detail) = fs::read_to_string(path.join(DAMAGED_MARK)) {
             return Err(Error::IndexDamaged { detail });
@@ -182,13 +183,13 @@ impl Index {
         }
     }
 
-    /// Whether everything that snapshots need was found since it was last built: a pack that was gone by then is not known
-    /// to be missing.
+    /// Whether everything that snapshots need was found since the index was last built. A pack that was already missing
+    /// then is not known to be missing.
     pub(crate) fn is_complete(&self) -> Result<bool> {
         Ok(self.db.get_cf(self.family(STATE), KEY_COMPLETE).map_err(|error| self.error(&error))?.is_some())
     }
 
-    /// Notes durably whether it was.
+    /// Writes that state durably.
     ///
     /// # Errors
     /// If it can't be written.
@@ -210,12 +211,12 @@ impl Index {
         self.read_only
     }
 
-    /// The place of each id, in their order.
+    /// The location of each id, in their order.
     pub(crate) fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.look_up(ids, &ReadOptions::default())
     }
 
-    /// [`Index::places`] for a walk over everything, which would only sweep the cache empty.
+    /// Like [`Index::places`], for a walk over everything, which would only evict the cache's content.
     pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
@@ -227,7 +228,7 @@ impl Index {
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
         let mut places = vec![None; ids.len()];
-        // RocksDB pins what it found until the whole batch is answered.
+        // RocksDB pins the values it found until the whole batch is answered.
         for order in order.chunks(LOOKUP_KEYS) {
             let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
             let values = self.db.batched_multi_get_cf_opt(self.family(RECORDS), keys, true, options);
@@ -241,7 +242,7 @@ impl Index {
         Ok(places)
     }
 
-    /// The pack and offset of the last record that was given each sketch; `None` for sketch 0. Only hints.
+    /// The pack and offset of the last record with each sketch; `None` for sketch 0. Only hints.
     pub(crate) fn similar(&self, sketches: &[u32]) -> Result<Vec<Option<(u32, u32)>>> {
         let keys: Vec<[u8; 4]> = sketches.iter().map(|sketch| sketch.to_be_bytes()).collect();
         let values = self.db.batched_multi_get_cf(self.family(SKETCHES), keys.iter().map(<[u8; 4]>::as_slice), false);
@@ -261,7 +262,7 @@ impl Index {
         Ok(first.map_err(|error| self.error(&error))?.is_some_and(|(key, _)| key.starts_with(prefix)))
     }
 
-    /// Hands every record's place to `visit`, in the order of ids. Reads the whole index.
+    /// Calls `visit` with every record's location, in the order of ids. Reads the whole index.
     pub(crate) fn each_record(&self, visit: &mut dyn FnMut(RecordId, RecordLocation) -> Result<()>) -> Result<()> {
         for item in self.db.iterator_cf(self.family(RECORDS), IteratorMode::Start) {
             let (key, value) = item.map_err(|error| self.error(&error))?;
@@ -272,7 +273,7 @@ impl Index {
         Ok(())
     }
 
-    /// All packs the index knows, by number.
+    /// All packs in the index, by number.
     pub(crate) fn packs(&self) -> Result<HashMap<u32, PackRow>> {
         let mut rows = HashMap::new();
         for item in self.db.iterator_cf(self.family(PACKS), IteratorMode::Start) {
@@ -340,7 +341,7 @@ impl Index {
     fn error(&self, error: &rocksdb::Error) -> Error {
         let error = index_error(&self.path, error);
         if let Error::IndexDamaged { detail } = &error {
-            // If it can't be written the next open finds the damage as this one did.
+            // If it can't be written, the next open finds the damage as this one did.
             let _ = fs::write(self.path.join(DAMAGED_MARK), detail);
         }
         error
@@ -357,7 +358,7 @@ fn index_error(path: &Path, error: &rocksdb::Error) -> Error {
     if is_quota || text.contains("No space left") || text.contains("NoSpace") {
         Error::OutOfSpace { path: path.to_path_buf(), is_quota }
     } else if text.contains("Too many open files") {
-        // Nothing is wrong with the files.
+        // The files are not damaged.
         Error::io("opening", path, std::io::Error::from_raw_os_error(libc::EMFILE))
     } else {
         Error::IndexDamaged { detail: text }
@@ -374,7 +375,7 @@ fn db_options() -> Options {
     options.set_max_open_files(256);
     options.set_max_total_wal_size(32 << 20);
     options.set_max_background_jobs(2);
-    // A log that is lost or cut short sets all families back to the same moment: a pack that is known has its records.
+    // A lost or truncated log sets all families back to the same moment, so a pack in the index has its records.
     options.set_atomic_flush(true);
     options
 }
@@ -384,14 +385,14 @@ fn family_options(cache: &Cache) -> Options {
     table.set_block_cache(cache);
     table.set_block_size(4 << 10);
     table.set_ribbon_filter(10.0);
-    // In parts, so that a look-up reads a few KiB of them and the cache bounds what they take.
+    // Partitioned, so that a lookup reads a few KiB of them and the cache bounds their memory.
     table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     table.set_partition_filters(true);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
-    // Ids are random bytes: nothing to compress.
+    // Ids are random bytes and do not compress.
     options.set_compression_type(rocksdb::DBCompressionType::None);
     options.set_write_buffer_size(8 << 20);
     options.set_max_write_buffer_number(2);

@@ -1,7 +1,7 @@
 //! One process opens a store at a time.
 //!
-//! The lock is `flock` on the file `lock`: it dies with its holder, whatever kills it. Who holds it is written into
-//! the file for others to read; that text means nothing once the lock is free.
+//! The lock is `flock` on the file `lock`, so it ends with its holder, however that ends. The holder writes into the
+//! file who it is, for messages; the text is meaningless once the lock is free.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 
 const FILE: &str = "lock";
 const POLL: Duration = Duration::from_millis(50);
-/// Characters of the holder's command line that are shown to others.
+/// Characters of the holder's command line that others are shown.
 const COMMAND_CHARS_MAX: usize = 500;
 /// More than the holder writes.
 const HOLDER_BYTES_MAX: u64 = 4096;
 
-/// Proof that this process owns the store; gives it up when dropped.
+/// Proof that this process owns the store; dropping it releases the lock.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: File,
@@ -28,7 +28,7 @@ impl StoreLock {
     /// Takes the lock of the store in `dir`, waiting for at most `wait`.
     ///
     /// # Errors
-    /// [`Error::Busy`] with the holder's own words if it is still taken then.
+    /// [`Error::Busy`], with the text of the holder, if it is still taken then.
     pub fn acquire(dir: &Path, wait: Duration) -> Result<Self> {
         let path = dir.join(FILE);
         let mut file = fs::OpenOptions::new()
@@ -47,13 +47,13 @@ impl StoreLock {
                 Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path, error)),
             }
         }
-        // Only information: a full disk must not keep anyone from removing and collecting.
+        // Only information: a full disk must not prevent removing and collecting.
         let _ = write_holder(&mut file);
         Ok(Self { _file: file })
     }
 }
 
-/// Writes into a lock's file who this process is, for others to read.
+/// Writes into a lock's file who this process is.
 ///
 /// # Errors
 /// If it can't be written.
@@ -65,7 +65,7 @@ pub fn write_holder(file: &mut File) -> std::io::Result<()> {
     write!(file, "process {} ({command})", std::process::id())
 }
 
-/// Who holds a lock, in its own words. They mean nothing once the lock is free.
+/// The text of a lock's holder. It is meaningless once the lock is free.
 pub fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.take(HOLDER_BYTES_MAX).read_to_string(&mut text));

@@ -1,17 +1,17 @@
-//! Marks: one bit a record, by its pack and its position in the pack's table.
+//! Marks: one bit for each record, by its pack and its position in the pack's table.
 
 use std::collections::HashMap;
 
 use crate::format::HEADER_BYTES;
 use crate::pack::RecordLocation;
 
-/// What has been reached so far.
+/// The set of locations that a walk has visited.
 pub(crate) trait PlaceSet: Send {
-    /// Notes a record; tells whether what lies below it must (again) be walked.
+    /// Adds a location; returns whether the walk must (again) go on below it.
     fn add(&mut self, place: &RecordLocation) -> bool;
 }
 
-/// One bit a record: what is needed.
+/// One bit for each needed record.
 #[derive(Clone, Default)]
 pub(crate) struct Mark {
     packs: HashMap<u32, PackMark>,
@@ -21,9 +21,9 @@ pub(crate) struct Mark {
 #[derive(Clone, Default)]
 pub(crate) struct PackMark {
     bits: Vec<u64>,
-    /// Records marked.
+    /// Number of marked records.
     pub(crate) records: u64,
-    /// Their bytes in the pack; at least that, if marks were put together.
+    /// Their bytes in the pack; an upper bound after a merge.
     pub(crate) bytes: u64,
 }
 
@@ -45,17 +45,17 @@ impl PlaceSet for Mark {
 }
 
 impl Mark {
-    /// What is marked in a pack.
+    /// The marks of a pack.
     pub(crate) fn pack(&self, number: u32) -> Option<&PackMark> {
         self.packs.get(&number)
     }
 
-    /// Whether the record at a place is marked.
+    /// Whether the record at a location is marked.
     pub(crate) fn has(&self, place: &RecordLocation) -> bool {
         self.pack(place.pack).is_some_and(|pack| pack.has(place.ordinal as usize))
     }
 
-    /// Marks all that another has marked.
+    /// Adds all marks of another.
     pub(crate) fn merge(&mut self, other: &Self) {
         for (number, pack) in &other.packs {
             self.packs.entry(*number).or_default().merge(pack);
@@ -64,7 +64,7 @@ impl Mark {
 }
 
 impl PackMark {
-    /// Adds another's marks. Bytes of what both have are counted twice if the other has anything new.
+    /// Adds another's marks. If the other has any new mark, bytes of records that both have are counted twice.
     fn merge(&mut self, other: &Self) {
         if self.bits.len() < other.bits.len() {
             self.bits.resize(other.bits.len(), 0);
@@ -77,7 +77,7 @@ impl PackMark {
         }
     }
 
-    /// Whether the record with this position in the table is marked.
+    /// Whether the record at this position in the table is marked.
     pub(crate) fn has(&self, ordinal: usize) -> bool {
         self.bits.get(ordinal / 64).is_some_and(|word| word & 1 << (ordinal % 64) != 0)
     }

@@ -1,10 +1,11 @@
 //! An open store: ground truth (packs, catalog, configuration), the derived index, and the lock that owns them.
 //!
-//! Opening reconciles the index with the pack files, so a store whose index was deleted, damaged or set back loses
-//! nothing. Operations live in modules of their own (`ingest`, `restore`, `verify`, `gc` …) and work on [`Store`].
+//! Opening reconciles the index with the pack files: a deleted, damaged or outdated index loses no data. Operations
+//! live in modules of their own (`ingest`, `restore`, `maintenance`) and work on [`Store`].
 //!
-//! One open store serves many threads: sessions that write, readers, and one collection or verification at a time.
-//! Locks are taken in this order: maintenance, changes of the index, the gate, open packs, pins.
+//! One open store serves many threads: writing sessions, readers, and one collection or verification at a time. Lock
+//! order: maintenance, index changes, collection lock, open packs, pins. If the holder of a lock over ground truth
+//! panics, the process ends ([`truth_lock`](crate::truth_lock)).
 
 mod claims;
 pub(crate) mod config;
@@ -65,29 +66,29 @@ pub struct Store {
     catalog: Catalog,
     index: Index,
     packs: PackSet,
-    /// Packs that the index knows and whose files are gone.
+    /// Packs that the index names and whose files are missing.
     missing: TruthRwLock<Arc<Vec<PackRow>>>,
     damaged: TruthRwLock<Arc<Damaged>>,
-    /// Packs that all sessions write.
+    /// Packs that all sessions write to.
     open_packs: Arc<OpenPacks>,
     claims: Claims,
     pin_sets: Arc<PinSets>,
     pub(crate) collection_lock: CollectionLock,
-    /// Held from reading the index to changing it by what was read.
+    /// Held between reading the index and changing it accordingly.
     index_changes: TruthMutex<()>,
     maintenance: Mutex<()>,
-    /// Packs that the index knows no more, and that may be on disk still.
+    /// Packs that the index no longer names and that may still be on disk.
     forgotten: TruthMutex<Vec<PackRow>>,
-    /// Packs are sealed when they have grown to this.
+    /// A pack is sealed at this size.
     pack_bytes: u64,
     metrics: Metrics,
     _lock: StoreLock,
 }
 
-/// How often a record is looked up again whose pack went meanwhile.
+/// How often a lookup is repeated because the record's pack was collected meanwhile.
 const TRIES_MAX: u32 = 8;
 
-/// Keeps gc, verify and statistics from each other.
+/// Excludes gc, verify and statistics from each other.
 pub(crate) type Maintenance<'a> = MutexGuard<'a, ()>;
 
 impl Store {
@@ -106,7 +107,7 @@ impl Store {
         &self.config
     }
 
-    /// What is counted of the store's operations, and of those who serve it.
+    /// The metrics of the store's operations and of the processes that serve it.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
@@ -121,7 +122,7 @@ impl Store {
         &self.catalog
     }
 
-    /// The packs that are there.
+    /// The packs that exist.
     pub fn packs(&self) -> &PackSet {
         &self.packs
     }
@@ -130,30 +131,30 @@ impl Store {
         &self.index
     }
 
-    /// Packs that are in the index whole: not those whose records are just being added.
+    /// The packs that are completely in the index, without those whose records are being added.
     pub(crate) fn sealed_rows(&self) -> Vec<PackRow> {
         let _index = self.change_index();
         self.packs.rows()
     }
 
-    /// Packs that may be collected: in the index whole, and none of their records is pending any more, so that all are
-    /// found by the index, which knows what is condemned.
+    /// The packs that may be collected: completely in the index, with no record still pending. All their records are
+    /// therefore looked up through the index, which respects condemned packs.
     pub(crate) fn settled_rows(&self) -> Vec<PackRow> {
         let mut rows = self.sealed_rows();
-        // Afterwards: what is in the index by now can cease to be pending, and not begin.
+        // Read afterwards: a record in the index may stop being pending but not become so.
         let sealing = self.open_packs.sealing();
         rows.retain(|row| !sealing.contains(&row.id.number));
         rows
     }
 
-    /// Notes that the index has forgotten a pack, which is still to be unlinked.
+    /// Notes that the index has forgotten a pack whose file is still to be unlinked.
     pub(crate) fn forget_pack(&self, row: PackRow) {
         self.packs.forget(row.id.number);
         self.collection_lock.is_gone(row.id.number);
         self.forgotten_packs().push(row);
     }
 
-    /// Packs that the index knows no more, and that may be on disk still.
+    /// Packs that the index no longer names and that may still be on disk.
     pub(crate) fn forgotten_packs(&self) -> TruthGuard<'_, Vec<PackRow>> {
         self.forgotten.lock()
     }
@@ -163,17 +164,17 @@ impl Store {
         self.pack_bytes
     }
 
-    /// Waits for other operations on the whole store, and keeps them out.
+    /// Waits for other operations on the whole store, and excludes them.
     pub(crate) fn maintain(&self) -> Maintenance<'_> {
         self.maintenance.lock()
     }
 
-    /// Keeps all others from changing the index.
+    /// Excludes all other changes of the index.
     pub(crate) fn change_index(&self) -> TruthGuard<'_, ()> {
         self.index_changes.lock()
     }
 
-    /// From now on sessions that end hand over what they count on.
+    /// From now on sessions that end hand over their pins.
     pub(crate) fn begin_collection(&self, _maintenance: &Maintenance<'_>) -> Collecting {
         self.pin_sets.begin_collection()
     }
@@ -183,7 +184,7 @@ impl Store {
         Ok(self.open_packs.has_prefix(prefix) || self.index.has_prefix(prefix)?)
     }
 
-    /// Changes a snapshot's state: reads, changes and makes it permanent with no other change in between.
+    /// Reads, changes and durably writes a snapshot's state, with no other change in between.
     ///
     /// # Errors
     /// As [`Catalog::update_state`].
@@ -196,13 +197,13 @@ impl Store {
         self.index.is_read_only()
     }
 
-    /// Packs that should be there and are not.
+    /// Packs that should exist and do not.
     pub fn missing_packs(&self) -> Arc<Vec<PackRow>> {
         Arc::clone(&self.missing.read())
     }
 
-    /// Forgets packs that are gone, when what snapshots need of them is elsewhere or in the list of what is damaged: they
-    /// are a problem once.
+    /// Forgets missing packs once the records that snapshots need from them are elsewhere or listed as damaged, so that
+    /// a missing pack is reported only once.
     pub(crate) fn forget_missing_packs(&self) -> Result<()> {
         let _index = self.change_index();
         let mut change = Change::default();
@@ -212,32 +213,32 @@ impl Store {
         Ok(())
     }
 
-    /// Whether, as far as is known, everything is here that whole snapshots need: no pack is missing, nothing damaged, and
-    /// the index has seen it since it was last built.
+    /// Whether, as far as is known, everything that complete snapshots need is here: no pack is missing, nothing is
+    /// damaged, and a verification found everything since the index was last built.
     pub(crate) fn is_complete(&self) -> Result<bool> {
         Ok(self.missing_packs().is_empty() && self.damaged().is_empty() && self.index.is_complete()?)
     }
 
-    /// Notes that everything was found that whole snapshots need.
+    /// Notes that everything was found that complete snapshots need.
     pub(crate) fn set_complete(&self) {
         if let Err(error) = self.index.set_complete(true) {
-            // It only saves time: parents are not trusted until it succeeds.
+            // It only saves time: parents are not trusted until this succeeds.
             tracing::warn!("that the store is complete can't be noted: {error}");
         }
     }
 
-    /// What is known to be damaged now.
+    /// What is known to be damaged.
     pub fn damaged(&self) -> Arc<Damaged> {
         Arc::clone(&self.damaged.read())
     }
 
-    /// Replaces the list of damaged records, on disk first, and takes the newly damaged out of the index.
+    /// Replaces the list of damaged records, on disk first, and takes the newly damaged ones out of the index.
     pub(crate) fn set_damaged(&self, damaged: Damaged) -> Result<()> {
         let _index = self.change_index();
         self.replace_damaged(damaged)
     }
 
-    /// [`Store::set_damaged`] with these in addition.
+    /// Like [`Store::set_damaged`], but adds to the list.
     pub(crate) fn add_damaged(&self, records: &[BadRecord]) -> Result<()> {
         let _index = self.change_index();
         let mut damaged = Damaged::clone(&self.damaged());
@@ -247,10 +248,10 @@ impl Store {
         self.replace_damaged(damaged)
     }
 
-    /// Only for who keeps others from changing the index.
+    /// The caller holds the lock over index changes.
     fn replace_damaged(&self, damaged: Damaged) -> Result<()> {
         if !damaged.is_empty() {
-            // Should the list itself be lost.
+            // In case the list itself is lost.
             self.index.set_complete(false)?;
         }
         damaged.save(&*self.storage)?;
@@ -267,7 +268,7 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps a snapshot's boot order durably, in place of an earlier one.
+    /// Writes a snapshot's boot order durably, replacing an earlier one.
     ///
     /// # Errors
     /// [`Error::NotFound`](crate::Error::NotFound) if there is no such snapshot.
@@ -275,13 +276,13 @@ impl Store {
         boot_order::write(&*self.storage, &self.catalog, name, order)
     }
 
-    /// The places of records, in the order of `ids`; a record that is damaged, condemned or in a pack that is gone has
-    /// none.
+    /// The locations of records, in the order of `ids`; `None` for a record that is absent, damaged, condemned or in a
+    /// missing pack.
     pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.sound_places(ids, |ids| self.index.places(ids))
     }
 
-    /// [`Store::places`] for a walk over everything.
+    /// Like [`Store::places`], for a walk over everything: it does not fill the index's cache.
     pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.sound_places(ids, |ids| self.index.places_once(ids))
     }
@@ -297,7 +298,7 @@ impl Store {
             if gone.is_empty() {
                 break;
             }
-            // gc has moved them since they were looked up.
+            // gc has moved them since the lookup.
             let asked: Vec<RecordId> = gone.iter().map(|at| ids[*at]).collect();
             for (at, place) in gone.into_iter().zip(look_up(&asked)?) {
                 places[at] = place;
@@ -307,10 +308,10 @@ impl Store {
         Ok(places)
     }
 
-    /// Takes away the places that do not count; returns the positions of those whose packs are gone since.
+    /// Removes the locations that do not count; returns the positions of those whose packs were removed meanwhile.
     fn keep_sound(&self, ids: &[RecordId], places: &mut [Option<RecordLocation>]) -> Vec<usize> {
         let damaged = self.damaged();
-        // Before the packs: one that ceases to be condemned is gone then.
+        // Read before the packs: a pack that stops being condemned has been removed by then.
         let condemned = self.collection_lock.condemned();
         let (mut gone, missing) = (Vec::new(), self.missing_packs());
         for (at, (id, place)) in ids.iter().zip(places).enumerate() {
@@ -326,9 +327,9 @@ impl Store {
         gone
     }
 
-    /// Puts a pack's records into index and set, durably. Of two records of one id, a full one beats a delta, then
-    /// the newer pack wins; a damaged or condemned place is left out. Whoever counts on the one that loses counts on the
-    /// winner from then on.
+    /// Adds a pack's records to the index and the pack to the set, durably. Of two records of one id, a full one wins
+    /// over a delta, then the one in the newer pack; damaged and condemned locations are left out. Pins of the record
+    /// that loses move to the one that wins.
     pub(crate) fn adopt(&self, row: PackRow, entries: &[TableEntry]) -> Result<()> {
         let _index = self.change_index();
         let condemned = self.collection_lock.condemned();
@@ -336,7 +337,7 @@ impl Store {
             |place: &RecordLocation| self.packs.row(place.pack).is_some() && !pins::is_condemned(&condemned, place);
         let adoption = Adoption::plan(&self.index, &self.damaged(), row, entries, is_there)?;
         let is_new = self.packs.row(row.id.number).is_none();
-        // First: the index must not name a pack that nobody can find.
+        // First, because the index must never name an unknown pack.
         self.packs.insert(row);
         if let Err(error) = self.index.apply(&adoption.change) {
             if is_new {
@@ -352,10 +353,10 @@ impl Store {
     }
 }
 
-/// What has to change for a pack to be known.
+/// The changes that make a pack known.
 struct Adoption {
     change: Change,
-    /// Records that are elsewhere too.
+    /// Records that also lie elsewhere.
     moves: Vec<Move>,
 }
 
@@ -397,7 +398,7 @@ fn rank(place: &RecordLocation) -> (bool, u32) {
     (place.is_full(), place.pack)
 }
 
-/// The row of a pack from what was found in it.
+/// The row of a pack, computed from its entries.
 pub(crate) fn pack_row(id: PackId, class: crate::pack::Class, entries: &[TableEntry], bytes: u64) -> PackRow {
     let plain_bytes = entries.iter().map(|entry| u64::from(entry.plain_bytes)).sum();
     PackRow { id, class, records: entries.len() as u32, bytes, plain_bytes }

@@ -1,4 +1,4 @@
-//! Making and opening a store, and bringing its index in step with its packs.
+//! Creating and opening a store, and reconciling its index with its packs.
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,29 +27,29 @@ use crate::store::reserve;
 use crate::store::{Adoption, Store, pack_row};
 use crate::truth_lock::{TruthMutex, TruthRwLock};
 
-/// How to make a store.
+/// How to create a store.
 #[derive(Clone, Debug, Default)]
 pub struct InitOptions {
     /// Where chunks are cut.
     pub params: ChunkParams,
-    /// Whether to hold 256 MiB back for the day the disk is full.
+    /// Whether to reserve 256 MiB for a full disk.
     pub reserve: bool,
 }
 
 /// How to open a store.
 #[derive(Clone)]
 pub struct OpenOptions {
-    /// How long to wait for another process that holds it.
+    /// How long to wait for another process that holds the store.
     pub wait: Duration,
-    /// Whether the operation frees space: on a full disk the reserve is given up for it.
+    /// Whether the operation frees space: on a full disk it may use up the reserve.
     pub frees_space: bool,
     /// Makes the tags of new packs; should be random.
     pub seed: u64,
-    /// What lies under packs and catalog instead of the directory itself: for tests.
+    /// The storage under packs and catalog, instead of the directory itself: for tests.
     pub storage: Option<Arc<dyn Storage>>,
     /// The size at which packs are sealed, in bytes.
     pub pack_bytes: u64,
-    /// By which claims lapse.
+    /// The clock by which claims lapse.
     pub clock: Clock,
 }
 
@@ -66,7 +66,7 @@ impl Default for OpenOptions {
     }
 }
 
-/// What a rebuild of the index did.
+/// The result of rebuilding the index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reindexed {
     /// Packs read.
@@ -78,7 +78,7 @@ pub struct Reindexed {
 }
 
 impl Store {
-    /// Makes a store in `dir`, which must be empty or not exist. `seed` names the store and should be random.
+    /// Creates a store in `dir`, which must be empty or not exist. `seed` names the store and should be random.
     pub fn init(dir: &Path, options: &InitOptions, seed: [u8; 16], now: jiff::Timestamp) -> Result<()> {
         let config = Config::new(seed, now, options.params)?;
         create_private(dir).map_err(|error| Error::io("creating", dir, error))?;
@@ -92,13 +92,13 @@ impl Store {
         if options.reserve {
             reserve::create(dir)?;
         }
-        // Last: what has a configuration is a store.
+        // Last: a directory with a configuration is a store.
         config.store(&*storage)?;
         sync_parent(dir)
     }
 
-    /// Opens the store in `dir` for this process alone. Unfinished packs of a process that died are removed, and the
-    /// index is rebuilt or completed where it lacks what the packs have.
+    /// Opens the store in `dir` for this process alone. Unfinished packs of a dead process are removed, and the index
+    /// is rebuilt, or completed with what only the packs have.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self> {
         let (storage, config) = open_config(dir, options)?;
         let lock = StoreLock::acquire(dir, options.wait)?;
@@ -108,7 +108,7 @@ impl Store {
         let catalog = Catalog::open(Arc::clone(&storage))?;
         catalog.clean()?;
         if let Err(error) = Config::repeat(&*storage) {
-            // A full disk, most likely: nobody must be kept from making room.
+            // Most likely the disk is full, and freeing space must remain possible.
             tracing::warn!("the copy of the configuration can't be written: {error}");
         }
         Damaged::clean(&*storage)?;
@@ -143,13 +143,13 @@ impl Store {
         })
     }
 
-    /// Opens only the catalog, beside whoever owns the store.
+    /// Opens only the catalog, without taking the store's lock.
     pub fn open_catalog(dir: &Path) -> Result<(Config, Catalog)> {
         let (storage, config) = open_config(dir, &OpenOptions::default())?;
         Ok((config, Catalog::open(storage)?))
     }
 
-    /// Throws the index away and builds it from the packs.
+    /// Deletes the index and builds it from the packs.
     pub fn reindex(dir: &Path, options: &OpenOptions) -> Result<Reindexed> {
         let (storage, config) = open_config(dir, options)?;
         let _lock = StoreLock::acquire(dir, options.wait)?;
@@ -158,7 +158,7 @@ impl Store {
         }
         let damaged = Damaged::load(&*storage)?;
         let inventory = Inventory::read(&*storage)?;
-        // Aside, so that the old one serves on if there is no room for another.
+        // In another directory, so that the old index stays in use if the disk is too full for a second one.
         let aside = dir.join(format!("{}.new", index::DIR));
         wipe(&aside)?;
         let built =
@@ -170,7 +170,7 @@ impl Store {
     }
 }
 
-/// Makes a directory for its user alone, and those that lead to it as usual. One that is there stays as it is.
+/// Creates a directory for its user alone, and its parents with the usual mode. An existing one is left as it is.
 fn create_private(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent)?;
@@ -181,7 +181,7 @@ fn create_private(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the directories of a store.
+/// Creates the directories of a store.
 pub(super) fn make_dirs(storage: &Arc<dyn Storage>) -> Result<()> {
     Catalog::create(Arc::clone(storage))?;
     for name in [pack::DIR, "leases"] {
@@ -261,7 +261,7 @@ fn wipe(path: &Path) -> Result<()> {
     }
 }
 
-/// Opens the index, rebuilding it if it is damaged or stale, and adds the packs it does not know.
+/// Opens the index, rebuilds it if it is damaged or stale, and adds the packs that it lacks.
 fn reconcile(
     dir: &Path,
     storage: &dyn Storage,
@@ -309,8 +309,8 @@ fn rebuilt_empty(dir: &Path, config: &Config, why: &str) -> Result<(HashMap<u32,
     Ok((HashMap::new(), open_index(&path, config)?))
 }
 
-/// Adds packs to the index; a damaged one with the whole records that can be found in it. Such a one gets no row there,
-/// so that it is read again when the store is next opened: it may have been the device that could not be read just then.
+/// Adds packs to the index; of a damaged one, the intact records that can be found. A damaged pack gets no row, so that
+/// it is read again when the store is next opened: the device may have been unreadable only for now.
 fn add_packs<'a>(
     index: &Index,
     storage: &dyn Storage,
@@ -337,7 +337,7 @@ fn add_packs<'a>(
             }
         }
         let found = || entries.first().map_or(pack::Class::Meta, pack::TableEntry::class);
-        // What a search found first may lie in a gap.
+        // Records that a search found first may lie in a gap.
         let class = reader.header().map_or_else(|_| found(), |header| header.class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
         let is_there = |place: &RecordLocation| there.contains_key(&place.pack);

@@ -1,13 +1,13 @@
-//! Packs that are being written, common to all sessions of a store: an open pack a class for everybody, those that are
-//! lent, and those being sealed.
+//! The packs being written by all sessions of a store: one shared open pack for each class, packs that are lent to one
+//! writer, and packs being sealed.
 //!
-//! Appending is a copy to the page cache under one lock. Sealing happens on threads of its own. A record is *pending*
-//! from its appending until its pack is in the index, or lost: if a pack can't be written or sealed, its pending
-//! records are void, and every session that counts on one of them fails.
+//! Appending copies to the page cache under one lock. Sealing runs on separate threads. A record is *pending* from when
+//! it is appended until its pack is in the index or lost. If a pack can't be written or sealed, its pending records are
+//! dropped and every session that pinned one of them fails.
 //!
-//! Who can open the store's files may be lent room at the end of a pack that is its alone, write there itself, and then
-//! tell what it has written. Extent that was lent is not lent again: what its borrower has not told of by the time at which
-//! the pack is sealed, or does not live to tell, is a gap, in which it may write as late as it likes.
+//! A writer that can open the store's files may borrow a pack of its own, reserve an extent at its end, write into it
+//! directly, and then report the records. An extent is never lent twice: what the borrower has not reported when the
+//! pack is sealed becomes a gap, so a late write into it does no harm.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -28,13 +28,13 @@ use crate::store::pins::PinSet;
 use crate::store::{Store, pack_row};
 use crate::truth_lock::{Condvar, TruthGuard, TruthMutex};
 
-/// Packs that may be waiting for the disk while the next are filled.
+/// Packs being sealed at a time before writers wait.
 const SEALING_MAX: usize = 2;
 
-/// A set of packs being written.
+/// The packs being written by all sessions, or by one that has packs of its own.
 pub(crate) struct OpenPacks {
     state: TruthMutex<State>,
-    /// A pack was sealed, or lost.
+    /// Notified when a pack was sealed or lost.
     sealed: Condvar,
 }
 
@@ -44,7 +44,7 @@ struct State {
     open: Vec<OpenPack>,
     sealing: HashSet<u32>,
     pending: HashMap<RecordId, Pending>,
-    /// Starts a thread; tests let it fail.
+    /// Starts a sealing thread. Tests replace it with one that fails.
     spawn: Spawn,
 }
 
@@ -62,9 +62,9 @@ impl Default for OpenPacks {
 
 struct OpenPack {
     writer: PackWriter,
-    /// Keep the bases of its deltas until gc finds them by the sealed pack.
+    /// Pins of the bases of its deltas, kept until gc finds the bases through the sealed pack.
     bases: Vec<Arc<PinSet>>,
-    /// The author who alone may append to it, if it is not everybody's.
+    /// The writer that borrowed it; `None` if it is shared.
     borrower: Option<u64>,
     /// Bytes at its end that its borrower may be writing.
     lent_bytes: u64,
@@ -75,25 +75,25 @@ const _: () = assert!(EXTENT_BYTES_MAX as u64 + PACK_BYTES_TARGET < PACK_BYTES_M
 const _: () =
     assert!(EXTENT_BYTES_MAX as usize > 3 * SEGMENT_BYTES + 3 * SEGMENT_BYTES / CHUNK_BYTES_MIN * HEADER_BYTES);
 
-/// Packs that are lent at a time. Each has an open file; whoever gets none sends its records.
+/// Packs lent at a time. Each is an open file; further writers send their records instead.
 const LENT_PACKS_MAX: usize = 64;
 
-/// A record that is not in the index yet.
+/// A record that is not yet in the index.
 #[derive(Clone, Copy)]
 pub(super) struct Pending {
-    /// Where it is going to be.
+    /// Its future location.
     pub(super) place: RecordLocation,
     /// Its base, if it is a delta.
     pub(super) base: Option<RecordId>,
 }
 
-/// Whoever appends: what it counts on, and the threads that seal the packs that it filled.
+/// One writer: its pins, and the threads that seal the packs that it filled.
 pub(super) struct WriterHandle {
     pub(super) store: Arc<Store>,
-    /// Ends before that of the bases, so that no delta is ever protected without its base.
+    /// Dropped before `bases`, so that no delta is pinned without its base.
     pub(super) pins: PinSet,
-    /// The bases of its deltas, shared with the open packs that have these: it follows what gc moves, also before a delta
-    /// is appended.
+    /// The bases of its deltas, shared with the open packs that contain them. gc's moves apply to it even before a
+    /// delta is appended.
     pub(super) bases: Arc<PinSet>,
     stored_bytes: AtomicU64,
     sealers: Mutex<Vec<JoinHandle<()>>>,
@@ -110,7 +110,7 @@ impl WriterHandle {
         }
     }
 
-    /// Bytes by which packs grew because of it: records with their lines in tables, and what a new pack has besides.
+    /// Bytes that this writer added to packs: records, their table entries, and the fixed parts of new packs.
     pub(super) fn stored_bytes(&self) -> u64 {
         self.stored_bytes.load(Ordering::Relaxed)
     }
@@ -125,7 +125,8 @@ impl WriterHandle {
 }
 
 impl Drop for WriterHandle {
-    /// The threads have a share in the store: who drops the author and then the store must find it closed.
+    /// The threads hold references to the store: after dropping the writer and then the store, the store must be
+    /// closed.
     fn drop(&mut self) {
         for sealer in std::mem::take(self.sealers.get_mut()) {
             let _ = sealer.join();
@@ -134,8 +135,8 @@ impl Drop for WriterHandle {
 }
 
 impl OpenPacks {
-    /// Appends a record to an open pack of its class, unless one that serves as well is pending. A delta's base must be
-    /// among those of the author. The author counts on the record afterwards.
+    /// Appends a record to an open pack of its class, unless an equivalent one is pending, and pins it. A delta's base
+    /// must already be in the writer's `bases`.
     pub(super) fn append(self: &Arc<Self>, handle: &WriterHandle, record: &Record) -> Result<()> {
         let mut state = self.lock();
         let header = &record.header;
@@ -153,11 +154,11 @@ impl OpenPacks {
         Ok(())
     }
 
-    /// Lends an author room at the end of a pack of this class. What it was lent there before, and did not tell of, stays
-    /// a gap. A pack that has grown enough is sealed first; who would have too many sealed waits.
+    /// Lends a writer an extent at the end of a pack of this class. Whatever it has not reported of an earlier extent
+    /// there becomes a gap. A full pack is sealed first; the call waits while too many are being sealed.
     ///
     /// # Errors
-    /// [`Error::Busy`] if too many packs are lent; if a pack can't be begun.
+    /// [`Error::Busy`] if too many packs are lent; any error of creating a pack.
     pub(super) fn reserve(self: &Arc<Self>, handle: &WriterHandle, class: Class, bytes: u32) -> Result<Extent> {
         let mut state = self.lock();
         let at = loop {
@@ -173,8 +174,8 @@ impl OpenPacks {
         Ok(pack.extent())
     }
 
-    /// Appends records that an author has written one after another into room that it was lent, each with whether it is
-    /// needed; what is not needed, or pending already, becomes a gap. Returns whether the room was the author's still;
+    /// Appends records that a writer has written one after another into its extent, each with whether it is needed. A
+    /// record that is not needed, or already pending, becomes a gap. Returns whether the extent was still the writer's;
     /// otherwise nothing was appended.
     pub(super) fn append_written<'a>(
         self: &Arc<Self>,
@@ -197,8 +198,8 @@ impl OpenPacks {
         true
     }
 
-    /// Takes back the packs that were an author's alone: from now on they are everybody's, if they have records and room for
-    /// more.
+    /// Ends a writer's loans: its packs are shared from now on if they have records and space for more, and closed
+    /// otherwise.
     pub(super) fn take_back(self: &Arc<Self>, handle: &WriterHandle) {
         let mut state = self.lock();
         while let Some(at) = state.open.iter().position(|pack| pack.borrower == Some(handle.number())) {
@@ -211,27 +212,27 @@ impl OpenPacks {
         }
     }
 
-    /// Those of these records that are pending; the protection counts on them from now on.
+    /// Those of these records that are pending; pins them.
     pub(super) fn find(&self, ids: &[RecordId], pins: &PinSet) -> Vec<Option<Pending>> {
         let state = self.lock();
         let found = ids.iter().map(|id| state.pending.get(id).copied());
         found.inspect(|found| found.iter().for_each(|pending| pins.pin(&pending.place))).collect()
     }
 
-    /// The packs that are being sealed: their records are pending.
+    /// The packs being sealed: their records are pending.
     pub(super) fn sealing(&self) -> HashSet<u32> {
         self.lock().sealing.clone()
     }
 
-    /// Whether the id of a pending record begins with these bytes.
+    /// Whether a pending record's id begins with these bytes.
     pub(crate) fn has_prefix(&self, prefix: &[u8]) -> bool {
         self.lock().pending.keys().any(|id| id.as_bytes().starts_with(prefix))
     }
 
-    /// Seals the open packs with records that the author counts on, and waits for all packs that have such.
+    /// Seals the open packs in which the writer has pins, and waits until no pack in which it has pins is being sealed.
     ///
     /// # Errors
-    /// If one of them was lost.
+    /// If one of these packs was lost.
     pub(super) fn flush(self: &Arc<Self>, handle: &WriterHandle) -> Result<()> {
         let needs = |number: u32| handle.pins.needs_pack(number);
         let mut state = self.lock();
@@ -247,21 +248,21 @@ impl OpenPacks {
         handle.pins.check()
     }
 
-    /// Lets the author count on all that is pending. Returns the bases of the deltas among it.
+    /// Pins all pending records. Returns the bases of the deltas among them.
     pub(super) fn count_on_all(&self, handle: &WriterHandle) -> Vec<RecordId> {
         let state = self.lock();
         state.pending.values().for_each(|pending| handle.pins.pin(&pending.place));
         state.pending.values().filter_map(|pending| pending.base).collect()
     }
 
-    /// Gives up what is not sealed.
+    /// Removes the packs that are not sealed.
     pub(super) fn discard(&self, handle: &WriterHandle) {
         for pack in std::mem::take(&mut self.lock().open) {
             let _ = handle.store.storage().remove(&part_path(pack.writer.id()));
         }
     }
 
-    /// Seals an open pack, or removes it if there is nothing in it.
+    /// Seals an open pack, or removes it if it is empty.
     fn close(self: &Arc<Self>, state: &mut State, handle: &WriterHandle, at: usize) {
         let pack = state.open.swap_remove(at);
         if pack.writer.entries().is_empty() {
@@ -271,13 +272,13 @@ impl OpenPacks {
         }
     }
 
-    /// Closes an open pack, and waits while too many are being sealed.
+    /// Closes an open pack, then waits while too many are being sealed.
     fn close_in_turn(self: &Arc<Self>, state: &mut TruthGuard<'_, State>, handle: &WriterHandle, at: usize) {
         self.close(state, handle, at);
         state.wait_while(&self.sealed, |state| state.sealing.len() > SEALING_MAX);
     }
 
-    /// Seals a pack on a thread of its own, so that the disk and the processors work at the same time.
+    /// Seals a pack on a thread of its own, so that disk and processors work at the same time.
     fn seal_aside(self: &Arc<Self>, state: &mut State, handle: &WriterHandle, mut pack: OpenPack) {
         pack.leave_gap(handle);
         state.sealing.insert(pack.number());
@@ -311,7 +312,7 @@ impl OpenPacks {
             store.adopt(pack_row(id, sealed.header.class, &sealed.entries, sealed.bytes), &sealed.entries)
         });
         drop(sealing);
-        // Only now: gc takes the pack into account, or gets what this hands over.
+        // Only now: gc takes the sealed pack into account by now, or gets these pins handed over.
         drop(pack.bases);
     }
 
@@ -320,7 +321,7 @@ impl OpenPacks {
     }
 }
 
-/// A pack that is being sealed. Dropped, also by a panic, it ends the wait for it.
+/// A pack being sealed. Dropping it, also during a panic, ends its sealing for all who wait.
 struct Sealing<'a> {
     open_packs: &'a OpenPacks,
     store: &'a Store,
@@ -352,7 +353,7 @@ impl OpenPack {
         Ok(Self { writer, bases: Vec::new(), borrower: None, lent_bytes: 0 })
     }
 
-    /// What is lent.
+    /// The extent that is lent.
     fn extent(&self) -> Extent {
         let (pack, class) = (self.writer.id(), self.writer.class());
         Extent { pack, class, offset: self.writer.end() as u32, bytes: self.lent_bytes as u32 }
@@ -362,7 +363,7 @@ impl OpenPack {
         self.borrower == Some(handle.number()) && self.extent() == extent
     }
 
-    /// Gives up what was lent and not told of.
+    /// Turns the lent extent into a gap.
     fn leave_gap(&mut self, handle: &WriterHandle) {
         let bytes = std::mem::take(&mut self.lent_bytes);
         self.writer.skip(bytes);
@@ -379,8 +380,8 @@ impl OpenPack {
 }
 
 impl State {
-    /// The position of an open pack of a class that an author may append to: its own, where it is not writing itself, or
-    /// everybody's.
+    /// The position of an open pack of a class that a writer may append to: its own, unless it is writing into an
+    /// extent there, or the shared one.
     fn open_pack(&mut self, handle: &WriterHandle, class: Class) -> Result<usize> {
         let own = self.lent_to(handle, class).filter(|at| self.open[*at].lent_bytes == 0);
         match own.or_else(|| self.of_everybody(class)) {
@@ -393,13 +394,13 @@ impl State {
         self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower.is_none())
     }
 
-    /// The position of the open pack of a class that is an author's alone.
+    /// The position of a writer's own open pack of a class.
     fn lent_to(&self, handle: &WriterHandle, class: Class) -> Option<usize> {
         let borrower = Some(handle.number());
         self.open.iter().position(|pack| pack.writer.class() == class && pack.borrower == borrower)
     }
 
-    /// Makes a pack an author's alone: everybody's, or a new one.
+    /// Lends a pack to a writer: the shared one, or a new one.
     fn lend_another(&mut self, handle: &WriterHandle, class: Class) -> Result<usize> {
         if self.open.iter().filter(|pack| pack.borrower.is_some()).count() >= LENT_PACKS_MAX {
             return Err(Error::busy("room in packs", "as many as may have some"));
@@ -419,7 +420,7 @@ impl State {
         Ok(self.open.len() - 1)
     }
 
-    /// Whether a record is pending that serves as well as one with this header; the author counts on it then.
+    /// Whether an equivalent of the record with this header is pending; it is pinned then.
     fn serves(&self, handle: &WriterHandle, header: &Header) -> bool {
         let Some(pending) = self.pending.get(&header.id) else { return false };
         let serves = pending.place.is_full() || (header.base.is_some() && pending.base == header.base);
@@ -429,7 +430,7 @@ impl State {
         serves
     }
 
-    /// Notes the record that was appended last to an open pack.
+    /// Adds the record that was last appended to an open pack.
     fn add_pending(&mut self, handle: &WriterHandle, at: usize, header: &Header) {
         let pack = &mut self.open[at];
         handle.add_stored(header.record_bytes() + TABLE_ENTRY_BYTES as u64);
@@ -442,7 +443,7 @@ impl State {
         self.pending.insert(header.id, Pending { place, base: header.base });
     }
 
-    /// Forgets the pending records of a pack.
+    /// Drops the pending records of a pack.
     fn forget(&mut self, pack: u32, records: &[RecordId]) {
         for id in records {
             if self.pending.get(id).is_some_and(|pending| pending.place.pack == pack) {
@@ -451,7 +452,7 @@ impl State {
         }
     }
 
-    /// Notes that a pack is sealed, or lost to all who count on it. Its waiters are to be notified.
+    /// Ends the sealing of a pack. If it failed, fails everyone with pins in it. The caller notifies `sealed`.
     fn end_sealing(&mut self, store: &Store, pack: u32, records: &[RecordId], outcome: &Result<()>) {
         self.forget(pack, records);
         if let Err(error) = outcome {
@@ -460,7 +461,7 @@ impl State {
         self.sealing.remove(&pack);
     }
 
-    /// Gives an open pack up that could not be written. Returns why.
+    /// Removes an open pack that could not be written. Returns the error.
     fn void(&mut self, handle: &WriterHandle, at: usize, error: Error) -> Error {
         let pack = self.open.swap_remove(at);
         self.forget(pack.number(), &pack.record_ids());

@@ -1,11 +1,12 @@
-//! What living sessions count on, so that gc keeps it: a bit for each record, and leased roots.
+//! The records that running sessions rely on, so that gc keeps them: one bit for each record, and leased roots.
 //!
-//! Everything that lives and needs records has a [`PinSet`] of the store's [`PinSets`]: a write session one for what
-//! it put and found, and one for the bases of its deltas, which lives on until no open pack has one of these. While a
-//! collection runs, one that ends hands its marks over to the collection instead of forgetting them.
+//! Each user of records has a [`PinSet`] from the store's [`PinSets`]. A write session has one for the records that it
+//! put or found, and one for the bases of its deltas, which lives until no open pack contains such a delta. A pin set
+//! that ends during a collection hands its marks over to the collection.
 //!
-//! A record is looked up and protected under [`CollectionLock::look_up`]. gc shuts the gate while it merges the pins and
-//! decides what to condemn: from then on what is condemned has no place, so nobody comes to count on it.
+//! A record is looked up and pinned under [`CollectionLock::look_up`]. gc takes the lock exclusively while it merges
+//! the pins and decides what to condemn: condemned records have no location from then on, so they can no longer be
+//! pinned.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -33,7 +34,7 @@ impl Default for PinSets {
 struct Registry {
     live: HashMap<u64, Arc<Pinned>>,
     last_number: u64,
-    /// What ended while a collection runs; `None` if none does.
+    /// Pins that ended during a collection; `None` if no collection runs.
     handed_over: Option<HandedOver>,
 }
 
@@ -43,16 +44,16 @@ struct HandedOver {
     roots: Vec<NodeId>,
 }
 
-/// What one of the living counts on.
+/// What one pin set holds.
 struct Pinned {
     marks: TruthMutex<Mark>,
-    /// Everything below these is needed.
+    /// Everything below these roots is pinned as well.
     roots: Vec<NodeId>,
-    /// Why it can't go on: something that it counts on was lost before it was durable.
+    /// Why its owner must fail: a record that it relies on was lost before it was durable.
     failure: OnceLock<Error>,
 }
 
-/// Keeps records from gc while it lives.
+/// Keeps records from gc while it exists.
 pub(crate) struct PinSet {
     all: Arc<PinSets>,
     number: u64,
@@ -60,8 +61,8 @@ pub(crate) struct PinSet {
 }
 
 impl PinSets {
-    /// A new protection, of everything below these roots at first. It holds if afterwards the roots are found to be
-    /// snapshots' still.
+    /// A new pin set of everything below these roots. It is effective if the roots still belong to snapshots
+    /// afterwards.
     pub(crate) fn pin_set(self: &Arc<Self>, roots: Vec<NodeId>) -> PinSet {
         let pinned =
             Arc::new(Pinned { marks: TruthMutex::new("pins", Mark::default()), roots, failure: OnceLock::new() });
@@ -72,13 +73,13 @@ impl PinSets {
         PinSet { all: Arc::clone(self), number, pinned }
     }
 
-    /// Lets those that end hand over what they count on, until the result is dropped.
+    /// Makes pin sets that end hand over their pins, until the result is dropped.
     pub(crate) fn begin_collection(self: &Arc<Self>) -> Collecting {
         self.registry.lock().handed_over = Some(HandedOver::default());
         Collecting { all: Arc::clone(self) }
     }
 
-    /// Tells those that count on a pack's records that they are lost.
+    /// Fails the owners of pins in a pack whose records are lost.
     pub(crate) fn fail(&self, pack: u32, error: &Error) {
         for pinned in self.registry.lock().live.values() {
             if pinned.marks.lock().pack(pack).is_some() {
@@ -87,8 +88,8 @@ impl PinSets {
         }
     }
 
-    /// Moves the pins of records to the places that the index has for them now. The gate
-    /// must have been shut since: whoever looked the old place up has protected it by now.
+    /// Moves pins to the locations that the index now has for the same records. Every lookup of an old location must
+    /// have ended ([`CollectionLock::wait_for_look_ups`]), so that its pin is already set.
     pub(crate) fn follow(&self, moves: &[Move]) {
         let mut registry = self.registry.lock();
         for pinned in registry.live.values() {
@@ -100,7 +101,7 @@ impl PinSets {
     }
 }
 
-/// A record that lies in two places, of which the index names the second.
+/// A record at two locations, of which the index names the second.
 pub(crate) struct Move {
     pub(crate) from: RecordLocation,
     pub(crate) to: RecordLocation,
@@ -115,33 +116,33 @@ fn follow(marks: &mut Mark, moves: &[Move]) {
 }
 
 impl PinSet {
-    /// Names it among all of the store.
+    /// Its number among all pin sets of the store.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Protects the record at a place. What was looked up must be protected before the gate is left.
+    /// Pins the record at a location. After a lookup, call this before releasing the collection lock.
     pub(crate) fn pin(&self, place: &RecordLocation) {
         self.pinned.marks.lock().add(place);
     }
 
-    /// Whether the record at a place is pinned.
+    /// Whether the record at a location is pinned.
     pub(crate) fn has(&self, place: &RecordLocation) -> bool {
         self.pinned.marks.lock().has(place)
     }
 
-    /// Whether anything in a pack is pinned.
+    /// Whether any record in a pack is pinned.
     pub(crate) fn needs_pack(&self, number: u32) -> bool {
         self.pinned.marks.lock().pack(number).is_some()
     }
 
-    /// Makes its owner's further work fail.
+    /// Makes all further work of the owner fail.
     pub(crate) fn fail(&self, error: &Error) {
         let _ = self.pinned.failure.set(again(error));
     }
 
     /// # Errors
-    /// What its owner failed of, told again.
+    /// A copy of the error that its owner failed with.
     pub(crate) fn check(&self) -> Result<()> {
         self.pinned.failure.get().map_or(Ok(()), |error| Err(again(error)))
     }
@@ -158,20 +159,21 @@ impl Drop for PinSet {
     }
 }
 
-/// A collection that runs.
+/// A running collection.
 pub(crate) struct Collecting {
     all: Arc<PinSets>,
 }
 
 impl Collecting {
-    /// The roots that are leased by the living, or were when they ended.
+    /// The roots that are leased now, or were when their pin sets ended.
     pub(crate) fn roots(&self) -> Vec<NodeId> {
         let registry = self.all.registry.lock();
         let ended = registry.handed_over.iter().flat_map(|handed_over| &handed_over.roots);
         registry.live.values().flat_map(|pinned| &pinned.roots).chain(ended).copied().collect()
     }
 
-    /// Marks everything that the living count on, or did when they ended. The gate must be shut.
+    /// Merges all pins into a mark, including those of pin sets that ended meanwhile. The collection lock must be held
+    /// exclusively.
     pub(crate) fn merge_into(&self, mark: &mut Mark) {
         let registry = self.all.registry.lock();
         registry.live.values().for_each(|pinned| mark.merge(&pinned.marks.lock()));
@@ -185,7 +187,7 @@ impl Drop for Collecting {
     }
 }
 
-/// Between those who look records up to count on them, and gc. Nobody passes it twice at a time.
+/// Separates lookups that pin records from gc's decision. A thread must not take it twice.
 pub(crate) struct CollectionLock {
     look_ups: TruthRwLock<()>,
     condemned: TruthRwLock<Condemned>,
@@ -198,54 +200,54 @@ impl Default for CollectionLock {
     }
 }
 
-/// Packs that are about to go, each with those of its records that are needed, and will have another place.
+/// Packs that are about to be removed, each with its needed records, which get another location.
 pub(crate) type Condemned = Arc<HashMap<u32, Arc<PackMark>>>;
 
 impl CollectionLock {
-    /// Whoever looks records up to count on them holds this until they are pinned.
+    /// Held from looking records up until they are pinned.
     pub(crate) fn look_up(&self) -> RwLockReadGuard<'_, ()> {
         self.look_ups.read()
     }
 
-    /// Keeps look-ups out. To be held shortly, without any work of the disk.
+    /// Excludes lookups. Hold it briefly and without disk access.
     pub(crate) fn shut(&self) -> TruthWriteGuard<'_, ()> {
         self.look_ups.write()
     }
 
-    /// Waits until every look-up that goes on now has ended.
+    /// Waits until every current lookup has ended.
     pub(crate) fn wait_for_look_ups(&self) {
         drop(self.shut());
     }
 
-    /// What is condemned now.
+    /// The condemned packs.
     pub(crate) fn condemned(&self) -> Condemned {
         Arc::clone(&self.condemned.read())
     }
 
-    /// Condemns packs. From here on only their needed records have places.
+    /// Condemns packs: from now on only their needed records have locations.
     pub(crate) fn condemn(&self, packs: HashMap<u32, Arc<PackMark>>, _shut: &TruthWriteGuard<'_, ()>) {
         *self.condemned.write() = Arc::new(packs);
     }
 
-    /// Forgets a condemned pack that is gone from the index and from the set of packs.
+    /// Forgets a condemned pack that was removed from the index and from the set of packs.
     pub(crate) fn is_gone(&self, number: u32) {
         Arc::make_mut(&mut self.condemned.write()).remove(&number);
     }
 
-    /// Spares what is still condemned. A pack whose records were forgotten stays without places by that alone; but a
-    /// look-up that began before must not end after this.
+    /// Ends condemnation. Records that were forgotten have no location anyway, but a lookup that began before must not
+    /// end after this.
     pub(crate) fn spare(&self) {
         let shut = self.shut();
         self.condemn(HashMap::new(), &shut);
     }
 }
 
-/// Whether a record in a condemned pack is not needed.
+/// Whether a record lies in a condemned pack and is not needed.
 pub(crate) fn is_condemned(condemned: &Condemned, place: &RecordLocation) -> bool {
     condemned.get(&place.pack).is_some_and(|needed| !needed.has(place.ordinal as usize))
 }
 
-/// The same error once more, for another who suffers from it.
+/// A copy of an error, for another session that fails because of it.
 pub(crate) fn again(error: &Error) -> Error {
     match error {
         Error::OutOfSpace { path, is_quota } => Error::OutOfSpace { path: path.clone(), is_quota: *is_quota },

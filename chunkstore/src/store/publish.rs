@@ -1,7 +1,8 @@
-//! Publishing: the entry into a pack, the packs sealed, everything below the root found, the catalog file last.
+//! Publishing a snapshot: append its entry to a pack, seal the packs, check everything below the root, write the
+//! catalog file last.
 //!
-//! A tombstone, synced before the pack that repeats the entry is sealed and gone with the publication, tells an entry
-//! that was never published from one whose catalog file was lost.
+//! A tombstone, synced before the pack that repeats the entry is sealed and removed by the publication, distinguishes
+//! an entry that was never published from one whose catalog file was lost.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -28,8 +29,8 @@ const LEAVES_REMEMBERED: usize = 1 << 16;
 const BATCH_CHUNKS: usize = 8 << 10;
 
 impl WriteSession {
-    /// Publishes a snapshot that was made here. It is durable when this returns. The report's `stored_bytes` are filled
-    /// in, and the time that publishing takes is added.
+    /// Publishes a snapshot that was made here. It is durable when this returns. Fills in the report's `stored_bytes`
+    /// and adds the time that publishing takes.
     ///
     /// # Errors
     /// As [`WriteSession::publish_snapshot`]; [`Error::Invalid`] if the entry breaks a limit.
@@ -37,12 +38,11 @@ impl WriteSession {
         self.publish_snapshot(Snapshot::create(entry, State::default())?, Some(report))
     }
 
-    /// Publishes a snapshot whose records were all put or found, by this session or before. It is durable when this
-    /// returns. One that is here as a partial one is completed.
+    /// Publishes a snapshot whose records were all put or found, by this session or an earlier one. It is durable when
+    /// this returns. A partial snapshot becomes complete.
     ///
-    /// # Errors
-    /// [`Error::Refused`] if there is a snapshot of this name; [`Error::Damaged`], naming it, if something below the root
-    /// is not there; if the session failed. The snapshot is not published then.
+    /// [`Error::Refused`] if another snapshot has the name; [`Error::Damaged`] with the name of a record below the root
+    /// that is missing; any failure of the session. The snapshot is not published then.
     pub fn publish_snapshot(&self, mut snapshot: Snapshot, report: Option<IngestReport>) -> Result<Snapshot> {
         let started = Instant::now();
         self.handle.pins.check()?;
@@ -51,7 +51,8 @@ impl WriteSession {
         }
         let _announced = self.store().catalog().announce(&snapshot)?;
         self.put(vec![entry_record(self.store().codec(), &snapshot)])?;
-        // One sync of each pack is enough for the entry and all below it, which can't be read back before.
+        // One sync of each pack is enough for the entry and everything below it, because the entry can't be read
+        // earlier.
         self.flush()?;
         Closure::check(self, &snapshot)?;
         if let Some(mut report) = report {
@@ -69,21 +70,21 @@ impl WriteSession {
 }
 
 impl WriteSession {
-    /// Publishes a snapshot of which nothing need be here yet: what is not can be fetched from elsewhere. It is durable
-    /// when this returns. One that is here already is left as it is.
+    /// Publishes a snapshot whose records need not be here yet: the missing ones can be fetched from elsewhere. It is
+    /// durable when this returns. A snapshot that exists is left as it is.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is another snapshot of this name; if the session failed.
+    /// [`Error::Refused`] if another snapshot has the name; any failure of the session.
     pub fn publish_partial(&self, snapshot: &Snapshot) -> Result<Snapshot> {
         self.handle.pins.check()?;
         match self.there_already(snapshot) {
             Some(there) => Ok(there),
-            // Another session may be faster.
+            // Another session may have been faster.
             None => self.publish_unchecked(snapshot.clone()).or_else(|error| self.there_already(snapshot).ok_or(error)),
         }
     }
 
-    /// This very snapshot, if it is here, durably.
+    /// This very snapshot, if it exists, durably.
     fn there_already(&self, snapshot: &Snapshot) -> Option<Snapshot> {
         let catalog = self.store().catalog();
         let there = catalog.read(&snapshot.name()).ok()?;
@@ -92,7 +93,7 @@ impl WriteSession {
 
     fn publish_unchecked(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
         let catalog = self.store().catalog();
-        // An image of zeros needs nothing.
+        // An image of zeros has no root.
         snapshot.state.partial = snapshot.entry().root.is_some();
         let _announced = catalog.announce(&snapshot)?;
         self.put(vec![entry_record(self.store().codec(), &snapshot)])?;
@@ -101,7 +102,7 @@ impl WriteSession {
         Ok(snapshot)
     }
 
-    /// Turns a partial snapshot into an ordinary one, after the same check.
+    /// Makes a partial snapshot complete, after the same check.
     fn complete(&self, snapshot: &Snapshot) -> Result<Snapshot> {
         self.flush()?;
         Closure::check(self, snapshot)?;
@@ -109,12 +110,12 @@ impl WriteSession {
     }
 }
 
-/// The record in which a pack repeats a snapshot's entry.
+/// The record that repeats a snapshot's entry in a pack.
 pub(crate) fn entry_record(codec: &RecordCodec, snapshot: &Snapshot) -> Record {
     codec.fast().encode(Kind::Entry, snapshot.entry_id().into(), snapshot.entry_encoding(), None)
 }
 
-/// Puts a report into a snapshot whose file holds a number that counts the file itself: until the length stays.
+/// Sets a report whose `stored_bytes` counts the snapshot's own file: repeats until the length is stable.
 fn set_report(snapshot: &mut Snapshot, mut report: IngestReport, pack_bytes: u64) {
     let mut file_bytes = 0;
     loop {
@@ -128,7 +129,7 @@ fn set_report(snapshot: &mut Snapshot, mut report: IngestReport, pack_bytes: u64
     }
 }
 
-/// The check that everything below a root lies in sealed packs. What is found is protected from then on.
+/// The check that everything below a root lies in sealed packs. What it finds is pinned.
 struct Closure<'a> {
     session: &'a WriteSession,
     snapshot: &'a Snapshot,
@@ -136,7 +137,7 @@ struct Closure<'a> {
     chunks: Vec<(ChunkId, u32)>,
 }
 
-/// A leaf, and the parent's in the same place.
+/// A leaf, and the parent's leaf at the same position.
 struct ChangedLeaf {
     segment: u64,
     old: Option<NodeId>,
@@ -147,13 +148,13 @@ impl<'a> Closure<'a> {
     fn check(session: &'a WriteSession, snapshot: &'a Snapshot) -> Result<()> {
         let parent = session.trusted_parent().map(|parent| (parent.entry().root, parent.entry().virtual_bytes));
         match Self::check_against(session, snapshot, parent) {
-            // The parent may be damaged; what is not there in the new one is not there without a parent either.
+            // The parent may be damaged; a record that the new snapshot lacks is missing with or without a parent.
             Err(Error::Damaged { .. }) if parent.is_some() => Self::check_against(session, snapshot, None),
             checked => checked,
         }
     }
 
-    /// Checks what differs from the parent, which is leased: the rest is there.
+    /// Checks everything that differs from the leased parent; the rest exists.
     fn check_against(
         session: &'a WriteSession,
         snapshot: &'a Snapshot,
@@ -183,7 +184,7 @@ impl<'a> Closure<'a> {
         if self.leaves.len() >= BATCH_LEAVES { self.settle_leaves() } else { Ok(()) }
     }
 
-    /// Reads the leaves that wait, and notes the chunks that the parent's do not have.
+    /// Reads the leaves that wait, and collects the chunks that the parent's leaves do not have.
     fn settle_leaves(&mut self) -> Result<()> {
         let changed = std::mem::take(&mut self.leaves);
         let new: Vec<NodeId> = changed.iter().map(|leaf| leaf.new).collect();
@@ -209,7 +210,7 @@ impl<'a> Closure<'a> {
         Ok(())
     }
 
-    /// Looks up the chunks that wait.
+    /// Looks up the collected chunks.
     fn settle_chunks(&mut self) -> Result<()> {
         let mut chunks = std::mem::take(&mut self.chunks);
         chunks.sort_unstable();
@@ -233,28 +234,28 @@ fn malformed(snapshot: &Snapshot, detail: String) -> Error {
     Error::damaged(format!("the manifest of {}", snapshot.name()), detail)
 }
 
-/// What was checked already: a few nodes, each the child of another in all of its slots, span an image of any size.
+/// Subtrees that were checked: a few nodes, each the child of another in all its slots, can span an image of any size.
 #[derive(Default)]
 struct Entered {
     inner: HashSet<(NodeId, u8)>,
-    /// The last leaves: forgetting costs time only, and not much where no inner node is entered twice.
+    /// The last leaves. Forgetting one only costs time, and little, because inner nodes are entered once.
     leaves: HashSet<NodeId>,
 }
 
 impl Entered {
-    /// Whether a subtree must be looked at.
+    /// Whether a subtree must be checked.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it lies beyond the image's end.
     fn enter(&mut self, subtree: &Subtree, snapshot: &Snapshot) -> Result<bool> {
-        // What the parent alone has need not be known.
+        // Subtrees that only the parent has need not be checked.
         let Some(id) = subtree.id else { return Ok(false) };
         let segments = subtree.segments();
         let of_image = snapshot.entry().virtual_bytes.div_ceil(SEGMENT_BYTES as u64);
         if segments.start >= of_image {
             return Err(malformed(snapshot, format!("manifest node {id} reaches over the image's end")));
         }
-        // What the end cuts is looked at in its place; there is one such node of each height.
+        // A node that the image's end cuts is checked where it lies; there is one at each height.
         if segments.end >= of_image {
             return Ok(true);
         }
@@ -268,7 +269,7 @@ impl Entered {
     }
 }
 
-/// The manifests' nodes, each protected when it is read.
+/// Reads the manifests' nodes and pins each.
 struct ProtectedNodes<'a> {
     session: &'a WriteSession,
     snapshot: &'a Snapshot,
@@ -298,7 +299,7 @@ fn missing(snapshot: &Snapshot, what: &str) -> Error {
     Error::damaged(what, format!("it is not in the store; {} is not published", snapshot.name()))
 }
 
-/// Protects records and makes sure that they lie in sealed packs; returns where.
+/// Pins records and makes sure that they lie in sealed packs; returns their locations.
 fn count_on(session: &WriteSession, ids: &[RecordId], missing: impl Fn(usize) -> Error) -> Result<Vec<RecordLocation>> {
     let found = session.look_up(ids)?;
     if found.iter().any(|found| matches!(found, Found::Sound { is_sealed: false, .. })) {

@@ -1,4 +1,4 @@
-//! Reading verified content out of a store, by id. The store knows the places; [`RecordReader`] reads.
+//! Reads verified content by id. The store provides locations; [`RecordReader`] reads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -59,16 +59,16 @@ impl Locator for Store {
 }
 
 impl Store {
-    /// Fetches records as they are stored, in the order of their places, and hands each over with its position. Headers
-    /// and payloads match their checksums; what is absent is an error in its place.
+    /// Reads records as they are stored, in the order of their locations, and hands each over with its position.
+    /// Headers and payloads match their checksums; an absent record is an error at its position.
     ///
     /// # Errors
-    /// What `each` returns; if the index can't be read.
+    /// Any error of `each`; if the index can't be read.
     pub fn records(&self, ids: &[RecordId], each: &mut dyn FnMut(usize, Result<Record>) -> Result<()>) -> Result<()> {
         RecordReader::new(self).records(ids, each)
     }
 
-    /// For each whether it is there as a full record, known to no damage: whether it can be a base.
+    /// Whether each record exists as a full record without known damage, so that it can be a base.
     ///
     /// # Errors
     /// If the index can't be read.
@@ -76,7 +76,7 @@ impl Store {
         Ok(self.places(ids)?.into_iter().map(|place| place.is_some_and(|place| place.is_full())).collect())
     }
 
-    /// Reads and decodes full records in the order of their places, and hands each over with its position.
+    /// Reads and decodes full records in the order of their locations, and hands each over with its position.
     pub(crate) fn read_full(
         &self,
         wanted: Vec<(usize, RecordLocation)>,
@@ -85,13 +85,13 @@ impl Store {
         RecordReader::new(self).read_full(wanted, each)
     }
 
-    /// Reads and verifies the bases of delta records. A base that can't be had is left out.
+    /// Reads and verifies the bases of deltas. A base that can't be read is left out.
     pub(super) fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<HashMap<RecordId, Vec<u8>>> {
         RecordReader::new(self).bases(ids)
     }
 
-    /// For each the name of the base that a delta against it would have: its own if it is full, else its base's. Where
-    /// nothing can be read there is none: a backup goes on beside damage.
+    /// For each the id of the base of a delta against it: its own id if it is full, otherwise its base's. `None` where
+    /// nothing can be read, because damage must not stop a backup.
     pub(super) fn base_ids(&self, like: &[Like]) -> Result<Vec<Option<RecordId>>> {
         let records: Vec<RecordId> = like.iter().filter_map(|like| record_of(*like)).collect();
         let sketches: Vec<u32> = like.iter().filter_map(|like| sketch_of(*like)).collect();
@@ -113,7 +113,7 @@ impl Store {
         like.iter().map(base_of).collect()
     }
 
-    /// The base that a delta against the chunk at this offset of a pack would have, if there still is one.
+    /// The base of a delta against the chunk at this offset of a pack, if that still exists.
     fn base_of_chunk_at(&self, (pack, offset): (u32, u32)) -> Result<Option<RecordId>> {
         if self.packs().row(pack).is_none() {
             return Ok(None);
@@ -122,7 +122,7 @@ impl Store {
         Ok(Some(header.base.unwrap_or(header.id)).filter(|_| header.kind == Kind::Chunk))
     }
 
-    /// The place of a record, which was found at `place` and may have moved since, and its base if it is a delta.
+    /// The location of a record that was found at `place` and may have moved since, and its base if it is a delta.
     pub(super) fn base_at(
         &self,
         id: RecordId,
@@ -140,7 +140,7 @@ impl Store {
         Ok((place, self.own_base(&place)?))
     }
 
-    /// The base of the record at this place; `None` if it is full.
+    /// The base of the record at this location; `None` if it is full.
     fn own_base(&self, place: &RecordLocation) -> Result<Option<RecordId>> {
         if place.is_full() {
             return Ok(None);
@@ -163,11 +163,11 @@ fn sketch_of(like: Like) -> Option<u32> {
     }
 }
 
-/// Checks that a record from elsewhere is what it says: that it decodes, if it is a delta with its base from the store,
-/// and that its content matches its id and is of its kind.
+/// Checks a record from elsewhere: that it decodes (a delta with its base from this store), that its content matches
+/// its id, and that the content is of its kind.
 ///
 /// # Errors
-/// [`Error::Damaged`] if it is not, or its base is not there; [`Error::Refused`] for the entry of a newer version.
+/// [`Error::Damaged`] if it does not, or its base is missing; [`Error::Refused`] for an entry of a newer version.
 pub(crate) fn verify_record(store: &Store, record: &Record) -> Result<()> {
     let header = &record.header;
     let damaged = |detail: String| Error::damaged(format!("record {}", header.id), detail);

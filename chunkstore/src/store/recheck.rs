@@ -1,4 +1,4 @@
-//! Records that a reader could not read: looked at again, and remembered if they are damaged indeed.
+//! Rereads records that a reader could not read, and lists those that are really damaged.
 
 use crate::error::{Error, Result};
 use crate::format::manifest::ChunkSource;
@@ -8,11 +8,12 @@ use crate::store::damaged::BadRecord;
 use crate::store::{Store, verify_record};
 
 impl Store {
-    /// Reads records that somebody says are damaged. Those that are, and bases that make them so, are remembered as such,
-    /// so that they count as absent until somebody puts them again. Tells for each whether it can't be read.
+    /// Reads records that were reported as damaged. Those that are, and damaged bases of others, are added to the list
+    /// of damaged records, so that they count as absent until they are put again. Returns for each whether it can't be
+    /// read.
     ///
     /// # Errors
-    /// If the index can't be read, or the list of damaged records not be written.
+    /// If the index can't be read, or the list of damaged records can't be written.
     pub fn check_suspects(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
         let mut found = Vec::new();
         let mut answers = Vec::with_capacity(ids.len());
@@ -49,7 +50,7 @@ impl Store {
         }
     }
 
-    /// Finds what is damaged: the record itself, or its base.
+    /// Finds the damage: in the record itself, or in its base.
     fn blame(&self, id: RecordId, place: RecordLocation, found: &mut Vec<BadRecord>) -> Result<()> {
         let lost_base = match self.stored(id) {
             Ok(record) if record.header.codec == Codec::Delta => record.header.base,

@@ -1,6 +1,6 @@
-//! A file that holds space back, to be given up when the disk is full, so that remove and gc still run.
+//! A file that reserves space and is emptied when the disk is full, so that remove and gc still work.
 //!
-//! A reserve that was given up is an empty file: it tells this store from one that never had a reserve.
+//! A used reserve is an empty file, which distinguishes this store from one that never had a reserve.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 const FILE: &str = "reserve";
 /// Size of the reserve.
 pub const RESERVE_BYTES: u64 = 256 << 20;
-/// With less than this free, operations that free space give the reserve up first.
+/// With less free space than this, operations that free space use up the reserve first.
 const LOW_BYTES: u64 = 128 << 20;
 
-/// Creates the reserve, or fills it up again.
+/// Creates the reserve, or fills it again.
 ///
 /// # Errors
-/// [`Error::OutOfSpace`] if there is no room for it; then there is none left behind.
+/// [`Error::OutOfSpace`] if the disk has no space for it; nothing is left behind then.
 pub fn create(dir: &Path) -> Result<()> {
     let path = dir.join(FILE);
     let file = File::create(&path).map_err(|error| Error::io("creating", &path, error))?;
@@ -28,7 +28,7 @@ pub fn create(dir: &Path) -> Result<()> {
     file.sync_all().map_err(|error| Error::io("syncing", &path, error))
 }
 
-/// Gives the reserve up if the file system is nearly full. Tells whether it did.
+/// Empties the reserve if the file system is nearly full. Returns whether it did.
 pub fn give_up_if_low(dir: &Path) -> bool {
     if free_bytes(dir).is_some_and(|free| free < LOW_BYTES) && state(dir) == State::Full && empty(dir) {
         tracing::warn!("the disk is nearly full: gave up the store's reserve of {} MiB", RESERVE_BYTES >> 20);
@@ -37,7 +37,7 @@ pub fn give_up_if_low(dir: &Path) -> bool {
     false
 }
 
-/// Puts a reserve back that had been given up, once there is room for several of it.
+/// Fills a used reserve again once several times its size is free.
 pub fn restore(dir: &Path) {
     let room = free_bytes(dir).is_some_and(|free| free > 4 * RESERVE_BYTES);
     if room && state(dir) == State::GivenUp {

@@ -1,9 +1,10 @@
-//! A write session: records in, sealed packs and at last a published snapshot out.
+//! A write session: takes records, seals packs, and finally publishes a snapshot.
 //!
-//! Many sessions write at once, into common packs. What a session put or found is protected from gc while it lives.
-//! The order that makes a snapshot durable: records are appended to `.part` files; a full pack is synced, renamed and
-//! its directory synced; then its records enter the index in one synced batch; and only when all packs that the session
-//! counts on are there is the snapshot's catalog entry written aside, synced, renamed, and its directory synced.
+//! Many sessions write at the same time into shared packs. Records that a session put or found are pinned while it
+//! exists. The order that makes a snapshot durable: records are appended to `.part` files; a full pack is synced,
+//! renamed, and its directory synced; then its records enter the index in one synced batch; when all packs that the
+//! session relies on are there, the snapshot's catalog file is written under a temporary name, synced, renamed, and its
+//! directory synced.
 
 use std::sync::Arc;
 
@@ -17,8 +18,8 @@ use crate::store::pins::PinSet;
 use crate::store::sink::{Base, Claim, Like, Sink};
 use crate::store::{Store, verify_record};
 
-/// Content on its way into a store. Used by several threads at once. Dropped without publishing, it leaves its records
-/// in the common packs, where the next session finds them.
+/// Content on its way into a store, written by several threads. A session that is dropped without publishing leaves its
+/// records in the shared packs, where later sessions find them.
 pub struct WriteSession {
     pub(super) handle: WriterHandle,
     pub(super) open_packs: Arc<OpenPacks>,
@@ -26,10 +27,10 @@ pub struct WriteSession {
     trusts_parent: bool,
 }
 
-/// What was found of a record.
+/// The result of looking a record up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It can be counted on, and is protected. Whether it is in the index already.
+    /// It is usable and pinned. `is_sealed`: it is already in the index.
     Sound {
         place: RecordLocation,
         is_sealed: bool,
@@ -40,15 +41,16 @@ pub(super) enum Found {
 }
 
 impl Store {
-    /// Begins a session. What the parent has is safe from gc while the session lives.
+    /// Begins a session. The parent's content is kept from gc while the session exists.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the parent is no snapshot, or none any more.
+    /// [`Error::NotFound`] if the parent does not exist, or was just removed.
     pub fn session(self: &Arc<Self>, parent: Option<&SnapshotName>) -> Result<WriteSession> {
         let parent = parent.map(|name| self.catalog().read(name)).transpose()?;
         let roots = parent.iter().filter_map(|parent| parent.entry().root).collect();
         let handle = WriterHandle::new(self, roots);
-        // gc lists the catalog before it asks for leases: what is still there now, after the lease, is marked.
+        // gc lists the catalog before it reads the leases: a parent that still exists after the lease was taken is
+        // marked.
         if let Some(parent) = &parent
             && self.catalog().read(&parent.name())?.entry_id() != parent.entry_id()
         {
@@ -59,8 +61,8 @@ impl Store {
         Ok(WriteSession { handle, open_packs: Arc::clone(&self.open_packs), parent, trusts_parent })
     }
 
-    /// Seals all packs that are being written, so that what unpublished sessions put outlives this process and is not
-    /// sent again.
+    /// Seals all open packs, so that the records of unpublished sessions outlive this process and need not be sent
+    /// again.
     ///
     /// # Errors
     /// If a pack can't be sealed.
@@ -70,7 +72,7 @@ impl Store {
         self.open_packs.flush(&handle)
     }
 
-    /// Lets an author count on all that is pending; as everybody who counts on a delta, also on its base.
+    /// Pins everything that is pending, and the bases of the deltas among it.
     pub(super) fn count_on_pending(&self, handle: &WriterHandle) -> Result<()> {
         let _look_up = self.collection_lock.look_up();
         let bases = self.open_packs.count_on_all(handle);
@@ -80,24 +82,24 @@ impl Store {
 }
 
 impl WriteSession {
-    /// A session with packs of its own, which are given up with it: for gc, which copies records.
+    /// A session with packs of its own, which are discarded with it. For gc, which copies records.
     pub(crate) fn apart(store: &Arc<Store>) -> Self {
         let handle = WriterHandle::new(store, Vec::new());
         Self { handle, open_packs: Arc::default(), parent: None, trusts_parent: false }
     }
 
-    /// The store written to.
+    /// The store that is written to.
     pub fn store(&self) -> &Arc<Store> {
         &self.handle.store
     }
 
-    /// Whether what the parent has need not be claimed: it is not partial, no pack is missing, nothing is known to be
-    /// damaged, and the index has not been rebuilt since a verification found everything.
+    /// Whether records that the parent has need not be claimed: it is complete, no pack is missing, nothing is known to
+    /// be damaged, and a verification found everything since the index was last rebuilt.
     pub fn trusts_parent(&self) -> bool {
         self.trusts_parent
     }
 
-    /// The snapshot that it leases.
+    /// The leased snapshot.
     pub fn parent(&self) -> Option<&Snapshot> {
         self.parent.as_ref()
     }
@@ -107,14 +109,14 @@ impl WriteSession {
         self.parent.as_ref().filter(|_| self.trusts_parent)
     }
 
-    /// Asks which records the store lacks, and takes them on.
+    /// Claims records: returns which of them this session is to put.
     ///
     /// # Errors
     /// If the session failed, or the index can't be read.
     pub fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>> {
         self.handle.pins.check()?;
         let claims = &self.store().claims;
-        // Taken before it is looked up: nobody else puts it unseen in between.
+        // Claimed before the lookup, so that no other session can put it unseen in between.
         let taken: Vec<Taken> = ids.iter().map(|id| claims.take(self.number(), *id)).collect();
         let found = self.look_up(ids).inspect_err(|_| claims.give_back(self.number(), ids))?;
         let given_back: Vec<RecordId> = (0..ids.len())
@@ -132,12 +134,12 @@ impl WriteSession {
         Ok(ids.iter().zip(taken).zip(found).map(claim).collect())
     }
 
-    /// Frees what was taken on and not put.
+    /// Releases claims on records that were not put.
     pub(crate) fn release_claims(&self) {
         self.store().claims.release(self.number());
     }
 
-    /// The names of [`WriteSession::bases`], which are protected; whether they can be read shows when they are.
+    /// The ids of [`WriteSession::bases`], which are pinned. Whether they can be read shows when they are.
     ///
     /// # Errors
     /// As [`WriteSession::bases`].
@@ -149,10 +151,10 @@ impl WriteSession {
         Ok(wanted)
     }
 
-    /// For each the base that a delta against it would have: the record itself if it is full, else its own base.
+    /// For each record the base of a delta against it: the record itself if it is full, otherwise its own base.
     ///
     /// # Errors
-    /// If the session failed, or the index can't be read. What is damaged is no base.
+    /// If the session failed, or the index can't be read. A damaged record is never a base.
     pub fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>> {
         let wanted = self.base_ids(like)?;
         let ids: Vec<RecordId> = wanted.iter().flatten().copied().collect();
@@ -160,12 +162,12 @@ impl WriteSession {
         Ok(Base::from_plain(wanted, plain))
     }
 
-    /// Appends records to the packs of their classes, taking them for what they say. What is there already is dropped.
-    /// Durable only after [`WriteSession::flush`].
+    /// Appends records to the packs of their classes, without verifying them. Records that exist are dropped. Durable
+    /// only after [`WriteSession::flush`].
     ///
     /// # Errors
-    /// [`Error::Refused`] if a delta's base is not there as a full record; nothing was put then. After any other error
-    /// the session has failed.
+    /// [`Error::Refused`] if a delta's base does not exist as a full record; nothing was put then. After any other
+    /// error the session has failed.
     #[expect(clippy::needless_pass_by_value, reason = "as the seam has it, where a connection sends them away")]
     pub fn put(&self, records: Vec<Record>) -> Result<()> {
         self.handle.pins.check()?;
@@ -178,13 +180,13 @@ impl WriteSession {
         put.inspect_err(|error| self.fail(error))
     }
 
-    /// Lends room at the end of a pack, to whoever can write into it beside this process
-    /// (`pack::write_records`). The session has one room of a class at a time: what was written
-    /// into another and not put yet is given up. Whoever is lent none can [put](WriteSession::put) all the same.
+    /// Lends an extent at the end of a pack to a client that can write to packs directly
+    /// (`pack::write_records`). A session has one extent of a class at a time; a second call
+    /// gives up what was not reported of the first. Without an extent, a client can still [put](WriteSession::put).
     ///
     /// # Errors
-    /// If the session failed, or a pack can't be begun; [`Error::Busy`] if too many are lent; [`Error::Invalid`] if it
-    /// is more than [`EXTENT_BYTES_MAX`].
+    /// If the session failed, or a pack can't be created; [`Error::Busy`] if too many packs are lent;
+    /// [`Error::Invalid`] for more than [`EXTENT_BYTES_MAX`].
     pub fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
         self.handle.pins.check()?;
         if bytes > EXTENT_BYTES_MAX {
@@ -193,13 +195,12 @@ impl WriteSession {
         self.open_packs.reserve(&self.handle, class, bytes)
     }
 
-    /// As [`WriteSession::put`], of records that were written into room that this session was lent, one after another:
-    /// they are taken for what their headers say, and not read. Returns whether the room was the session's still; it is
-    /// not if the pack had to be sealed meanwhile, and nothing was put then.
+    /// Like [`WriteSession::put`], for records that were written one after another into this session's extent: only
+    /// their headers are used, the payloads are not read. Returns whether the extent was still the session's; if its
+    /// pack had to be sealed meanwhile, nothing was put.
     ///
     /// # Errors
-    /// As [`WriteSession::put`]; [`Error::Invalid`] if the records don't fill the room, or belong into a pack of
-    /// another class.
+    /// As [`WriteSession::put`]; [`Error::Invalid`] if the records do not fill the extent, or belong to another class.
     pub fn append_written(&self, extent: Extent, headers: &[Header]) -> Result<bool> {
         self.handle.pins.check()?;
         let is_of_class = |header: &Header| Class::of(header.kind, header.codec) == extent.class;
@@ -227,21 +228,21 @@ impl WriteSession {
         self.put(records)
     }
 
-    /// Makes a copy of a record that is there already, which takes its place.
+    /// Copies a record that exists; the copy replaces it.
     pub(crate) fn copy(&self, record: &Record) -> Result<()> {
         self.handle.pins.check()?;
         self.open_packs.append(&self.handle, record).inspect_err(|error| self.fail(error))
     }
 
-    /// Makes all that this session put or counts on durable and known to the index.
+    /// Makes everything that this session put or relies on durable and known to the index.
     ///
     /// # Errors
-    /// If the session failed: something that it counts on was lost.
+    /// If the session failed because a record that it relies on was lost.
     pub fn flush(&self) -> Result<()> {
         self.open_packs.flush(&self.handle)
     }
 
-    /// Bytes by which packs grew because of it.
+    /// Bytes that this session added to packs.
     pub fn stored_bytes(&self) -> u64 {
         self.handle.stored_bytes()
     }
@@ -255,7 +256,7 @@ impl WriteSession {
         self.release_claims();
     }
 
-    /// Which of these records are to be put: those that the session has taken on, and those that are not there.
+    /// Whether each of these records is to be put: those that the session claimed, and those that do not exist.
     fn needed(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
         let claims = &self.store().claims;
         let mut needed = claims.are_of(self.number(), ids);
@@ -264,17 +265,17 @@ impl WriteSession {
         for (at, claim) in unclaimed.into_iter().zip(self.claim(&asked)?) {
             needed[at] = claim != Claim::Present;
             if claim == Claim::Elsewhere {
-                // Whoever was to put it will find it there.
+                // The session that claimed it will find it.
                 claims.seize(self.number(), ids[at]);
             }
         }
         Ok(needed)
     }
 
-    /// Looks records up and protects those that can be counted on.
+    /// Looks records up and pins the usable ones.
     pub(super) fn look_up(&self, ids: &[RecordId]) -> Result<Vec<Found>> {
         let _look_up = self.store().collection_lock.look_up();
-        // In this order: a record is in the index before it ceases to be pending.
+        // In this order: a record is in the index before it stops being pending.
         let pending = self.open_packs.find(ids, &self.handle.pins);
         let rest: Vec<RecordId> = (0..ids.len()).filter(|at| pending[*at].is_none()).map(|at| ids[at]).collect();
         let mut places = self.store().places(&rest)?.into_iter();
@@ -292,7 +293,7 @@ impl WriteSession {
                     self.handle.pins.pin(&place);
                     found.push(Found::Sound { place, is_sealed });
                 }
-                // Found before, with its base.
+                // Found before, together with its base.
                 Some(place) if is_sealed && self.handle.pins.has(&place) => {
                     found.push(Found::Sound { place, is_sealed });
                 }
@@ -307,7 +308,7 @@ impl WriteSession {
         Ok(found)
     }
 
-    /// Protects deltas, found at positions of `ids`, if their bases are there.
+    /// Pins deltas, found at positions of `ids`, if their bases exist.
     fn look_up_deltas(
         &self,
         ids: &[RecordId],
@@ -320,7 +321,7 @@ impl WriteSession {
                 Some(base) => (place, Some(base), false),
                 None => match self.store().base_at(ids[at], place) {
                     Ok((place, base)) => (place, base, true),
-                    // A header that can't be read is damage; to store the content again heals it.
+                    // An unreadable header is damage; storing the content again heals it.
                     Err(Error::Damaged { .. }) => continue,
                     Err(error) => return Err(error),
                 },
@@ -338,7 +339,7 @@ impl WriteSession {
         Ok(())
     }
 
-    /// Protects those of these records that are in the index and full; returns where they are.
+    /// Pins those of these records that are in the index and full; returns their locations.
     fn pin_full(&self, ids: &[RecordId], pins: &PinSet) -> Result<Vec<Option<RecordLocation>>> {
         let _look_up = self.store().collection_lock.look_up();
         let mut places = self.store().places(ids)?;
@@ -351,7 +352,7 @@ impl WriteSession {
         Ok(places)
     }
 
-    /// Protects the bases of deltas for the packs that these go into.
+    /// Pins the bases of deltas for the packs that the deltas go into.
     pub(super) fn pin_bases<'a>(&self, headers: impl Iterator<Item = &'a Header>) -> Result<()> {
         let mut ids: Vec<RecordId> = headers.filter_map(|header| header.base).collect();
         if ids.is_empty() {

@@ -1,7 +1,7 @@
-//! The seam for writing: what an ingest asks of a store and gives to it.
+//! The seam for writing: the requests that an ingest makes of a store.
 //!
-//! A session of a store in this process is one ([`WriteSession`](crate::store::WriteSession)), a session over a
-//! connection another. Whoever ingests can't tell them apart.
+//! Both a session of a store in this process ([`WriteSession`](crate::store::WriteSession)) and one over a connection
+//! implement it. An ingest does not depend on which it uses.
 
 use std::collections::HashMap;
 use std::mem;
@@ -12,39 +12,39 @@ use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
 use crate::format::{Record, RecordId, buffers};
 
-/// What became of a record that was asked for.
+/// The answer to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The store has it, sound and with its base if it is a delta, or it lies in a pack that is being written, or this
-    /// session has taken it on before. gc keeps it while the session lives.
+    /// The store has it, intact and with its base if it is a delta, or it lies in a pack that is being written, or this
+    /// session has claimed it before. gc keeps it while the session exists.
     Present,
-    /// The store lacks it. The caller has taken on to put it.
+    /// The store lacks it, and the caller is to put it.
     Yours,
-    /// As [`Claim::Yours`], and there is a damaged record of this id: it must be put as a full record.
+    /// As [`Claim::Yours`], but a damaged record of this id exists: it must be put as a full record.
     YoursWhole,
-    /// Another session has taken it on and not put it yet. To be asked for again.
+    /// Another session has claimed it and not put it yet. Ask again later.
     Elsewhere,
 }
 
-/// What a new record resembles.
+/// Selects a base for a new record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Like {
-    /// This record, such as what the parent snapshot has at the same offset.
+    /// This record, for example the one that the parent snapshot has at the same offset.
     Record(RecordId),
-    /// Chunks with this sketch.
+    /// A chunk with this sketch.
     Sketch(u32),
 }
 
 /// A full record to encode a delta against.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// Its name.
+    /// Its id.
     pub id: RecordId,
-    /// Its plain bytes, verified. Several records may have the same base.
+    /// Its plain bytes, verified. Several records may share a base.
     pub bytes: Arc<BaseBytes>,
 }
 
-/// The bytes of a base. Their memory serves for the next when nobody needs them any more.
+/// The bytes of a base. The memory is reused when the last reference is dropped.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BaseBytes(Vec<u8>);
 
@@ -75,27 +75,25 @@ impl Base {
     }
 }
 
-/// Takes content on its way into a store. Used by several threads at once.
+/// Takes content on its way into a store, from several threads.
 pub trait Sink: Send + Sync {
-    /// Asks which records the store lacks, and takes them on. Who takes on records must put them before waiting for
-    /// those of others.
+    /// Claims records. A caller must put the records that it claimed before it waits for those of others.
     fn claim(&self, ids: &[RecordId]) -> Result<Vec<Claim>>;
 
-    /// For each the base that a delta against it would have; `None` if there is none that can be read. gc keeps bases
-    /// while the session lives.
+    /// For each the base of a delta against it; `None` if none can be read. gc keeps bases while the session exists.
     fn bases(&self, like: &[Like]) -> Result<Vec<Option<Base>>>;
 
-    /// Puts records. Those that are there already are dropped. Durable only when a snapshot is published.
+    /// Puts records; those that exist are dropped. Durable only when a snapshot is published.
     ///
     /// # Errors
-    /// [`Error::Refused`](crate::Error::Refused) if a delta's base is not there as a full record.
+    /// [`Error::Refused`](crate::Error::Refused) if a delta's base does not exist as a full record.
     fn put(&self, records: Vec<Record>) -> Result<()>;
 
-    /// Publishes a snapshot. It is durable when this returns. The report's `stored_bytes` are filled in, and the time
-    /// that publishing took is added.
+    /// Publishes a snapshot. It is durable when this returns. Fills in the report's `stored_bytes` and adds the time
+    /// that publishing took.
     ///
     /// # Errors
-    /// [`Error::Refused`](crate::Error::Refused) if there is a snapshot of this name;
-    /// [`Error::Damaged`](crate::Error::Damaged), naming it, if something below the root is not there.
+    /// [`Error::Refused`](crate::Error::Refused) if another snapshot has the name;
+    /// [`Error::Damaged`](crate::Error::Damaged) with the name of a record below the root that is missing.
     fn publish(&self, entry: Entry, report: IngestReport) -> Result<Snapshot>;
 }
