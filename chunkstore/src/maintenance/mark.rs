@@ -1,7 +1,7 @@
-//! Walking everything that snapshots need, each record once: for gc's mark and for statistics.
+//! A walk over everything that snapshots need, each record once: for gc's mark and for statistics.
 //!
-//! Memory does not follow the store's size but for one bit (or one small number) a record, kept by the caller's
-//! [`PlaceSet`]: ids wait in batches of fixed size for the index.
+//! Memory grows with the store only by one bit or one small number for each record, which the caller's [`PlaceSet`]
+//! keeps: ids are looked up in batches of fixed size.
 
 use std::thread;
 
@@ -15,27 +15,27 @@ use crate::progress::Progress;
 use crate::store::Store;
 use crate::store::marks::PlaceSet;
 
-/// Ids that wait until they are looked up together (16 MiB). Sorted, they read the index almost in order, and the more
-/// there are, the more of them lie in one block.
+/// Ids that are looked up together (16 MiB). Sorted, they read the index almost in order, and a larger batch has more
+/// ids in one block.
 const BATCH_IDS: usize = 512 << 10;
-/// Of these, how many are looked up with one call.
+/// Ids in one call of the index.
 const SLICE_IDS: usize = 8 << 10;
 
-/// What may be missing below a root.
+/// Which records below a root may be missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Gaps {
-    /// Nothing: a node that can't be read ends the walk.
+    /// None: an unreadable node ends the walk.
     None,
-    /// What was never there. Known damage ends the walk.
+    /// Records that were never here. Known damage ends the walk.
     Absent,
-    /// Whatever: it can be had from elsewhere.
+    /// Any: they can be fetched from elsewhere.
     Any,
 }
 
 /// A walk over the manifests of several snapshots.
 ///
-/// What was seen is not walked again. So those below which something may be missing come last: otherwise nobody would
-/// notice that a whole one lacks it, too.
+/// Visited records are not walked again. Snapshots with allowed gaps therefore come last; otherwise a record that a
+/// complete snapshot lacks would be overlooked.
 pub(crate) struct Walk<'a, S> {
     store: &'a Store,
     threads: usize,
@@ -43,7 +43,7 @@ pub(crate) struct Walk<'a, S> {
     waiting: Vec<RecordId>,
     gaps: Gaps,
     pub(crate) seen: S,
-    /// Records that manifests name and no pack has, but for those that may be missing.
+    /// Records that manifests name and no pack has, except where gaps are allowed.
     pub(crate) missing_records: u64,
 }
 
@@ -60,7 +60,7 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
         }
     }
 
-    /// Lets what is walked from now on have gaps, or not.
+    /// Sets which gaps are allowed from now on.
     pub(crate) fn allow(&mut self, gaps: Gaps) -> Result<()> {
         if self.gaps != gaps {
             self.settle()?;
@@ -72,12 +72,12 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
     /// Walks the tree below a root.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if a manifest node can't be read that may not be missing: what is below it is unknown then.
+    /// [`Error::Damaged`] if a manifest node that must not be missing can't be read: its content is unknown then.
     pub(crate) fn tree(&mut self, root: NodeId) -> Result<()> {
         self.nodes(&[root], None)
     }
 
-    /// Notes single records, such as snapshots' entries.
+    /// Adds single records, such as snapshots' entries.
     pub(crate) fn records(&mut self, ids: impl IntoIterator<Item = RecordId>) -> Result<()> {
         for id in ids {
             self.waiting.push(id);
@@ -88,8 +88,8 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
         Ok(())
     }
 
-    /// Walks nodes, of a height that is known but for a root's. A node that is no lower than its parent is none of a tree:
-    /// its like below it could go on for ever.
+    /// Walks nodes, whose height is known except for a root. A node that is not lower than its parent is invalid: a
+    /// chain of such nodes could be endless.
     fn nodes(&mut self, ids: &[NodeId], height: Option<u8>) -> Result<()> {
         self.progress.check()?;
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
@@ -108,7 +108,7 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
         Ok(())
     }
 
-    /// Notes a node; reads it unless that was done before.
+    /// Adds a node; reads it unless it was visited before.
     fn node(&mut self, id: NodeId, place: Option<RecordLocation>, height: Option<u8>) -> Result<Option<Node>> {
         let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
         if !self.seen.add(&place) {
@@ -129,7 +129,7 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
         }
     }
 
-    /// Looks all waiting ids up.
+    /// Looks up all waiting ids.
     pub(crate) fn settle(&mut self) -> Result<()> {
         self.progress.check()?;
         let mut ids = std::mem::take(&mut self.waiting);

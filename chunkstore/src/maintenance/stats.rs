@@ -1,4 +1,4 @@
-//! What a store holds and what each image costs.
+//! Sizes of a store and the cost of each image.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ pub struct Stats {
     pub snapshots: u64,
     /// Sum of the snapshots' sizes.
     pub virtual_bytes: u64,
-    /// Sum of the snapshots' bytes in chunks: what keeping each for itself would take, uncompressed.
+    /// Sum of the snapshots' bytes in chunks: the size without dedup and compression.
     pub logical_bytes: u64,
     /// Plain bytes of the distinct chunks in the store.
     pub unique_bytes: u64,
@@ -54,7 +54,7 @@ pub struct ImageStats {
     pub only_bytes: u64,
 }
 
-/// Reads all manifests and sums up. Memory: four bytes a record.
+/// Reads all manifests and adds up. Memory: four bytes for each record.
 ///
 /// # Errors
 /// If a snapshot's entry or manifest can't be read.
@@ -68,7 +68,7 @@ pub fn stats(store: &Store, threads: usize, progress: &Progress) -> Result<Stats
         walk.seen.current = number as u32 + 1;
         walk.seen.only_bytes.push(0);
         stats.per_image.push(image_stats(store, image, &mut walk, &mut stats.virtual_bytes)?);
-        // Ids that wait belong to this image.
+        // Waiting ids belong to this image.
         walk.settle()?;
         progress.advance(1);
     }
@@ -99,15 +99,15 @@ fn image_stats(
             walk.tree(root)?;
         }
         stats.snapshots += 1;
-        // What a snapshot from elsewhere says of its size need not fit into a number with the others'.
+        // Sizes in snapshots from elsewhere are not trusted, and their sum may overflow.
         stats.logical_bytes = stats.logical_bytes.saturating_add(data_bytes(store, &snapshot)?);
         *virtual_bytes = virtual_bytes.saturating_add(snapshot.entry().virtual_bytes);
     }
     Ok(stats)
 }
 
-/// Bytes in the snapshot's chunks: as its ingest reported or, if it came from elsewhere, by its leaves. Of a partial one
-/// only those count that are here.
+/// Bytes in the snapshot's chunks: as its ingest reported, or counted from its leaves if it came from elsewhere. Of a
+/// partial snapshot, only the chunks that are here.
 fn data_bytes(store: &Store, snapshot: &Snapshot) -> Result<u64> {
     if snapshot.state.partial {
         return Ok(partial::presence(store, snapshot.entry())?.present_bytes);
@@ -162,7 +162,7 @@ impl PlaceSet for Owners {
             }
             owner if owner == self.current || owner == SHARED => false,
             other => {
-                // What lies below a node is shared too, so the walk goes down once more.
+                // Records below a shared node are shared as well, so the walk visits them again.
                 owners[ordinal] = SHARED;
                 self.only_bytes[other as usize - 1] -= bytes;
                 true

@@ -1,10 +1,11 @@
-//! Freeing what no snapshot needs: mark by one bit a record, remove packs without a mark, rewrite sparse and small ones.
+//! Freeing records that no snapshot needs: mark one bit for each record, remove packs without marks, rewrite sparse and
+//! small ones.
 //!
-//! Sessions write, publish and read meanwhile, and nothing has to wait for its age. Packs that are sealed after the
-//! collection began are not touched. Of the others it keeps what snapshots and leases need, by a walk over them, and what
-//! living sessions count on, by their own marks, which are merged in at one moment: the gate is shut, the decision is made,
-//! and what goes is condemned, so that it can't be found any more. Then it is swept at leisure. Whatever can't be read is
-//! kept.
+//! Sessions write, publish and read meanwhile, and no record has to reach an age first. Packs that are sealed after the
+//! collection began are not touched. Of the others, gc keeps what snapshots and leases need, found by a walk, and what
+//! running sessions have pinned. The pins are merged at one moment, with the collection lock held exclusively: gc
+//! decides, and condemns the packs that go, so that their unneeded records can no longer be found. Then it sweeps,
+//! concurrently with everything else. Unreadable records are kept.
 
 mod sweep;
 
@@ -26,11 +27,11 @@ use crate::progress::Progress;
 use crate::store::marks::{Mark, PackMark, PlaceSet};
 use crate::store::{Collecting, Store};
 
-/// A pack with less than this share of live bytes is rewritten, in percent.
+/// A pack with a smaller share of live bytes than this is rewritten, in percent.
 const SPARSE_PERCENT: u64 = 50;
-/// A pack smaller than this part of a full one is put together with others of its class.
+/// A pack smaller than this fraction of a full one is merged with others of its class.
 const SMALL_PART: u64 = 8;
-/// So many small packs of a class are put together at least.
+/// Least number of small packs of a class that are merged.
 const SMALL_PACKS_MIN: usize = 4;
 
 const RUNS: Description = Description::new("gc_runs_total", Unit::Count, "Garbage collections that ended.");
@@ -48,29 +49,29 @@ pub struct GcReport {
     pub live_records: u64,
     /// Records that nothing needs.
     pub dead_records: u64,
-    /// Records that snapshots need and the store has not: damage.
+    /// Records that snapshots need and the store lacks: damage.
     pub missing_records: u64,
-    /// Packs removed because nothing in them was needed.
+    /// Packs removed because no record in them was needed.
     pub removed_packs: u64,
-    /// Packs rewritten because little in them was, or because they were small.
+    /// Packs rewritten because they were sparse or small.
     pub rewritten_packs: u64,
-    /// Bytes by which `packs/` shrank; in a dry run, what is dead in the packs that would go.
+    /// Bytes by which `packs/` shrank; in a dry run, the dead bytes of the packs that would go.
     pub freed_bytes: u64,
-    /// Packs that were kept although they are damaged: one line each.
+    /// Packs that were kept although they are damaged: one line for each.
     pub kept_damaged: Vec<String>,
     /// Wall time.
     pub elapsed_s: f64,
 }
 
-/// Collects, beside everything else that uses the store.
+/// Collects, concurrently with all other uses of the store.
 ///
 /// # Errors
-/// [`Error::Damaged`] if a snapshot's entry or manifest can't be read: nothing is removed then, because nobody knows
-/// what it needs. Remove that snapshot, or repair it, first. [`Error::Refused`] if a held lease can't be read.
+/// [`Error::Damaged`] if a snapshot's entry or manifest can't be read: nothing is removed then, because its needs are
+/// unknown. Remove or repair that snapshot first. [`Error::Refused`] if a held lease can't be read.
 pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Progress) -> Result<GcReport> {
     let started = Instant::now();
     let maintenance = store.maintain();
-    // From here on sessions that end leave their marks and roots to this collection.
+    // From here on sessions that end hand their pins over to this collection.
     let collecting = store.begin_collection(&maintenance);
     let mut report = GcReport { dry_run, ..GcReport::default() };
     let survey = Survey::make(store, &collecting, threads, progress, &mut report)?;
@@ -94,9 +95,9 @@ pub fn collect(store: &Arc<Store>, dry_run: bool, threads: usize, progress: &Pro
     Ok(report)
 }
 
-/// Decides what goes, at one moment: what was found by then is kept, what was not can't be found any more.
+/// Decides at one moment what goes: what was found by then is kept; the rest can no longer be found.
 fn condemn(store: &Store, survey: Survey, collecting: &Collecting, report: &mut GcReport) -> Plan {
-    // A record that is just being given another place is protected in both, or in none yet.
+    // A record that is being given another location is pinned at both, or at neither yet.
     let _index = store.change_index();
     let shut = store.collection_lock.shut();
     let plan = survey.plan(collecting, report);
@@ -104,20 +105,19 @@ fn condemn(store: &Store, survey: Survey, collecting: &Collecting, report: &mut 
     plan
 }
 
-/// What is known before the moment of decision.
+/// What is known before the decision.
 struct Survey {
-    /// The packs whose sealing had ended when it began: later ones are not touched.
+    /// The packs whose sealing had ended when the collection began; later ones are not touched.
     rows: Vec<PackRow>,
-    /// What snapshots and leases need, and bases.
+    /// Records that snapshots and leases need, and bases.
     mark: Mark,
-    /// Packs that stay because of damage.
+    /// Packs that stay because they are damaged.
     unhealed: HashSet<u32>,
-    /// Packs of deltas that will be rewritten or removed, whatever is found in them later: not all their bases are
-    /// marked.
+    /// Packs of deltas that will be rewritten or removed in any case: not all their bases are marked.
     sparse_deltas: HashSet<u32>,
     /// The size at which packs are sealed.
     pack_bytes: u64,
-    /// Packs with bases that were not marked, by the pack of the deltas that need them.
+    /// Packs with unmarked bases, by the pack of the deltas that need them.
     awaited: Vec<(u32, HashSet<u32>)>,
 }
 
@@ -130,11 +130,11 @@ impl Survey {
         report: &mut GcReport,
     ) -> Result<Self> {
         let rows = store.settled_rows();
-        // The catalog first, then the leases: who takes a lease looks afterwards whether the snapshot is still there.
+        // The catalog before the leases: after taking a lease, a session rechecks that the snapshot exists.
         let snapshots = readable_snapshots(store)?;
         let mut leased = collecting.roots();
         leased.extend(lease::roots(store.dir())?);
-        // A removal that was seen above and is not on disk yet must not be overtaken by the sweep.
+        // A removal that was seen above must be on disk before the sweep.
         store.catalog().sync()?;
         report.snapshots = snapshots.len() as u64;
         let (mark, missing) = mark(store, &snapshots, &leased, threads, progress)?;
@@ -147,8 +147,8 @@ impl Survey {
         Ok(survey)
     }
 
-    /// Marks the bases of deltas. Bases are full, so they lie in other packs than deltas: one pass over the deltas marks
-    /// all of them.
+    /// Marks the bases of deltas. Bases are full records and lie in other packs than deltas, so one pass over the
+    /// deltas marks all of them.
     fn mark_bases(&mut self, store: &Store, report: &mut GcReport) -> Result<()> {
         for row in self.rows.iter().filter(|row| row.class.is_delta()) {
             let number = row.id.number;
@@ -159,7 +159,7 @@ impl Survey {
         Ok(())
     }
 
-    /// What is to be done, with what the living count on.
+    /// The plan, including what sessions have pinned.
     fn plan(mut self, collecting: &Collecting, report: &mut GcReport) -> Plan {
         collecting.merge_into(&mut self.mark);
         let sparse_full = sparse(&self.mark, self.rows.iter().filter(|row| !row.class.is_delta()));
@@ -204,14 +204,14 @@ fn mark(
     progress.set_total(snapshots.len() as u64);
     let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().partition(|snapshot| snapshot.state.partial);
     walk_snapshots(&mut walk, &whole, progress)?;
-    // What was not fetched yet, or is damaged here, can be fetched; what is there is kept.
+    // Records that were not fetched yet, or are damaged here, can be fetched; what is here is kept.
     walk.allow(Gaps::Any)?;
     walk_snapshots(&mut walk, &partial, progress)?;
-    // A lease may be of a partial snapshot that was removed since.
+    // A lease may be of a partial snapshot that was removed meanwhile.
     walk.allow(Gaps::Absent)?;
     let roots: Vec<RecordId> = leased.iter().map(|root| (*root).into()).collect();
     for (root, place) in leased.iter().zip(store.places(&roots)?) {
-        // What the store does not have needs no protection.
+        // Records that the store lacks need no mark.
         if place.is_some() {
             walk.tree(*root)?;
         }
@@ -240,9 +240,9 @@ fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
     }
 }
 
-/// Packs with records that are damaged and that no other pack has, and those that had to be searched for their records when the
-/// index came to know them: they are kept, whatever else is in them. Of the latter the index counts the records as they
-/// were found, those in gaps among them, and not as the table does, which may be readable again.
+/// Packs that are kept whatever they hold: those with damaged records that no other pack has, and those that had to be
+/// searched for records when they were added to the index. For the latter, the index numbers the records in the order
+/// they were found, including those in gaps, and not as the table does, which may have become readable again.
 fn unhealed_packs(store: &Store, rows: &[PackRow]) -> Result<HashSet<u32>> {
     let records: Vec<_> = store.damaged().records().into_iter().filter(|record| !record.base_lost).collect();
     let ids: Vec<_> = records.iter().map(|record| record.id).collect();
@@ -253,8 +253,8 @@ fn unhealed_packs(store: &Store, rows: &[PackRow]) -> Result<HashSet<u32>> {
     Ok(unhealed.map(|(record, _)| record.pack.number).chain(searched).collect())
 }
 
-/// Marks the bases of a pack's deltas: of all if the pack stays as it is, so that none is left without its base.
-/// Returns the packs with bases that were not marked.
+/// Marks the bases of a pack's deltas: of all deltas if the pack stays as it is, so that none loses its base. Returns
+/// the packs with bases that were not marked.
 fn mark_bases(
     store: &Store,
     row: &PackRow,
@@ -277,7 +277,7 @@ fn mark_bases(
             "not all that is needed of it can be read; nothing is collected while it is unknown which bases that has",
         ));
     }
-    // Records that were found by search may be counted otherwise than the marks are.
+    // Records that were found by a search may be numbered differently from the marks.
     let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
     let (wanted, others): (Vec<_>, Vec<_>) =
         scanned.entries.iter().enumerate().partition(|(ordinal, _)| !only_live || live.has(*ordinal));
@@ -316,7 +316,7 @@ fn small(rows: &[PackRow], below_bytes: u64) -> HashSet<u32> {
     small
 }
 
-/// Clears the tombstones of snapshots whose entries no pack repeats any more.
+/// Removes the tombstones of snapshots whose entries are no longer in any pack.
 fn clear_tombstones(store: &Store) -> Result<()> {
     for tombstone in store.catalog().tombstones()? {
         let prefix = tombstone.entry_prefix_bytes();

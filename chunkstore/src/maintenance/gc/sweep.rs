@@ -1,9 +1,9 @@
-//! The sweep: rewriting and removing packs, in an order in which nothing needed is ever without its place.
+//! The sweep: rewriting and removing packs in an order in which every needed record always has a location.
 //!
-//! Deletion follows one order: replacement packs are sealed and in the index (which repoints their records), then one
-//! synced batch drops what only the old packs have, then packs of deltas are unlinked, then packs of full records.
-//! A pack of full records stays until no pack has a delta against any of them, be it one that nothing needs.
-//! A crash anywhere leaves at most packs that the next collection removes.
+//! Order of deletion: replacement packs are sealed and added to the index, which moves their records; then one synced
+//! batch removes the records that only the old packs have; then packs of deltas are unlinked, then packs of full
+//! records. A pack of full records stays while any pack has a delta against one of them, even an unneeded one. A crash
+//! at any point leaves at most packs that the next collection removes.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -19,18 +19,18 @@ use crate::store::index::Change;
 use crate::store::marks::{Mark, PackMark};
 use crate::store::{Store, WriteSession};
 
-/// What becomes of each pack that does not stay as it is.
+/// What happens to each pack that does not stay as it is.
 pub(super) struct Plan {
     pub(super) mark: Mark,
     /// Removed at once.
     pub(super) remove: Vec<PackRow>,
-    /// Removed when the deltas against their records are gone, which lie in packs that are rewritten.
+    /// Removed after the deltas against their records, which lie in packs that are rewritten.
     pub(super) remove_later: Vec<PackRow>,
     pub(super) rewrite: Vec<PackRow>,
 }
 
 impl Plan {
-    /// Every pack that goes, with what is needed of it.
+    /// Every pack that goes, with its needed records.
     pub(super) fn condemned(&self) -> HashMap<u32, Arc<PackMark>> {
         let packs = self.remove.iter().chain(&self.remove_later).chain(&self.rewrite);
         let needed = |row: &PackRow| Arc::new(self.mark.pack(row.id.number).cloned().unwrap_or_default());
@@ -50,7 +50,7 @@ impl Plan {
 
     pub(super) fn carry_out(self, store: &Arc<Store>, progress: &Progress, report: &mut GcReport) -> Result<()> {
         progress.set_total(self.rewrite.iter().map(|row| self.live(row).1).sum());
-        // What needs no copy goes first: on a full disk it makes room for the copies.
+        // Packs without needed records go first: on a full disk that makes space for the copies.
         report.removed_packs += delete_packs(store, self.remove.clone(), report)?;
         self.rewrite_classes(Class::is_delta, store, progress, report)?;
         report.removed_packs += delete_packs(store, self.remove_later.clone(), report)?;
@@ -81,7 +81,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Copies the live records of some packs of one class into new ones and deletes the old.
+    /// Copies the live records of some packs of one class into new packs and deletes the old ones.
     fn rewrite_group(
         &self,
         store: &Arc<Store>,
@@ -117,8 +117,8 @@ impl Plan {
     }
 }
 
-/// Deletes packs whose live records are elsewhere, and what an earlier collection left of such. Returns how many went; one
-/// whose table can't be read stays.
+/// Deletes packs whose live records are elsewhere, and leftovers of earlier collections. Returns how many; a pack whose
+/// table can't be read stays.
 fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Result<u64> {
     let mut doomed = Vec::new();
     for row in packs {
@@ -137,8 +137,8 @@ fn delete_packs(store: &Store, packs: Vec<PackRow>, report: &mut GcReport) -> Re
     Ok(doomed.len() as u64)
 }
 
-/// A pack's table, if the index knows all of it: where it could not be read when the pack was added, records that are
-/// needed may be missing there, and the others be counted otherwise.
+/// A pack's table, if the index knows all its records. If the table could not be read when the pack was added, needed
+/// records may be missing from the index, and the others may be numbered differently.
 fn known_table(reader: &PackReader, row: &PackRow) -> Result<Vec<TableEntry>> {
     let table = reader.table()?;
     if table.len() as u64 == u64::from(row.records) {
@@ -150,7 +150,7 @@ fn known_table(reader: &PackReader, row: &PackRow) -> Result<Vec<TableEntry>> {
     ))
 }
 
-/// Takes a pack and those of its records that are nowhere else out of the index, in one synced batch.
+/// Takes a pack, and those of its records that are nowhere else, out of the index in one synced batch.
 fn forget_records(store: &Store, row: &PackRow, table: &[TableEntry]) -> Result<()> {
     let _index = store.change_index();
     let ids: Vec<_> = table.iter().map(|entry| entry.id).collect();
@@ -172,8 +172,9 @@ fn forget_records(store: &Store, row: &PackRow, table: &[TableEntry]) -> Result<
     Ok(())
 }
 
-/// Unlinks the packs that the index has forgotten, be it in a collection before that failed: until they are surely gone,
-/// the tombstones of the snapshots whose entries they repeat must stay. Deltas go before what they build on.
+/// Unlinks the packs that the index has forgotten, also in a collection that failed earlier. Until they are certainly
+/// unlinked, the tombstones of the snapshots whose entries they contain must stay. Packs of deltas go before those with
+/// their bases.
 fn unlink_forgotten(store: &Store) -> Result<()> {
     let mut forgotten = store.forgotten_packs();
     // A repair may have found one and added it again.
@@ -189,7 +190,7 @@ fn unlink(store: &Store, rows: &[&PackRow]) -> Result<()> {
     for row in rows {
         let path = pack::path(row.id);
         match store.storage().remove(&path) {
-            // The collection before came so far.
+            // A previous collection got this far.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             removed => removed.map_err(|error| Error::io("removing", &path, error))?,
         }

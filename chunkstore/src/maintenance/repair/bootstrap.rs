@@ -1,7 +1,8 @@
-//! What a store can't be opened without: its configuration, the list of damaged records, the catalog's directory.
+//! The files without which a store can't be opened: its configuration, the list of damaged records, the catalog's
+//! directory.
 //!
-//! The configuration is judged by what repeats it: its copy, and the header of every pack, which has the store's id and
-//! its chunk parameters.
+//! The configuration is compared with its copy and with the header of every pack, which repeats the store's id and its
+//! chunk parameters.
 
 use std::io;
 use std::path::Path;
@@ -24,10 +25,10 @@ use crate::store::{Config, OpenOptions};
 /// Packs whose headers are read.
 const HEADERS_READ_MAX: usize = 256;
 
-/// What is wrong there, in words; nothing, if the store can be opened. Nothing is changed.
+/// Describes the damage to these files; empty if the store can be opened. Changes nothing.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no store; [`Error::Damaged`] if nothing repeats what is lost.
+/// [`Error::NotFound`] if there is no store; [`Error::Damaged`] if there is no copy of a lost file.
 pub fn look(dir: &Path) -> Result<Vec<String>> {
     if !dir.join(pack::DIR).is_dir() {
         return Err(Error::not_found(format!("store {}", dir.display())));
@@ -36,10 +37,10 @@ pub fn look(dir: &Path) -> Result<Vec<String>> {
     Ok(mends.into_iter().map(|mend| mend.says).collect())
 }
 
-/// Mends it, in a store that nobody has open; tells what was done. Damaged files are kept in `quarantine/`.
+/// Repairs a store that no process has open; returns what was done. Damaged files are kept in `quarantine/`.
 ///
 /// # Errors
-/// As [`look`]; [`Error::Busy`] if somebody has the store open.
+/// As [`look`]; [`Error::Busy`] if a process has the store open.
 pub fn mend(dir: &Path, options: &OpenOptions, now: Timestamp) -> Result<Vec<String>> {
     let storage: Arc<dyn Storage> = Arc::new(LocalDir::new(dir));
     let _lock = StoreLock::acquire(dir, options.wait)?;
@@ -56,7 +57,7 @@ struct Mend {
 enum How {
     /// Write this configuration and its copy.
     WriteConfig(String),
-    /// Put the list of damaged records away; a verification makes it anew.
+    /// Quarantine the list of damaged records; a verification creates it anew.
     ForgetDamaged,
     MakeCatalog,
 }
@@ -95,7 +96,7 @@ fn mends(storage: &dyn Storage, now: Timestamp) -> Result<Vec<Mend>> {
     Ok(mends)
 }
 
-/// Why something can't be read, if that is its damage and nothing else's.
+/// Why a file can't be read, if it is damaged and nothing else is the reason.
 fn unreadable(error: Error) -> Result<String> {
     if error.is_damage() || matches!(error, Error::Invalid { .. }) { Ok(error.to_string()) } else { Err(error) }
 }
@@ -127,7 +128,7 @@ fn mend_config(storage: &dyn Storage, now: Timestamp) -> Result<Option<Mend>> {
     Ok(Some(Mend { says: format!("{why}: {from}"), how: How::WriteConfig(text) }))
 }
 
-/// The header of a pack like most others; none if none can be read.
+/// The header that most packs agree with; `None` if none can be read.
 fn majority(storage: &dyn Storage) -> Result<Option<PackHeader>> {
     let inventory = Inventory::read(storage)?;
     let header = |id: &PackId| PackReader::open(storage, *id).and_then(|reader| reader.header()).ok();

@@ -1,6 +1,7 @@
-//! Restoring catalog files from the entries that packs repeat.
+//! Restoring catalog files from the entries that packs contain.
 //!
-//! A snapshot's state is lost with its file. So one that is restored is held: it can't be pruned before a person has looked.
+//! A snapshot's state is lost with its file, so a restored snapshot is held: it can't be pruned before someone has
+//! looked.
 
 use super::{HOLD, Mending};
 use crate::catalog::{Snapshot, SnapshotName, State};
@@ -11,7 +12,7 @@ use crate::storage::quarantine;
 use crate::store::Store;
 
 impl Mending<'_> {
-    /// Restores what can be, and puts the rest aside, so that gc can work again.
+    /// Restores what can be restored and quarantines the rest, so that gc can work again.
     pub(super) fn restore_catalog(&mut self) -> Result<()> {
         let check = &self.found.catalog;
         for (name, entries) in &check.unreadable {
@@ -28,7 +29,7 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// The snapshot that was made last of those with these entries; the first that was not removed.
+    /// The latest of the snapshots with these entries; snapshots that were not removed come first.
     fn newest(&self, entries: &[EntryId]) -> Result<Option<Snapshot>> {
         let snapshots = entries.iter().map(|id| read_entry(self.store, *id)).collect::<Result<Vec<_>>>()?;
         let removed = self.store.catalog().tombstones()?;
@@ -64,7 +65,7 @@ impl Mending<'_> {
                 self.tell_restored(&snapshot, "was missing");
                 continue;
             }
-            // Names are given out again only after a removal.
+            // A name is given out again only after a removal.
             if !self.dry_run {
                 self.store.catalog().bury(&snapshot)?;
             }
@@ -73,7 +74,7 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// The state of a snapshot whose own is lost.
+    /// The state of a snapshot that lost its own.
     fn with_state(&self, mut snapshot: Snapshot) -> Result<Snapshot> {
         let mut state = State::default();
         state.hold(HOLD)?;
@@ -103,7 +104,7 @@ impl Mending<'_> {
         Ok(())
     }
 
-    /// Puts something aside that does not belong where it is.
+    /// Quarantines a file that does not belong where it is.
     pub(super) fn put_away(&mut self, path: &str) -> Result<()> {
         if !self.dry_run {
             let to = quarantine::put_away(&**self.store.storage(), path)?;
@@ -114,7 +115,7 @@ impl Mending<'_> {
     }
 }
 
-/// The snapshot whose entry a pack repeats.
+/// The snapshot whose entry a pack contains.
 fn read_entry(store: &Store, id: EntryId) -> Result<Snapshot> {
     let mut read = None;
     store.records(&[RecordId::from(id)], &mut |_, record| {

@@ -1,7 +1,7 @@
-//! Replacing packs of which something is damaged.
+//! Replacing damaged packs.
 //!
-//! Their sound records are copied to new packs. When these are durable and in the index, the old files go to
-//! `quarantine/`. Also a file that lies under another pack's name is searched.
+//! Their intact records are copied to new packs. When these are durable and in the index, the old files move to
+//! `quarantine/`. A file that lies under another pack's name is searched as well.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ use crate::store::{Store, WriteSession, entry_record, verify_record};
 const BATCH_RECORDS: usize = 4096;
 
 impl Mending<'_> {
-    /// Replaces packs that are damaged, and brings back entries that no pack repeats any more.
+    /// Replaces damaged packs, and adds entries that are no longer in any pack.
     pub(super) fn replace_packs(&mut self) -> Result<()> {
         let unfit: Vec<PackId> = self.found.unfit.iter().map(|row| row.id).collect();
         let strangers = Inventory::read(&**self.store.storage())?.strangers;
@@ -62,7 +62,7 @@ impl Mending<'_> {
         strangers.iter().try_for_each(|name| self.put_away(&format!("{}/{name}", pack::DIR)))
     }
 
-    /// The snapshots whose entry no pack has.
+    /// The snapshots whose entry is in no pack.
     fn unrepeated_entries(&self) -> Result<Vec<Snapshot>> {
         let snapshots = &self.found.catalog.snapshots;
         let ids: Vec<RecordId> = snapshots.iter().map(|snapshot| snapshot.entry_id().into()).collect();
@@ -70,7 +70,7 @@ impl Mending<'_> {
         Ok(unrepeated.map(|(snapshot, _)| snapshot.clone()).collect())
     }
 
-    /// Takes packs out of the index, then out of `packs/`, then out of the list of what is damaged.
+    /// Takes packs out of the index, then out of `packs/`, then out of the list of damaged records.
     fn quarantine(&mut self, packs: &[PackId]) -> Result<()> {
         if packs.is_empty() {
             return Ok(());
@@ -86,7 +86,7 @@ impl Mending<'_> {
         damaged.retain(|record| !packs.contains(&record.pack));
         for id in &self.found.lost {
             if !damaged.concerns(*id) {
-                // The next backup must not take it for there because its parent has it.
+                // The next backup must not skip it because its parent has it.
                 damaged.insert(BadRecord { pack: NO_PACK, offset: 0, id: *id, base_lost: false });
             }
         }
@@ -120,7 +120,7 @@ fn forget(store: &Store, gone: &HashSet<u32>) -> Result<()> {
     store.index().apply(&change)
 }
 
-/// The copying of sound records.
+/// Copies intact records.
 struct Rescue<'a> {
     store: &'a Store,
     /// Numbers of the packs that will go.
@@ -129,7 +129,7 @@ struct Rescue<'a> {
 }
 
 impl Rescue<'_> {
-    /// Copies the sound records of a file that no pack has that stays.
+    /// Copies the intact records of a file that are in no remaining pack.
     fn copy(&mut self, id: PackId, of_deltas: bool, session: &WriteSession) -> Result<()> {
         let found = PackReader::open(&**self.store.storage(), id).and_then(|reader| Ok((reader.scan()?, reader)));
         let (mut entries, reader) = match found {
@@ -150,7 +150,7 @@ impl Rescue<'_> {
         Ok(())
     }
 
-    /// Copies a record if it is sound; a delta whose base is lost may be of use when that is found.
+    /// Copies a record if it is intact; a delta without its base may become useful when the base is found.
     fn copy_record(&self, reader: &PackReader, entry: &TableEntry, session: &WriteSession) -> Result<bool> {
         let record = match reader.record(u64::from(entry.offset), entry.stored_bytes) {
             Err(error) if error.is_damage() => return Ok(false),
@@ -162,7 +162,7 @@ impl Rescue<'_> {
         };
         match verify_record(self.store, &record) {
             Err(Error::Damaged { .. }) if !lacks_base => Ok(false),
-            // A newer version's entries are kept as they are.
+            // Entries of a newer version are kept as they are.
             Ok(()) | Err(Error::Damaged { .. } | Error::Refused { .. }) => session.copy(&record).map(|()| true),
             Err(error) => Err(error),
         }

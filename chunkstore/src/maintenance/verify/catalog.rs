@@ -1,4 +1,4 @@
-//! Checking the catalog, also against the entries that packs repeat.
+//! Checking the catalog, including against the entries that packs contain.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,25 +8,25 @@ use crate::error::Result;
 use crate::format::EntryId;
 use crate::store::Store;
 
-/// What can be read of a catalog, and what can't.
+/// The readable and unreadable parts of a catalog.
 #[derive(Default)]
 pub(crate) struct CatalogCheck {
     pub(crate) snapshots: Vec<Snapshot>,
-    /// Damaged files, each with the entries of its name that packs repeat.
+    /// Damaged files, each with the entries of its name that packs contain.
     pub(crate) unreadable: Vec<(SnapshotName, Vec<EntryId>)>,
-    /// Entries that packs repeat and the catalog lacks.
+    /// Entries that packs contain and the catalog lacks.
     pub(crate) unlisted: Vec<(SnapshotName, EntryId)>,
-    /// Paths of what is no part of the catalog.
+    /// Paths of files that do not belong to the catalog.
     pub(crate) strangers: Vec<String>,
 }
 
-/// Reads all of the catalog and adds what is wrong with it to `problems`. `found` are the entries that packs repeat.
+/// Reads the whole catalog and adds its problems to `problems`. `found` are the entries that packs contain.
 pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<String>) -> Result<CatalogCheck> {
     let catalog = store.catalog();
     let mut check = CatalogCheck { strangers: catalog.strangers()?, ..CatalogCheck::default() };
-    // With the entries that may be the damaged one: those that were not removed before those that were.
+    // With the entries that the damaged file may have held: of existing snapshots first, then of removed ones.
     let mut unreadable: HashMap<SnapshotName, [Vec<EntryId>; 2]> = HashMap::new();
-    // Of newer versions, or not this user's to read: nothing to be mended.
+    // Of a newer version, or not readable by this user: nothing to repair.
     let mut others = HashSet::new();
     let (all, tombstones) = catalog.list_with_tombstones()?;
     for listed in all {

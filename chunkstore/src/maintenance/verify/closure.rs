@@ -1,9 +1,10 @@
-//! Walking the manifests of snapshots: everything below a root must be there.
+//! Walking the manifests of snapshots: everything below a root must exist.
 //!
-//! One thread walks the inner nodes and gives leaves out in batches; others read them and look their chunks up. Of inner
-//! nodes each is entered once: a few, each the child of another in all of its slots, span an image of any size. Leaves and
-//! chunks are not looked at again as long as they are remembered, which is bounded: forgetting costs time only. Below a partial
-//! snapshot something may be absent; these come last, so that what whole ones lack is noticed.
+//! One thread walks the inner nodes and hands out leaves in batches; others read them and look up their chunks. Each
+//! inner node is entered once, because a few nodes, each the child of another in all its slots, can span an image of
+//! any size. Leaves and chunks are not checked again while they are remembered; the memory is bounded, and forgetting
+//! only costs time. Below a partial snapshot records may be absent; partial snapshots come last, so that what complete
+//! ones lack is noticed.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -25,18 +26,18 @@ use crate::store::marks::{Mark, PlaceSet};
 
 /// Leaves that are read together.
 const BATCH_LEAVES: usize = 64;
-/// Ids remembered at most, at 16 bytes and some.
+/// Most ids that are remembered, at a little over 16 bytes each.
 const REMEMBERED_MAX: usize = 1 << 20;
-/// Lost ids that are told apart at most.
+/// Most lost ids that are told apart.
 const LOST_MAX: usize = 1 << 20;
 
-/// What snapshots need and can't have.
+/// Records that snapshots need and that are lost.
 #[derive(Default)]
 pub(super) struct Lost {
     pub(super) ids: HashSet<RecordId>,
-    /// What partial snapshots need and was never here.
+    /// Records of partial snapshots that were never here.
     pub(super) absent: u64,
-    /// Some manifest is not what it must be although its nodes are whole.
+    /// A manifest is malformed although its nodes are intact.
     pub(super) malformed: bool,
 }
 
@@ -46,7 +47,7 @@ impl Lost {
     }
 }
 
-/// What the walk does with the places of what it sees: `None` if there is none. Tells whether to go on below it.
+/// What the walk does with the location of each record; `None` if it has none. Returns whether to go on below it.
 type See<'a> = dyn Fn(RecordId, Option<RecordLocation>) -> bool + Sync + 'a;
 
 /// A walk over the manifests of snapshots.
@@ -58,7 +59,7 @@ pub(super) struct Closure<'a> {
     lost: Mutex<Lost>,
 }
 
-/// Marks everything that some snapshots need and that has a place.
+/// Marks everything that some snapshots need and that has a location.
 pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progress: &Progress) -> Result<Mark> {
     let mark = Mutex::new(Mark::default());
     let closure = Closure::new(store, threads, progress);
@@ -76,7 +77,7 @@ impl<'a> Closure<'a> {
         Self { store, threads, progress, remembered: Mutex::default(), lost: Mutex::default() }
     }
 
-    /// Everything below the snapshots that has no good place, or can't be read.
+    /// Everything below the snapshots that has no good location, or can't be read.
     pub(super) fn lost(
         self,
         snapshots: &[Snapshot],
@@ -129,7 +130,8 @@ impl<'a> Closure<'a> {
         walker.give_leaves()
     }
 
-    /// Reads leaves until there are no more. After a failure they are only taken away, so that the walker does not wait.
+    /// Reads leaves until there are no more. After a failure they are only taken from the channel, so that the walker
+    /// never blocks.
     fn work(&self, todo: &Receiver<Vec<NodeId>>, see: &See<'_>) -> Result<()> {
         let mut result = Ok(());
         for leaves in todo {
@@ -156,7 +158,7 @@ impl<'a> Closure<'a> {
         Ok(())
     }
 
-    /// Shows ids with their places; returns those below which the walk goes on.
+    /// Visits ids with their locations; returns those below which the walk goes on.
     fn look_up(&self, new: Vec<RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
         let places = self.store.places(&new)?;
         Ok(new.into_iter().zip(places).filter(|(id, place)| see(*id, *place)).map(|(id, _)| id).collect())
@@ -217,17 +219,17 @@ impl Walker<'_> {
     }
 }
 
-/// Half of an id: enough to tell those apart that are remembered.
+/// Half of an id: enough to tell remembered ids apart.
 type Half = [u8; 16];
 
-/// The ids that were seen last.
+/// The ids that were visited last.
 #[derive(Default)]
 struct Remembered {
     ids: HashSet<Half, BuildHasherDefault<FirstBytes>>,
 }
 
 impl Remembered {
-    /// Those of these ids that were not seen, each once.
+    /// Those of these ids that were not visited, each once.
     fn new_ones(&mut self, ids: impl Iterator<Item = RecordId>) -> Vec<RecordId> {
         if self.ids.len() >= REMEMBERED_MAX {
             self.ids.clear();
@@ -247,7 +249,7 @@ impl Hasher for FirstBytes {
         }
     }
 
-    // An array is hashed with its length, which is always the same.
+    // The hash of an array includes its length, which is constant here.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {

@@ -1,5 +1,5 @@
-//! Checking deltas: in batches held in memory, sorted by the places of their bases, so that a base is decoded once for
-//! all deltas of a batch and bases are read in order.
+//! Checking deltas: in batches held in memory, sorted by the locations of their bases, so that a base is decoded once
+//! for all deltas of a batch and bases are read in order.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -35,7 +35,7 @@ pub(super) fn check(run: &Run<'_>, wanted: Option<&Mark>, findings: &Findings) -
     let (sender, batches) = bounded(0);
     thread::scope(|scope| {
         let filler = scope.spawn(|| fill_batches(&units, sender));
-        // Taken by value: after a failure here the filler must not wait for it to take another.
+        // Taken by value: after a failure here, the filler's next send must fail and not block.
         let checked = batches.into_iter().try_for_each(|batch: Batch| batch.check(run, findings));
         let result = filler.join().expect("filling does not panic");
         checked.and(result)
@@ -63,7 +63,7 @@ struct Block {
     unreadable: Unreadable,
 }
 
-/// A delta in a batch, with the place of its base.
+/// A delta in a batch, with the location of its base.
 #[derive(Clone, Copy)]
 struct Delta {
     block: usize,
@@ -108,7 +108,7 @@ impl Batch {
         Ok(())
     }
 
-    /// The deltas whose bases have places, in the order of these; and for each block the verdicts on the others.
+    /// The deltas whose bases have locations, sorted by these; and for each block the verdicts on the others.
     fn by_base(&self, store: &Store) -> Result<(Vec<Delta>, Vec<Vec<Verdict>>)> {
         let mut deltas = Vec::new();
         let mut others = Vec::new();
@@ -162,14 +162,14 @@ impl Batch {
 }
 
 impl Block {
-    /// The stored form of a record, if it is whole.
+    /// The stored form of a record, if it is intact.
     fn stored(&self, at: usize, entry: &TableEntry) -> Result<(crate::format::Header, &[u8]), String> {
         records::record_bytes(&self.unit, &self.unreadable, &self.bytes, at, entry)
             .and_then(|bytes| records::parse(&self.unit.pack, entry, bytes))
     }
 }
 
-/// A delta that does not decode to its content is damaged, unless its base is not what it should be.
+/// A delta that does not decode to its content is damaged, unless its base is wrong.
 fn blame(entry: &TableEntry, place: RecordLocation, base: &[u8], detail: String) -> Fault {
     let base_is_right = entry.base.is_some_and(|id| id_of(place.kind, base) == id);
     if base_is_right { detail.into() } else { lost_base(entry) }

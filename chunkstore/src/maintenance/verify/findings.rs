@@ -1,4 +1,4 @@
-//! What the passes over the packs find out: which records are good, which are not, and what is wrong with packs.
+//! The findings of the passes over the packs: which records are good, which are not, and problems with packs.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,12 +13,12 @@ use crate::pack::{PackRow, RecordLocation};
 use crate::store::damaged::{BadRecord, Damaged};
 use crate::store::{Store, pack_row};
 
-/// Begins the problem of an index that was mended.
+/// Beginning of the problem of a corrected index.
 pub(super) const INDEX_LACKED: &str = "the index lacked";
 /// Most damaged records that a report names one by one.
 const NAMED_MAX: usize = 1000;
 
-/// A damaged record, and what it was.
+/// A damaged record, and what kind it was.
 struct Bad {
     record: BadRecord,
     kind: Kind,
@@ -27,44 +27,44 @@ struct Bad {
 
 /// Why a record is bad.
 enum Why {
-    /// This was found when it was read.
+    /// Found when it was read.
     Found(String),
-    /// The same, without the words for it: there are more than [`NAMED_MAX`].
+    /// Found as well, but not described: there are more than [`NAMED_MAX`].
     Unnamed,
-    /// It was in a pack that is missing or broken and is not there any more. That is told of the pack.
+    /// It was in a missing or broken pack and is no longer there. The problem of the pack covers it.
     Gone,
 }
 
 /// What is known of a pack's records.
 struct PackState {
     row: PackRow,
-    /// One bit a record that proved good.
+    /// One bit for each good record.
     good: Vec<u64>,
-    /// Something is wrong with the pack as a whole: there may be records that it lost.
+    /// The pack as a whole is damaged: it may have lost records.
     broken: bool,
     has_deltas: bool,
     /// The index lacks some of its good records.
     unindexed: bool,
 }
 
-/// Everything found so far; used by several threads at once.
+/// Everything found so far, by several threads.
 pub(super) struct Findings {
     state: Mutex<State>,
-    /// What was known to be damaged before: that the index lacks it is no surprise.
+    /// Damage that was known before, so that its absence from the index is expected.
     known: std::sync::Arc<Damaged>,
 }
 
 #[derive(Default)]
 struct State {
     packs: HashMap<u32, PackState>,
-    /// Packs whose header is not what it should be although their records are.
+    /// Packs with a wrong header but intact records.
     unfit: HashSet<u32>,
     bad: Vec<Bad>,
     entries: Vec<FoundEntry>,
     problems: Vec<String>,
     records: u64,
     plain_bytes: u64,
-    /// Good records that the index had not, or elsewhere in their pack.
+    /// Good records that the index lacked, or had elsewhere in their pack.
     index_wrong: u64,
 }
 
@@ -94,7 +94,7 @@ impl Findings {
         self.state.lock()
     }
 
-    /// Notes a pack that was opened.
+    /// Adds a pack that was opened.
     pub(super) fn add_pack(&self, row: PackRow, records: usize, has_deltas: bool) {
         let mut state = self.lock();
         let pack = state.pack(row);
@@ -102,7 +102,7 @@ impl Findings {
         pack.good.resize(records.div_ceil(64), 0);
     }
 
-    /// Notes that something is wrong with a pack as a whole.
+    /// Marks a pack as broken.
     pub(super) fn add_broken_pack(&self, row: PackRow) {
         self.lock().pack(row).broken = true;
     }
@@ -115,12 +115,12 @@ impl Findings {
         self.lock().packs.get(&number).is_some_and(|pack| pack.broken)
     }
 
-    /// Notes that a pack is not what it should be although its records are.
+    /// Marks a pack as wrong although its records are intact.
     pub(super) fn add_unfit_pack(&self, row: PackRow) {
         self.lock().unfit.insert(row.id.number);
     }
 
-    /// The packs of which something is damaged, in order. What only lacks its base is whole.
+    /// The packs with damage, in order. A delta that only lacks its base is intact.
     pub(super) fn unfit_packs(&self) -> Vec<PackRow> {
         let state = self.lock();
         let damaged = state.bad.iter().filter(|bad| !bad.record.base_lost).map(|bad| bad.record.pack.number);
@@ -139,7 +139,7 @@ impl Findings {
         rows
     }
 
-    /// Notes what became of records of a pack, and whether the index knows those that are good.
+    /// Adds the verdicts on records of a pack, and whether the index knows the good ones.
     pub(super) fn settle(&self, store: &Store, pack: &OpenPack, verdicts: Vec<Verdict>) -> Result<()> {
         let ids: Vec<RecordId> = verdicts.iter().map(|(at, _)| pack.entries[*at].id).collect();
         let places = store.index().places(&ids)?;
@@ -158,8 +158,7 @@ impl Findings {
         Ok(())
     }
 
-    /// Whether the record at a place proved good. A pack of which nothing is known was sealed since the verification
-    /// began.
+    /// Whether the record at a location is good. An unknown pack was sealed after the verification began.
     pub(super) fn is_good(&self, place: &RecordLocation) -> bool {
         self.lock().packs.get(&place.pack).is_none_or(|pack| pack.is_good(place.ordinal as usize))
     }
@@ -168,7 +167,7 @@ impl Findings {
         std::mem::take(&mut self.lock().entries)
     }
 
-    /// Adds what the index has in packs that are missing or broken and that was not found there.
+    /// Adds records that the index has in missing or broken packs and that were not found there.
     pub(super) fn add_stale_places(&mut self, store: &Store) -> Result<()> {
         let mut state = self.lock();
         let broken = state.packs.values().filter(|pack| pack.broken).map(|pack| pack.row.id);
@@ -190,14 +189,13 @@ impl Findings {
         })
     }
 
-    /// The list of what is damaged, added to another.
+    /// The list of damaged records, added to another.
     pub(super) fn damaged(&self, mut others: Damaged) -> Damaged {
         self.lock().bad.iter().for_each(|bad| others.insert(bad.record));
         others
     }
 
-    /// Puts those packs into the index again that have good records which it lacks, or which it had in a place that is
-    /// damaged.
+    /// Adds packs to the index again whose good records it lacks, or has at a damaged location.
     pub(super) fn add_homeless_packs(&mut self, store: &Store) -> Result<()> {
         let mut state = self.lock();
         let moved: HashSet<RecordId> =
@@ -232,7 +230,7 @@ impl Findings {
         state.packs.values().any(|pack| pack.unindexed) && state.bad.iter().any(|bad| bad.record.base_lost)
     }
 
-    /// Writes everything into a report. `entries` are those that the catalog has.
+    /// Writes everything into a report. `entries` are those in the catalog.
     pub(super) fn report(self, store: &Store, entries: &HashSet<RecordId>, report: &mut VerifyReport) -> Result<()> {
         let mut state = self.state.into_inner();
         state.bad.sort_unstable_by_key(|bad| bad.record);
@@ -291,8 +289,8 @@ impl State {
     }
 }
 
-/// Whether a place in a pack is one where the pack has this record. A pack may have a record twice. Where the table is
-/// lost, the index may count the records differently from a search.
+/// Whether a location in a pack is one of this record. A pack may contain a record twice. If the table is lost, the
+/// index may number the records differently from a search.
 fn is_place_of(place: &RecordLocation, pack: &OpenPack, id: RecordId, counted_otherwise: bool) -> bool {
     let found = pack.entries.binary_search_by_key(&place.offset, |entry| entry.offset);
     found.is_ok_and(|at| {

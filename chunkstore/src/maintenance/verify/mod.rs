@@ -1,9 +1,9 @@
 //! Checking everything: every record of every pack, every manifest, the catalog.
 //!
-//! First come the packs, in order: full records, then deltas by the place of their bases, so that each base is decoded
-//! once a batch. A bit is kept for every record that proved good. What is damaged is remembered in the store, and what
-//! the index lacks or has elsewhere is put right. Then the manifests are walked: every node and chunk must have a place
-//! whose record proved good. Only if something has not are they walked again, to name the ranges that it hurts.
+//! Packs come first, in order: full records, then deltas by the location of their bases, so that each base is decoded
+//! once in a batch. One bit is kept for each good record. Damage is listed in the store, and missing or wrong locations
+//! in the index are corrected. Then the manifests are walked: every node and chunk must have a location with a good
+//! record. Only if one has not are they walked again, to name the affected ranges.
 
 mod catalog;
 mod closure;
@@ -40,30 +40,30 @@ const BYTES: Description =
 const PROBLEMS: Description =
     Description::new("verify_problems_total", Unit::Count, "Problems and damaged ranges that verifications found.");
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct VerifyReport {
     /// Packs read.
     pub packs: u64,
     /// Records decoded and hashed.
     pub records: u64,
-    /// Their plain bytes.
+    /// Plain bytes of these records.
     pub plain_bytes: u64,
     /// Snapshots whose manifests were walked.
     pub snapshots: u64,
-    /// Damaged records whose content is whole elsewhere; nothing is lost with them.
+    /// Damaged records whose content is intact elsewhere, so that nothing is lost.
     pub healed_records: u64,
-    /// What is wrong with packs, catalog files and lists: one line for each.
+    /// Problems with packs, catalog files and lists: one line for each.
     pub problems: Vec<String>,
     /// Snapshots that are here only in part.
     #[serde(default)]
     pub partial_snapshots: u64,
-    /// Chunks and nodes that these need and that were not fetched yet, as far as their manifests are here. No damage.
+    /// Chunks and nodes of partial snapshots that were not fetched yet, as far as their manifests are here. No damage.
     #[serde(default)]
     pub absent_records: u64,
     /// Damaged or missing chunks and nodes that snapshots need.
     pub damage: Vec<DamagedRange>,
-    /// Ranges that are damaged too and for which the list had no room.
+    /// Damaged ranges that the list has no space for.
     pub damage_left_out: u64,
     /// Wall time.
     pub elapsed_s: f64,
@@ -96,11 +96,11 @@ pub struct DamagedRange {
     pub id: String,
 }
 
-/// Verifies the whole store or, if `snapshots` is not empty, what these need. Ids found damaged are remembered; after a
-/// verification of the whole store the list is exactly what it found.
+/// Verifies the whole store or, if `snapshots` is not empty, what these need. Damaged records are added to the store's
+/// list; after a verification of the whole store the list is exactly what it found.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no such snapshot. Damage is no error, but in the report.
+/// [`Error::NotFound`] if a snapshot does not exist. Damage is no error; the report names it.
 pub fn verify(
     store: &Arc<Store>,
     snapshots: &[SnapshotName],
@@ -116,19 +116,19 @@ pub fn verify(
     Ok(report)
 }
 
-/// What a verification of the whole store found, as a repair needs it.
+/// The result of a verification of the whole store, as a repair needs it.
 pub(crate) struct Inspection {
     pub(crate) report: VerifyReport,
-    /// Packs of which something is damaged.
+    /// Packs with any damage.
     pub(crate) unfit: Vec<PackRow>,
-    /// Packs that were not there.
+    /// Missing packs.
     pub(crate) missing: Arc<Vec<PackRow>>,
     pub(crate) catalog: CatalogCheck,
-    /// What snapshots need and can't have.
+    /// Records that snapshots need and that are lost.
     pub(crate) lost: HashSet<RecordId>,
 }
 
-/// Verifies the whole store for somebody who keeps other operations out.
+/// Verifies the whole store; the caller excludes other operations.
 pub(crate) fn inspect(
     store: &Store,
     threads: usize,
@@ -141,14 +141,14 @@ pub(crate) fn inspect(
     Ok(inspection)
 }
 
-/// How many of the records below a snapshot's root are absent and not known to be damaged.
+/// The number of records below a snapshot's root that are absent and not known to be damaged.
 pub(crate) fn absent_below(store: &Store, snapshot: &Snapshot, progress: &Progress) -> Result<u64> {
     let mut snapshot = snapshot.clone();
     snapshot.state.partial = true;
     Ok(Closure::new(store, 1, progress).lost(&[snapshot], &|_| true)?.absent)
 }
 
-/// A verification.
+/// A running verification.
 struct Run<'a> {
     store: &'a Store,
     threads: usize,
@@ -161,7 +161,7 @@ impl Run<'_> {
         if !was_mended {
             return Ok(inspection);
         }
-        // What lacked its base, only because the index had lost that, is judged anew.
+        // Deltas that lacked their base only because the index had lost it are checked again.
         let healed_records = inspection.report.healed_records;
         let mended = inspection.report.problems.into_iter().filter(|problem| problem.starts_with(INDEX_LACKED));
         let (mut inspection, _) = self.look_at_all()?;
@@ -170,7 +170,7 @@ impl Run<'_> {
         Ok(inspection)
     }
 
-    /// Whether, too, deltas lacked bases while records were put into the index again.
+    /// Also returns whether deltas lacked bases while records were being added to the index again.
     fn look_at_all(&self) -> Result<(Inspection, bool)> {
         let missing = self.store.missing_packs();
         let mut problems = self.strangers()?;
@@ -201,7 +201,7 @@ impl Run<'_> {
         self.report(findings, problems, &snapshots, &lost)
     }
 
-    /// Reads the catalog entries of the snapshots that were asked for; a damaged one is a problem.
+    /// Reads the entries of the requested snapshots; a damaged one is a problem.
     fn read_snapshots(&self, names: &[SnapshotName], problems: &mut Vec<String>) -> Result<Vec<Snapshot>> {
         let mut snapshots = Vec::new();
         for name in names.iter().collect::<std::collections::BTreeSet<_>>() {
@@ -214,7 +214,7 @@ impl Run<'_> {
         Ok(snapshots)
     }
 
-    /// What lies among the packs and is none, and what should lie there and does not.
+    /// Files among the packs that are none, and packs that are missing.
     fn strangers(&self) -> Result<Vec<String>> {
         let missing = self.store.missing_packs();
         let missing = missing.iter().map(|row| format!("pack {} is missing", row.id));
@@ -223,7 +223,7 @@ impl Run<'_> {
         Ok(missing.chain(strange).collect())
     }
 
-    /// Reads the records of all packs, or those of them that are wanted.
+    /// Reads the records of all packs, or the wanted ones.
     fn check_records(&self, wanted: Option<&Mark>) -> Result<Findings> {
         let findings = Findings::new(self.store);
         let rows = self.store.sealed_rows();
@@ -237,14 +237,14 @@ impl Run<'_> {
         Ok(findings)
     }
 
-    /// Everything below the snapshots that has no place whose record proved good.
+    /// Everything below the snapshots without a location whose record is good.
     fn close(&self, findings: &Findings, snapshots: &[Snapshot]) -> Result<Lost> {
         let closure = Closure::new(self.store, self.threads, self.progress);
         closure.lost(snapshots, &|place| findings.is_good(place))
     }
 
-    /// Remembers what snapshots need and no pack has, although no place of it is known: the next backup must not take
-    /// it for there because its parent has it.
+    /// Lists records that snapshots need and no pack has, although they have no location: the next backup must not skip
+    /// them because its parent has them.
     fn remember_lost(&self, lost: &Lost) -> Result<()> {
         let damaged = self.store.damaged();
         let mut more = Damaged::clone(&damaged);
@@ -278,5 +278,5 @@ impl Run<'_> {
     }
 }
 
-/// Stands in the list of damaged records for a pack of which nothing is known. Packs are numbered from 1.
+/// The pack in the list of damaged records when it is unknown. Packs are numbered from 1.
 pub(crate) const NO_PACK: PackId = PackId { number: 0, tag: 0 };

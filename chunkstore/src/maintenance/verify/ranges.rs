@@ -1,4 +1,4 @@
-//! Naming the snapshots and byte ranges that damage hurts.
+//! Naming the snapshots and byte ranges that damage affects.
 
 use std::collections::HashMap;
 
@@ -40,14 +40,14 @@ struct Walk<'a> {
     progress: &'a Progress,
     virtual_bytes: u64,
     name: String,
-    /// Something may be absent.
+    /// Records may be absent.
     is_partial: bool,
 }
 
 impl Walk<'_> {
-    /// Reports what is lost below a node whose subtree begins at `start`; tells how many ranges that hurts. Inner nodes
-    /// are remembered, so that one below which nothing is lost is entered once, and when the report is full, any: a few
-    /// can span any size.
+    /// Reports the losses below a node whose subtree begins at `start`; returns the number of affected ranges. Inner
+    /// nodes are remembered, so that one without losses is entered once; once the report is full, every one is entered
+    /// once, because a few can span any size.
     fn node(
         &self,
         id: NodeId,
@@ -80,7 +80,7 @@ impl Walk<'_> {
                 }
                 ranges
             }
-            // It can't be read, or is not what belongs here.
+            // It can't be read, or does not belong here.
             _ => {
                 self.add(id.into(), start, span_bytes, report);
                 1

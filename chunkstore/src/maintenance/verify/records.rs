@@ -14,7 +14,7 @@ use crate::pack::record_reader::id_of;
 use crate::parallel;
 use crate::store::marks::Mark;
 
-/// Checks all full records of these packs, or those of them that are wanted.
+/// Checks all full records of these packs, or the wanted ones.
 pub(super) fn check(run: &Run<'_>, rows: Vec<PackRow>, wanted: Option<&Mark>, findings: &Findings) -> Result<()> {
     let units = UnitQueue::new(run, findings, rows, wanted, Pass::Full);
     parallel::run(run.threads, || {
@@ -41,11 +41,11 @@ fn check_unit(codec: &RecordCodec, unit: &Unit, plain: &mut Vec<u8>) -> Vec<Verd
     })
 }
 
-/// Which records of a unit could be read, with the reasons why not.
+/// The records of a unit that could not be read, with the reasons.
 pub(super) type Unreadable = Vec<(usize, String)>;
 
-/// Reads a unit's bytes with one call or, if that fails, record by record: one bad block must not take its neighbours
-/// along.
+/// Reads a unit's bytes with one call or, if that fails, record by record, so that one bad block affects only its own
+/// record.
 pub(super) fn read_unit(unit: &Unit, bytes: &mut [u8]) -> Unreadable {
     if unit.pack.reader.read_at(bytes, unit.start()).is_ok() {
         return Vec::new();
@@ -76,7 +76,7 @@ pub(super) fn record_bytes<'b>(
     Ok(&bytes[start..start + entry.record_bytes() as usize])
 }
 
-/// Checks the stored form of a record: checksums, and that its header says what the table says.
+/// Checks the stored form of a record: its checksums, and that its header matches the table.
 pub(super) fn parse<'b>(pack: &OpenPack, entry: &TableEntry, bytes: &'b [u8]) -> Result<(Header, &'b [u8]), String> {
     let (header, payload) = pack.reader.parse_record(bytes, u64::from(entry.offset)).map_err(detail)?;
     let as_listed = header.id == entry.id
@@ -98,7 +98,7 @@ fn check_full(
     check_content(pack, entry, plain)
 }
 
-/// Checks plain bytes against their id, and that a node or a snapshot's entry is one.
+/// Checks plain bytes against their id, and the form of nodes and snapshots' entries.
 pub(super) fn check_content(pack: &OpenPack, entry: &TableEntry, plain: &[u8]) -> Result<Option<FoundEntry>, String> {
     if id_of(entry.kind, plain) != entry.id {
         return Err("its bytes do not match its id".into());
@@ -110,7 +110,7 @@ pub(super) fn check_content(pack: &OpenPack, entry: &TableEntry, plain: &[u8]) -
             let id = EntryId::from_bytes(*entry.id.as_bytes());
             match Snapshot::from_entry(id, plain.to_vec(), State::default()) {
                 Ok(snapshot) => Ok(Some(FoundEntry { id, name: snapshot.name(), pack: pack.row.id })),
-                // A newer version's: its catalog file, if it is lost, is for that version to miss.
+                // An entry of a newer version: if its catalog file is lost, that version has to report it.
                 Err(Error::Refused { .. }) => Ok(None),
                 Err(error) => Err(error.to_string()),
             }
@@ -118,7 +118,7 @@ pub(super) fn check_content(pack: &OpenPack, entry: &TableEntry, plain: &[u8]) -
     }
 }
 
-/// What an error about a place in a pack says, without the place.
+/// The text of an error about a location in a pack, without the location.
 fn detail(error: Error) -> String {
     match error {
         Error::Damaged { detail, .. } => detail,

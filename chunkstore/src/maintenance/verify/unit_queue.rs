@@ -1,4 +1,4 @@
-//! Gives out the records of all packs, in order, in portions that are read with one call.
+//! Hands out the records of all packs, in order, in units that are read with one call.
 
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -17,22 +17,22 @@ use crate::store::marks::Mark;
 
 /// Most bytes of a unit.
 const UNIT_BYTES_MAX: u64 = 2 << 20;
-/// Bytes between wanted records that are read along rather than skipped.
+/// Bytes between wanted records that are read rather than skipped.
 const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Most records of a unit.
 const UNIT_RECORDS_MAX: usize = 4096;
 const _: () = assert!(UNIT_BYTES_MAX > (HEADER_BYTES + STORED_BYTES_MAX) as u64);
 
-/// Which records a pass is about.
+/// The records that a pass checks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Those that are decoded by themselves; packs themselves are checked too.
+    /// Full records; this pass also checks the packs themselves.
     Full,
     /// Deltas.
     Deltas,
 }
 
-/// Records that lie together.
+/// Records that lie close together.
 pub(super) struct Unit {
     pub(super) pack: Arc<OpenPack>,
     /// Positions in the pack's entries, ascending.
@@ -61,7 +61,7 @@ fn end(entry: &TableEntry) -> u64 {
     u64::from(entry.offset) + entry.record_bytes()
 }
 
-/// Used by several threads at once.
+/// The queue of units, used by several threads.
 pub(super) struct UnitQueue<'a> {
     run: &'a Run<'a>,
     findings: &'a Findings,
@@ -89,7 +89,7 @@ impl<'a> UnitQueue<'a> {
         Self { run, findings, wanted, pass, state }
     }
 
-    /// The next records; `None` when all packs are through.
+    /// The next unit; `None` after all packs.
     pub(super) fn next(&self) -> Result<Option<Unit>> {
         self.run.progress.check()?;
         let mut state = self.state.lock();
@@ -109,7 +109,7 @@ impl<'a> UnitQueue<'a> {
         }
     }
 
-    /// Opens a pack. In the first pass everything is noted that is wrong with it as a whole.
+    /// Opens a pack. The first pass also records everything that is wrong with the pack as a whole.
     fn open(&self, row: PackRow) -> Option<OpenPack> {
         let found = PackReader::open(&**self.run.store.storage(), row.id).and_then(|reader| {
             let scanned = reader.scan()?;
@@ -125,7 +125,7 @@ impl<'a> UnitQueue<'a> {
         let mut entries = scanned.entries;
         if let ScanOutcome::Damaged(error) = &scanned.outcome {
             if reader.is_another_pack() {
-                // Its records are the other pack's, or there twice.
+                // Its records are the other pack's, or exist twice.
                 entries.clear();
             }
             self.add_broken_pack(row, format!("{error}; {} whole records were found in it", entries.len()));
@@ -139,8 +139,8 @@ impl<'a> UnitQueue<'a> {
         Some(OpenPack { reader, row, entries })
     }
 
-    /// Notes that something is wrong with a pack as a whole. Whoever asks for certain snapshots wants to know of their
-    /// records only.
+    /// Marks a pack as broken. It is reported only by a verification of the whole store, because one of certain
+    /// snapshots reports only their records.
     fn add_broken_pack(&self, row: PackRow, problem: String) {
         self.findings.add_broken_pack(row);
         if self.pass == Pass::Full && self.wanted.is_none() {
@@ -161,8 +161,8 @@ impl<'a> UnitQueue<'a> {
         }
     }
 
-    /// The records of this pass, and only the wanted ones; all of a pack whose table is lost, because they may have
-    /// been counted differently.
+    /// The wanted records of this pass. In a pack whose table is lost, all records, because they may have been numbered
+    /// differently.
     fn pick(&self, pack: &OpenPack) -> Vec<usize> {
         let number = pack.row.id.number;
         let of_pass = |at: &usize| pack.entries[*at].base.is_some() == (self.pass == Pass::Deltas);

@@ -1,4 +1,4 @@
-//! What the passes over packs hand on to the findings: an open pack, and what became of each of its records.
+//! The data that the passes over packs hand to the findings: an open pack, and the verdicts on its records.
 
 use crate::catalog::SnapshotName;
 use crate::format::{EntryId, PackId};
@@ -8,11 +8,11 @@ use crate::pack::{PackReader, PackRow, TableEntry};
 pub(super) struct OpenPack {
     pub(super) reader: PackReader,
     pub(super) row: PackRow,
-    /// By its table or by search.
+    /// From its table, or found by a search.
     pub(super) entries: Vec<TableEntry>,
 }
 
-/// A snapshot's entry that a pack repeats.
+/// A snapshot's entry in a pack.
 pub(super) struct FoundEntry {
     pub(super) id: EntryId,
     pub(super) name: SnapshotName,
@@ -22,7 +22,7 @@ pub(super) struct FoundEntry {
 /// Why a record is bad.
 pub(super) struct Fault {
     pub(super) detail: String,
-    /// The record itself is whole, and its base can't be had.
+    /// The record itself is intact, and its base is missing.
     pub(super) base_lost: bool,
 }
 
@@ -32,5 +32,5 @@ impl From<String> for Fault {
     }
 }
 
-/// What became of a record, by its position in the pack's entries.
+/// The verdict on a record, by its position in the pack's entries.
 pub(super) type Verdict = (usize, Result<Option<FoundEntry>, Fault>);
