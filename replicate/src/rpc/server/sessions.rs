@@ -56,11 +56,16 @@ impl Flushes {
         let mut flushes = self.0.lock();
         let Some(flushes) = &mut *flushes else { return };
         flushes.retain(|flush| !flush.is_finished());
-        flushes.push(std::thread::spawn(move || {
+        let flush = move || {
             if let Err(error) = store.flush_open_packs() {
                 tracing::warn!("what a session had put is lost: {error}");
             }
-        }));
+        };
+        match std::thread::Builder::new().name("flush".into()).spawn(flush) {
+            Ok(flush) => flushes.push(flush),
+            // It stays in the open packs, which the next session that needs it seals.
+            Err(error) => tracing::warn!("what a session had put is not sealed now: {error}"),
+        }
     }
 
     /// Waits for all that have begun, and lets none begin any more: a process that ends beneath one may crash.
