@@ -2,8 +2,9 @@
 //!
 //! `read STORE SNAPSHOT [owner=VMSTORE] [cache_mib=256] [seconds=6] [span_mib=1300] [threads=N]`
 //!
-//! Opens the store in this process; with `owner=` reads through the store's owner, which that program is started as. Each
-//! pattern begins with an empty cache. Drop the page cache before (`echo 3 > /proc/sys/vm/drop_caches`) for cold figures.
+//! Opens the store in this process; with `owner=` reads through the store's owner, which that program is started as.
+//! Each pattern begins with an empty cache. Drop the page cache before (`echo 3 > /proc/sys/vm/drop_caches`) for cold
+//! figures.
 
 use std::error::Error;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! A panic in the code of one disk fails that disk, and nothing else.
 //!
-//! What a panic has interrupted may be half changed, so each later call on that clone or snapshot fails with EIO until it
-//! is opened again. Locks that hold the state of one disk stay poisoned ([`lock`]). Locks over caches and queues are
+//! What a panic has interrupted may be half changed, so each later call on that clone or snapshot fails with EIO until
+//! it is opened again. Locks that hold the state of one disk stay poisoned ([`lock`]). Locks over caches and queues are
 //! `parking_lot`'s: a panic leaves nothing half changed there, and all other disks still need them.
 
 use std::future::poll_fn;

@@ -1,7 +1,7 @@
 //! The view as the kernel asks for it: handlers decode, call, reply, and nothing else.
 //!
-//! Nothing here can be created, removed, renamed or given other permissions through the file system: that is a read-only
-//! file system's error (EROFS), and around clones, which can be written, "not permitted" (EPERM).
+//! Nothing here can be created, removed, renamed or given other permissions through the file system: that is a
+//! read-only file system's error (EROFS), and around clones, which can be written, "not permitted" (EPERM).
 
 use std::ffi::OsStr;
 use std::io;

@@ -55,9 +55,9 @@ enum Started {
 /// Connects to the owner of the store in `dir`; if there is none and a starter is given, starts it.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there is
-/// no owner and none was to be started; [`Error::Busy`] if another process has the store for itself; otherwise why none could
-/// be started.
+/// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there
+/// is no owner and none was to be started; [`Error::Busy`] if another process has the store for itself; otherwise why
+/// none could be started.
 pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
     connect_with(dir, starter, &LocalPacks::new(dir, &Handle::current())).await
 }
@@ -106,8 +106,8 @@ fn check_is_store(dir: &Path) -> Result<()> {
     Err(Error::not_found(format!("store {}", dir.display())))
 }
 
-/// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a hand-shake: for passing on
-/// what another client says.
+/// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a hand-shake: for passing
+/// on what another client says.
 ///
 /// # Errors
 /// As [`connect`].
@@ -200,8 +200,8 @@ pub fn tell_starter(error: &Error) {
 
 /// The owner of a store, whoever that is: when it ends, the next request finds or starts another. For plain threads.
 ///
-/// As a source of chunks it reads the packs itself, and asks the owner where records lie; it goes on without one as long as
-/// it knows.
+/// As a source of chunks it reads the packs itself, and asks the owner where records lie; it goes on without one as
+/// long as it knows.
 pub struct Reconnecting {
     runtime: Handle,
     dir: PathBuf,

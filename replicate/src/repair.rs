@@ -1,7 +1,8 @@
 //! Fetching by id what a damaged store lacks, from stores that have it.
 //!
-//! The manifests of its snapshots are walked from their roots. What the store lacks is asked of one store after the other,
-//! in whole records, never as deltas: their bases may be what is lost. Everything is decoded and hashed before it is put.
+//! The manifests of its snapshots are walked from their roots. What the store lacks is asked of one store after the
+//! other, in whole records, never as deltas: their bases may be what is lost. Everything is decoded and hashed before
+//! it is put.
 
 use std::collections::{HashMap, HashSet};
 
@@ -40,8 +41,8 @@ pub struct Far {
     pub client: Client,
 }
 
-/// Brings what these snapshots need and the store lacks, of partial ones only what was damaged; and all that the snapshots
-/// in `incomplete` need, which are partial and shall not be. It is durable when this returns.
+/// Brings what these snapshots need and the store lacks, of partial ones only what was damaged; and all that the
+/// snapshots in `incomplete` need, which are partial and shall not be. It is durable when this returns.
 ///
 /// # Errors
 /// If the store can't be read or written. That a far store is away, or lacks something, is none.

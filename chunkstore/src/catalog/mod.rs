@@ -379,8 +379,8 @@ impl Catalog {
         quarantine::put_away(&*self.storage, &path(name))
     }
 
-    /// Replaces a damaged file by what a pack had of it, after a copy of it was put into `quarantine/`. Returns where that
-    /// is, if any of it could be read.
+    /// Replaces a damaged file by what a pack had of it, after a copy of it was put into `quarantine/`. Returns where
+    /// that is, if any of it could be read.
     pub(crate) fn restore(&self, snapshot: &Snapshot) -> Result<Option<String>> {
         let _change = self.change();
         let copy = quarantine::keep_copy(&*self.storage, &path(&snapshot.name()), CATALOG_FILE_BYTES_MAX)?;

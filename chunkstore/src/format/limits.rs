@@ -16,7 +16,8 @@ pub const PLAIN_BYTES_MAX: usize = CHUNK_BYTES_MAX;
 pub const STORED_BYTES_MAX: usize = PLAIN_BYTES_MAX;
 /// Children of an inner manifest node.
 pub const FANOUT: usize = 256;
-/// Greatest height of a manifest: 256^5 segments (2^62 bytes) are more than the largest image has, 256^4 (2^54) are fewer.
+/// Greatest height of a manifest: 256^5 segments (2^62 bytes) are more than the largest image has, 256^4 (2^54) are
+/// fewer.
 pub(crate) const HEIGHT_MAX: u8 = 5;
 /// Most entries of a leaf. Chunks of the least size and zero runs of one block, each beside the others, stay below.
 pub(crate) const LEAF_ENTRIES_MAX: usize = 8192;

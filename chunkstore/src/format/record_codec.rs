@@ -75,7 +75,8 @@ impl RecordCodec {
         DECODER.with_borrow_mut(|decoder| decoder.decode(header.codec, payload, plain_bytes, base))
     }
 
-    /// [`RecordCodec::decode`] without a copy or an allocation: the result is in `buffer`, or is the raw payload itself.
+    /// [`RecordCodec::decode`] without a copy or an allocation: the result is in `buffer`, or is the raw payload
+    /// itself.
     ///
     /// # Errors
     /// As [`RecordCodec::decode`].

@@ -1,8 +1,8 @@
 //! Ingest: from a source to a published snapshot, in parallel over segments, in bounded memory.
 //!
 //! Every thread takes the next segment that holds data, cuts it, asks the store which chunks it lacks, encodes those
-//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A thread holds one segment and its
-//! new records, so memory does not grow with the image.
+//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A
+//! thread holds one segment and its new records, so memory does not grow with the image.
 
 mod batch;
 mod changes;
@@ -113,8 +113,8 @@ fn in_session(
     })
 }
 
-/// Ingests the disk of an overlay over the snapshot that is its base, by name: [`IngestInto::ingest_overlay`] into a store
-/// of this process.
+/// Ingests the disk of an overlay over the snapshot that is its base, by name: [`IngestInto::ingest_overlay`] into a
+/// store of this process.
 ///
 /// # Errors
 /// As [`ingest`] and [`IngestInto::ingest_overlay`].
@@ -199,8 +199,8 @@ impl IngestInto<'_> {
     }
 
     /// Ingests a disk that differs from the parent only within `changed`. Reads little more than what lies there; what
-    /// lies elsewhere is the parent's, unread. The snapshot is the one that [`IngestInto::ingest`] makes of the disk. If
-    /// there is no parent, or it is not to be trusted, the whole disk is read.
+    /// lies elsewhere is the parent's, unread. The snapshot is the one that [`IngestInto::ingest`] makes of the disk.
+    /// If there is no parent, or it is not to be trusted, the whole disk is read.
     ///
     /// # Errors
     /// As [`IngestInto::ingest`].

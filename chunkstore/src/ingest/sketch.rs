@@ -2,8 +2,9 @@
 //!
 //! What the parent has at the same offset does not help there, and no chunk of such a file may be unchanged. But files
 //! lie at multiples of 4 KiB wherever they are, so most of their aligned blocks are unchanged. A chunk's sketch is the
-//! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents", 1997);
-//! chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
+//! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents",
+//! 1997); chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a
+//! hint.
 
 use crate::error::Result;
 use crate::format::limits::ZERO_BLOCK_BYTES;

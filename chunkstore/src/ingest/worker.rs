@@ -157,8 +157,8 @@ impl<'a, 'f> Work<'a, 'f> {
         chunks.chain(leaf.map(Item::Leaf))
     }
 
-    /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on is
-    /// left in `asked`.
+    /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on
+    /// is left in `asked`.
     fn put_new(&self, asked: &mut Vec<Item<'_>>, counters: &mut Counters) -> Result<()> {
         if asked.is_empty() {
             return Ok(());

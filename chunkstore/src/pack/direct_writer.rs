@@ -2,8 +2,8 @@
 //!
 //! For whoever may open the store's files: what is new need not be copied to that process and by it again. Records are
 //! written into room that was lent, and only then told of: they are pending from then on, as any others, and whoever
-//! lent the room makes them durable. What can't be written so, and what is too little to be worth the two calls, is left
-//! to be put by itself.
+//! lent the room makes them durable. What can't be written so, and what is too little to be worth the two calls, is
+//! left to be put by itself.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -140,8 +140,8 @@ fn put_all(
     lender.append_written(room, &headers)
 }
 
-/// Whether records may still be put by themselves: there is no room, the lender is an older program that knows of none, or its
-/// files can't be written here. A full disk is full for all.
+/// Whether records may still be put by themselves: there is no room, the lender is an older program that knows of none,
+/// or its files can't be written here. A full disk is full for all.
 fn is_no_matter(error: &Error) -> bool {
     matches!(error, Error::Busy { .. } | Error::Denied { .. } | Error::Invalid { .. } | Error::Io { .. })
 }

@@ -12,9 +12,9 @@ use crate::storage::{AppendFile, Storage};
 /// Bytes after which the system is told to begin writing a pack, so that sealing has little to wait for.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
-/// Writes records one after another into a pack that another is writing, from where room was lent. Each is written by itself,
-/// as [`PackWriter::append`] does: larger writes take larger pages of memory, which a virtual machine may have to get from its
-/// host first.
+/// Writes records one after another into a pack that another is writing, from where room was lent. Each is written by
+/// itself, as [`PackWriter::append`] does: larger writes take larger pages of memory, which a virtual machine may have
+/// to get from its host first.
 pub(crate) fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
     let path = part_path(pack);
     let failed = |error| Error::io("writing", storage.locate(&path), error);

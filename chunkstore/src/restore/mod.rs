@@ -1,4 +1,5 @@
-//! Writing a snapshot out: to a raw or qcow2 file, a block device or a stream; sparse, in parallel, every byte verified.
+//! Writing a snapshot out: to a raw or qcow2 file, a block device or a stream; sparse, in parallel, every byte
+//! verified.
 //!
 //! Threads take segments from a walk over the manifest, fetch their chunks and write them where they belong. Zeros are
 //! never written to a file, which is sparse from the start; on a device they are zeroed; a stream has them as bytes.

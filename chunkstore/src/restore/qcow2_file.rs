@@ -45,7 +45,8 @@ pub(super) fn write(
     restore: impl FnOnce(&Path, &RestoreOptions) -> Result<RestoreReport>,
 ) -> Result<RestoreReport> {
     let started = Instant::now();
-    // The target of a link is replaced, not the link. `qemu-img` never takes an absolute path for a protocol or an option.
+    // The target of a link is replaced, not the link. `qemu-img` never takes an absolute path for a protocol or an
+    // option.
     let absolute = fs::canonicalize(dest).or_else(|_| std::path::absolute(dest));
     let dest = absolute.map_err(|error| Error::io("finding", dest, error))?;
     let raw = TempPath::next_to(&dest, "raw");

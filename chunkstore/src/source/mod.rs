@@ -156,8 +156,8 @@ pub fn open(path: &str, options: &OpenOptions) -> Result<Source> {
     }))
 }
 
-/// Opens a qcow2 image over a file that shows a snapshot in a mount, which is not opened itself and need not be allowed;
-/// `None` if the source is none such.
+/// Opens a qcow2 image over a file that shows a snapshot in a mount, which is not opened itself and need not be
+/// allowed; `None` if the source is none such.
 ///
 /// # Errors
 /// As [`open`].

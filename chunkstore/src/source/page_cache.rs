@@ -1,8 +1,9 @@
 //! Reading without pushing others' pages out of the page cache.
 //!
-//! Before a read, `mincore(2)` on a mapping of the range tells which pages are resident; after it, only those that
-//! were not are dropped again. Where the kernel has `cachestat(2)` (Linux 6.5) and it says that all are, nothing is mapped:
-//! threads that map and unmap wait for one another. The mapping is never touched, so a file that shrinks meanwhile can't raise `SIGBUS`.
+//! Before a read, `mincore(2)` on a mapping of the range tells which pages are resident; after it, only those that were
+//! not are dropped again. Where the kernel has `cachestat(2)` (Linux 6.5) and it says that all are, nothing is mapped:
+//! threads that map and unmap wait for one another. The mapping is never touched, so a file that shrinks meanwhile
+//! can't raise `SIGBUS`.
 //!
 //! Best effort: where the file can't be mapped, or its residency may not be known (`mincore` calls every page
 //! resident to those who neither own the file nor may write it), pages stay.

@@ -2,10 +2,10 @@
 //! built that the syncs until some moment allow.
 //!
 //! The model is that of a file system which promises no more than POSIX does. Bytes that a sync of their file covers
-//! are there. Of what was written since, which is behind that, each sector of 512 bytes arrived or not, and the length may lag behind; a
-//! sector that is lost inside the length reads as zeros. A name that a sync of its directory covers is there. Of the
-//! creations, renames and removals since, each happened or not, but for two of one name, of which the later did not
-//! happen without the earlier. A rename is atomic, and may outlive the content of the file that it names.
+//! are there. Of what was written since, which is behind that, each sector of 512 bytes arrived or not, and the length
+//! may lag behind; a sector that is lost inside the length reads as zeros. A name that a sync of its directory covers
+//! is there. Of the creations, renames and removals since, each happened or not, but for two of one name, of which the
+//! later did not happen without the earlier. A rename is atomic, and may outlive the content of the file that it names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,4 +1,5 @@
-//! `quarantine/`: where a repair puts what is damaged, so that nothing that it replaces is lost to whoever knows better.
+//! `quarantine/`: where a repair puts what is damaged, so that nothing that it replaces is lost to whoever knows
+//! better.
 //!
 //! Nothing else reads or removes what is there; it is the operator's to delete. A file keeps its path as its name, with
 //! dots for slashes, and a number behind it if that is taken.

@@ -65,7 +65,8 @@ fn assert_all_there(dir: &Path, storage: &MemStorage, expected: &Expected, conte
     gc::collect(&store, false, 1, &Progress::default()).unwrap_or_else(|error| panic!("{context}: {error}"));
 }
 
-/// Lets calls fail, so many at a time and all in turn, while a store is opened, perhaps without an index, and collected.
+/// Lets calls fail, so many at a time and all in turn, while a store is opened, perhaps without an index, and
+/// collected.
 fn at_every_call(calls: u64, has_index: bool, failure: Failure) {
     let prepared_dir = tempfile::tempdir().unwrap();
     let (prepared, expected) = prepared(prepared_dir.path());

@@ -216,7 +216,8 @@ fn read_one(round: &Round, known: &Known, random: &mut Rng) {
     assert!(read.is_none_or(|read| read == *bytes), "{name} has other bytes");
 }
 
-/// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room comes late.
+/// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room
+/// comes late.
 fn abandon(round: &Round, random: &mut Rng) {
     let session = round.store.session(None).unwrap();
     let stopped = StopsAtPublish(DirectWriteSession::new(&session));

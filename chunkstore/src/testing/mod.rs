@@ -39,7 +39,8 @@ pub fn init(dir: &Path) {
     Store::init(dir, &options, [7; 16], "2026-11-20T00:00:00Z".parse().unwrap()).unwrap();
 }
 
-/// How stores are opened. A program that another test has just started holds their locks, too, until it has its own image.
+/// How stores are opened. A program that another test has just started holds their locks, too, until it has its own
+/// image.
 pub fn open_options() -> OpenOptions {
     OpenOptions { wait: Duration::from_mins(1), ..OpenOptions::default() }
 }

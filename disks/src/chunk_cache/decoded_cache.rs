@@ -1,7 +1,7 @@
 //! Decoded chunks and manifest nodes, bounded in bytes.
 //!
-//! Only what was verified comes in: a [`Cached`] is made from a [`Chunk`] or a [`Node`] and from nothing else. The bound
-//! counts what an entry takes in memory, not only what it holds.
+//! Only what was verified comes in: a [`Cached`] is made from a [`Chunk`] or a [`Node`] and from nothing else. The
+//! bound counts what an entry takes in memory, not only what it holds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! What is being loaded: everything once, whoever asks.
 //!
-//! A [`Load`] stands for one missing chunk or node from the first request until its outcome is known. Exactly one thread
-//! or task takes it and holds the [`LoadGuard`], which tells all who wait, in the end even if its holder panics.
+//! A [`Load`] stands for one missing chunk or node from the first request until its outcome is known. Exactly one
+//! thread or task takes it and holds the [`LoadGuard`], which tells all who wait, in the end even if its holder panics.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

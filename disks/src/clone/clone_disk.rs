@@ -15,8 +15,8 @@ use super::socket::Listening;
 
 /// The disk of one clone. Used by several threads at once.
 pub struct CloneDisk {
-    /// Where other processes ask for commits. First, because fields are dropped in order: once the lock is free, another
-    /// process may listen there.
+    /// Where other processes ask for commits. First, because fields are dropped in order: once the lock is free,
+    /// another process may listen there.
     pub(super) _listening: Option<Listening>,
     pub(super) shared: Arc<OpenClone>,
 }
@@ -84,12 +84,12 @@ impl CloneDisk {
         self.shared.poison.contain(self.try_set_size(bytes)).await
     }
 
-    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not be
-    /// called by a task.
+    /// Makes a snapshot of the disk as it is when those writes have ended that were begun before. Blocks, and must not
+    /// be called by a task.
     ///
     /// # Errors
-    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what the ingest
-    /// returns. Nothing that was written is lost then, and the clone can be committed again.
+    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what
+    /// the ingest returns. Nothing that was written is lost then, and the clone can be committed again.
     pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
         self.shared.commit(publisher, options, progress)
     }

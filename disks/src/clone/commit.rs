@@ -1,8 +1,8 @@
 //! Commit: a snapshot of what a clone's disk holds at one moment, made while the guest writes on.
 //!
 //! The written layers are frozen under a new one, and ingested. When the snapshot is durable it takes the place of the
-//! clone's old one and of the frozen layers. At every moment `clone.json` names all that the disk consists of: cut short
-//! anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
+//! clone's old one and of the frozen layers. At every moment `clone.json` names all that the disk consists of: cut
+//! short anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -86,8 +86,8 @@ impl OpenClone {
         Ok(Committed { snapshot, base, written_bytes })
     }
 
-    /// Removes what was left by something that was cut short, and frees what earlier commits let go of, from now on also
-    /// what coming ones do. Called before anybody can ask for a commit.
+    /// Removes what was left by something that was cut short, and frees what earlier commits let go of, from now on
+    /// also what coming ones do. Called before anybody can ask for a commit.
     pub(super) fn remove_left_over(&self) -> Result<()> {
         self.frees_room.store(true, Ordering::SeqCst);
         let aside = self.dir.join(metadata::ASIDE);

@@ -1,5 +1,5 @@
-//! Faults at every call that a clone makes of its files, in turn: the right error, nothing lost that was synced, no success
-//! that lies, and all goes on when the fault is gone.
+//! Faults at every call that a clone makes of its files, in turn: the right error, nothing lost that was synced, no
+//! success that lies, and all goes on when the fault is gone.
 
 use std::fs;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! A layer: written blocks in a sparse file, each at its own place in the disk, and the map that tells which.
 //!
-//! [`Layer::sync`] makes data permanent before the bits that tell of it. A block that the map has is changed in place and
-//! by no more than what is written, so a torn write never touches what lies beside it.
+//! [`Layer::sync`] makes data permanent before the bits that tell of it. A block that the map has is changed in place
+//! and by no more than what is written, so a torn write never touches what lies beside it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -109,8 +109,8 @@ impl Layer {
         self.data.next_data(offset).map_err(self.failed("reading"))
     }
 
-    /// Writes bytes. From then on it has all blocks that they touch; of those that it has not yet, the caller gives every
-    /// byte.
+    /// Writes bytes. From then on it has all blocks that they touch; of those that it has not yet, the caller gives
+    /// every byte.
     ///
     /// # Errors
     /// [`Error::OutOfSpace`]: then blocks that it has not yet stay so, and others may be written in part.
@@ -126,8 +126,8 @@ impl Layer {
         Ok(())
     }
 
-    /// Makes a range of whole blocks read as zeros and frees its room. From then on it has the blocks of `shadowed`, which
-    /// lie in the range; the caller leaves out those below which there is nothing.
+    /// Makes a range of whole blocks read as zeros and frees its room. From then on it has the blocks of `shadowed`,
+    /// which lie in the range; the caller leaves out those below which there is nothing.
     ///
     /// # Errors
     /// As [`Layer::write`].
@@ -158,8 +158,8 @@ impl Layer {
     /// before, so none tells of data that was written meanwhile.
     ///
     /// # Errors
-    /// [`Error::OutOfSpace`] if there is no room for the map: what could not be written is kept for the next sync. After
-    /// any other failure every later call fails.
+    /// [`Error::OutOfSpace`] if there is no room for the map: what could not be written is kept for the next sync.
+    /// After any other failure every later call fails.
     pub(super) fn sync(&self) -> Result<()> {
         let _one = lock(&self.syncing);
         self.check()?;
@@ -250,8 +250,8 @@ pub(super) fn remove(files: &dyn Files, dir: &Path, number: u32) {
     }
 }
 
-/// The layers that have files and that `named` leaves out: commits have let go of those below the first of them, and others
-/// were made for something that was cut short.
+/// The layers that have files and that `named` leaves out: commits have let go of those below the first of them, and
+/// others were made for something that was cut short.
 pub(super) fn unnamed(dir: &Path, named: &[u32]) -> Result<BTreeSet<u32>> {
     let failed = |error| Error::io("listing", dir, error);
     let mut numbers = BTreeSet::new();
@@ -269,8 +269,8 @@ pub(super) fn number_of(file: &str) -> Option<u32> {
     digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
 }
 
-/// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take seconds
-/// to free, more where each piece is discarded from the device. `layers` are those that may still be read.
+/// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take
+/// seconds to free, more where each piece is discarded from the device. `layers` are those that may still be read.
 pub(super) fn remove_later(files: &Arc<dyn Files>, dir: &Path, numbers: Vec<u32>, layers: Vec<Arc<Layer>>) {
     // By descriptor: another clone may have the directory's name by then.
     let Ok(open) = File::open(dir) else { return };

@@ -1,7 +1,7 @@
 //! What a clone's disk is made of at one moment: its layers, one on top of another, over a snapshot.
 //!
-//! A stack does not change; a new layer or a new snapshot below makes another one, and whoever reads goes on with the one
-//! that it has. What lies beyond a layer's bound was cut off when the disk was once shorter, and reads as zeros.
+//! A stack does not change; a new layer or a new snapshot below makes another one, and whoever reads goes on with the
+//! one that it has. What lies beyond a layer's bound was cut off when the disk was once shorter, and reads as zeros.
 
 use std::ops::Range;
 use std::sync::Arc;

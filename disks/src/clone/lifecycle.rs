@@ -1,7 +1,7 @@
 //! Making, discarding and rolling back clones. Each step leaves what a repeated command can finish.
 //!
-//! A clone is made aside, as `.NAME.new`, then its snapshot is held, then it is renamed. It is discarded by renaming it to
-//! `.NAME.gone`; then its snapshot is released and its files are removed. So a hold that nobody needs any more is
+//! A clone is made aside, as `.NAME.new`, then its snapshot is held, then it is renamed. It is discarded by renaming it
+//! to `.NAME.gone`; then its snapshot is released and its files are removed. So a hold that nobody needs any more is
 //! always named by a clone, or by something that [`Clones::tidy`] finds.
 
 use std::fs;
@@ -23,8 +23,8 @@ impl Clones {
     /// Makes a clone of a snapshot, and holds that.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it can't have this name; [`Error::Refused`] if there is such a clone; [`Error::NotFound`] if
-    /// there is no such snapshot.
+    /// [`Error::Invalid`] if it can't have this name; [`Error::Refused`] if there is such a clone; [`Error::NotFound`]
+    /// if there is no such snapshot.
     pub fn create(&self, name: &str, snapshot: &SnapshotName, now: Timestamp) -> Result<CloneInfo> {
         let (publisher, name) = (self.publisher()?, checked_name(name)?);
         self.make_dir(&self.dir)?;

@@ -1,7 +1,7 @@
 //! One process has a clone open at a time.
 //!
-//! The lock is `flock` on the file `lock` in the clone's directory: it dies with its holder, whatever kills it. Who holds
-//! it is written into the file for others to read; that text means nothing once the lock is free.
+//! The lock is `flock` on the file `lock` in the clone's directory: it dies with its holder, whatever kills it. Who
+//! holds it is written into the file for others to read; that text means nothing once the lock is free.
 
 use std::fs::{self, File, TryLockError};
 use std::io;

@@ -1,4 +1,5 @@
-//! `clone.json`: what a clone consists of (CLONES.md). Replaced whole: it is the old one or the new one, whatever happens.
+//! `clone.json`: what a clone consists of (CLONES.md). Replaced whole: it is the old one or the new one, whatever
+//! happens.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -143,8 +144,8 @@ impl CloneMetadata {
         }
     }
 
-    /// Replaces the metadata, durably: written aside and synced, which makes the bytes permanent, then renamed, then the
-    /// directory synced, which makes the name permanent.
+    /// Replaces the metadata, durably: written aside and synced, which makes the bytes permanent, then renamed, then
+    /// the directory synced, which makes the name permanent.
     pub(super) fn store(&self, files: &dyn Files, dir: &Path) -> Result<(), NotStored> {
         let encoding = self.encode().map_err(|what| NotStored {
             error: Error::refused(format!("clone {}: {what}", self.name)),
@@ -159,7 +160,8 @@ impl CloneMetadata {
             files.rename(&aside, &dir.join(FILE)).map_err(failed("renaming", false))
         });
         if written.is_err() {
-            // Only to give the room back: what is left is replaced by the next metadata, or removed when the clone is opened.
+            // Only to give the room back: what is left is replaced by the next metadata, or removed when the clone is
+            // opened.
             let _ = files.remove(&aside);
         }
         written?;

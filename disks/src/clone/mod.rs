@@ -1,4 +1,5 @@
-//! Writable clones: layers of written blocks over a snapshot, under `clones/NAME/` in a store. CLONES.md tells every byte.
+//! Writable clones: layers of written blocks over a snapshot, under `clones/NAME/` in a store. CLONES.md tells every
+//! byte.
 //!
 //! A write that was synced survives `kill -9` and a power cut; one that was not may be there or not, block by block. A
 //! clone holds its snapshot for the reason `clone:NAME`, so that nobody removes it. One process has a clone open at a
@@ -149,8 +150,8 @@ impl Clones {
         })
     }
 
-    /// Opens a clone for reading and writing, for this process alone. With a publisher, other processes can from then on
-    /// ask this one to commit it.
+    /// Opens a clone for reading and writing, for this process alone. With a publisher, other processes can from then
+    /// on ask this one to commit it.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if another process has it open, or this one; [`Error::Damaged`].

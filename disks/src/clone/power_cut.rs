@@ -1,7 +1,8 @@
 //! What a power cut may leave of recorded changes.
 //!
-//! Of a file, each sector of 512 bytes may be any that it was since the last sync, and so may the length. Of a directory,
-//! any of the changes since its last sync may be there, in their order; a renaming is there as a whole or not at all.
+//! Of a file, each sector of 512 bytes may be any that it was since the last sync, and so may the length. Of a
+//! directory, any of the changes since its last sync may be there, in their order; a renaming is there as a whole or
+//! not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -325,8 +326,8 @@ impl Left {
     }
 }
 
-/// Whether a sector is a new version up to the end that its file had, and zeros from there on, as the old version is. Only who
-/// writes parts of sectors, or has a disk of such a size, can see that: a guest has whole sectors.
+/// Whether a sector is a new version up to the end that its file had, and zeros from there on, as the old version is.
+/// Only who writes parts of sectors, or has a disk of such a size, can see that: a guest has whole sectors.
 fn ends_within(versions: &[Sector], found: &[u8]) -> bool {
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     versions.iter().any(|new| {

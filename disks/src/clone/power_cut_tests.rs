@@ -1,5 +1,5 @@
-//! Power cuts at every change that a clone makes on the disk, the store's own among them: what was acknowledged is there
-//! and right, nothing else is half there, and nothing is left over.
+//! Power cuts at every change that a clone makes on the disk, the store's own among them: what was acknowledged is
+//! there and right, nothing else is half there, and nothing is left over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,7 +1,7 @@
 //! How other processes ask the one that has a clone open to commit it: a socket in the clone's directory.
 //!
-//! One line of JSON asks; lines of JSON answer, first how far it is, then what came of it. Only the user of the process,
-//! and root, are heard. Who goes away before the end stops the commit.
+//! One line of JSON asks; lines of JSON answer, first how far it is, then what came of it. Only the user of the
+//! process, and root, are heard. Who goes away before the end stops the commit.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -198,7 +198,8 @@ pub(super) fn encode(line: &impl Serialize) -> Vec<u8> {
 /// Asks the process that has a clone open for a commit; none, if nobody listens. Blocks.
 ///
 /// # Errors
-/// What it answers; [`Error::Unreachable`] if it goes away before it does: whether there is a snapshot is not known then.
+/// What it answers; [`Error::Unreachable`] if it goes away before it does: whether there is a snapshot is not known
+/// then.
 pub(super) fn ask(dir: &Path, options: &CommitOptions, progress: &Progress) -> Result<Option<Committed>> {
     let path = dir.join(FILE);
     let failed = |error| Error::io("asking at", &path, error);

@@ -1,7 +1,7 @@
 //! A snapshot's bytes, by offset.
 //!
-//! A read copies from decoded chunks, waits for those that are missing, and fails for the range that can't be had alone.
-//! Sequential readers are followed, and what they will need is loaded before they ask.
+//! A read copies from decoded chunks, waits for those that are missing, and fails for the range that can't be had
+//! alone. Sequential readers are followed, and what they will need is loaded before they ask.
 
 mod data_bytes;
 mod manifest_tree;
@@ -124,8 +124,8 @@ impl SnapshotDisk {
         Ok(())
     }
 
-    /// Fills a part of a segment, which begins at `at` there. All that is missing is asked for before any of it is waited
-    /// for; chunks are let go as soon as they are copied.
+    /// Fills a part of a segment, which begins at `at` there. All that is missing is asked for before any of it is
+    /// waited for; chunks are let go as soon as they are copied.
     async fn fill_from(&self, leaf: &Leaf, at: usize, buf: &mut [u8], retry: &mut Retry) -> Result<()> {
         let cache = &self.inner.cache;
         let pieces = pieces(leaf, &(at..at + buf.len()));

@@ -1,9 +1,9 @@
 //! Who reads on and on: finds sequential readers among the reads of a disk, and says what they will need next.
 //!
 //! The kernel splits what a program reads, and several threads serve the parts at once, so the reads of one stream come
-//! out of order. A stream has proved itself when it has read a quarter of a MiB without leaving much out; from then on it
-//! is read ahead as far as it has read before, up to the bound. So whoever reads here and there costs nothing, and who
-//! stops early at most as much as was read.
+//! out of order. A stream has proved itself when it has read a quarter of a MiB without leaving much out; from then on
+//! it is read ahead as far as it has read before, up to the bound. So whoever reads here and there costs nothing, and
+//! who stops early at most as much as was read.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -132,8 +132,8 @@ impl Stream {
         }
     }
 
-    /// Whether it has read enough, and most of what it passed. Holes that were read ahead over count as nothing, so what
-    /// was proved once stays so.
+    /// Whether it has read enough, and most of what it passed. Holes that were read ahead over count as nothing, so
+    /// what was proved once stays so.
     fn is_proved(&self) -> bool {
         let is_dense = self.read_bytes >= (self.end - self.begin) / 2;
         self.ahead > self.begin || (self.reads > 1 && self.read_bytes >= PROOF_BYTES && is_dense)

@@ -1,7 +1,7 @@
 //! The snapshots of the local store and of a far one, side by side. Of two with the same name, the local one is shown.
 //!
-//! The far list is fetched anew every few seconds; while the far store is away, the last one stays. A far snapshot that is
-//! opened is published here as a partial one first, so that gc keeps what is fetched of it.
+//! The far list is fetched anew every few seconds; while the far store is away, the last one stays. A far snapshot that
+//! is opened is published here as a partial one first, so that gc keeps what is fetched of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Which chunks lie beside one that is demanded.
 //!
-//! A round trip at 50 ms is worth 600 kB at 100 Mbit/s, which is some twenty chunks as stored: so a first miss in a segment
-//! brings its neighbourhood along, and a second, which says that the reader stays there, the rest of the segment. Files lie
-//! in order, so more is brought of what follows. In a local network, that costs next to nothing.
+//! A round trip at 50 ms is worth 600 kB at 100 Mbit/s, which is some twenty chunks as stored: so a first miss in a
+//! segment brings its neighbourhood along, and a second, which says that the reader stays there, the rest of the
+//! segment. Files lie in order, so more is brought of what follows. In a local network, that costs next to nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! Records that were fetched and can't be read from the local store yet, because it has not sealed them, or has no room.
+//! Records that were fetched and can't be read from the local store yet, because it has not sealed them, or has no
+//! room.
 //!
-//! They were verified when they came and are as compressed as they travelled, but never deltas. The oldest go when there
-//! are too many: what is read then is fetched again.
+//! They were verified when they came and are as compressed as they travelled, but never deltas. The oldest go when
+//! there are too many: what is read then is fetched again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Bringing snapshots from one store to another: push and pull are the same, seen from either end.
 //!
-//! Both stores are [`Client`]s. For each snapshot the manifest tree is walked beside that of a snapshot of the image which
-//! both have, so that only what differs is considered (`walk`). What is left is claimed at the receiving store in
-//! batches, many under way at once; what it lacks is read from the sending store as stored and put (`send`): as a
-//! delta where the receiver has the base, otherwise encoded anew. The snapshot is published last.
+//! Both stores are [`Client`]s. For each snapshot the manifest tree is walked beside that of a snapshot of the image
+//! which both have, so that only what differs is considered (`walk`). What is left is claimed at the receiving store in
+//! batches, many under way at once; what it lacks is read from the sending store as stored and put (`send`): as a delta
+//! where the receiver has the base, otherwise encoded anew. The snapshot is published last.
 
 mod boot_order;
 mod nodes;

@@ -133,8 +133,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Notes that both stores have a snapshot now, or would have it after a dry run, and lets the next of its image build on
-    /// it.
+    /// Notes that both stores have a snapshot now, or would have it after a dry run, and lets the next of its image
+    /// build on it.
     pub(super) fn add_common(&mut self, item: &Item, dry_run: bool) {
         if dry_run {
             self.planned.insert(item.name.clone());

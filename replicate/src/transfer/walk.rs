@@ -87,7 +87,8 @@ impl Walk {
         self.send().await
     }
 
-    /// The parent's tree at the height of the new one: the root itself or, of a taller tree, what lies in its first slots.
+    /// The parent's tree at the height of the new one: the root itself or, of a taller tree, what lies in its first
+    /// slots.
     async fn old_root(&self, old: &Entry, height: u8) -> Result<Option<(NodeId, u8)>> {
         let Some(mut id) = old.root else { return Ok(None) };
         let mut own = height_for(old.virtual_bytes);

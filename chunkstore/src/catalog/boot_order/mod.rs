@@ -105,8 +105,8 @@ pub fn read(storage: &dyn Storage, entry: EntryId) -> Result<Option<BootOrder>> 
     }))
 }
 
-/// The order that was recorded of a snapshot or, if there is none, that of the newest snapshot of its image that has one:
-/// nights of an image lie much the same.
+/// The order that was recorded of a snapshot or, if there is none, that of the newest snapshot of its image that has
+/// one: nights of an image lie much the same.
 ///
 /// # Errors
 /// If a directory or an order can't be read.

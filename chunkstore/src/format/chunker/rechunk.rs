@@ -1,8 +1,8 @@
 //! Cutting a segment that differs from the parent's in known ranges only: what is unchanged is not read.
 //!
-//! The cuts are those of [`cut`](super::cut). A chunk of the parent is one here if FastCDC begins at it and nothing that
-//! it looks at changed. A zero run changes only where it touches a changed block: an unchanged run of zeros between
-//! unchanged data is in the parent's leaf if it is long enough, and stays inside chunks if not.
+//! The cuts are those of [`cut`](super::cut). A chunk of the parent is one here if FastCDC begins at it and nothing
+//! that it looks at changed. A zero run changes only where it touches a changed block: an unchanged run of zeros
+//! between unchanged data is in the parent's leaf if it is long enough, and stays inside chunks if not.
 
 use std::ops::Range;
 

@@ -29,8 +29,8 @@ pub trait ChunkSource: Send + Sync {
     /// As [`ChunkSource::expect`], of nodes.
     fn expect_nodes(&self, _ids: &[NodeId]) {}
 
-    /// Fetches one chunk if that takes no longer than to read and decode it: nobody else is asked. For threads that must not
-    /// wait. None otherwise, and if anything fails: [`ChunkSource::chunk`] then says what.
+    /// Fetches one chunk if that takes no longer than to read and decode it: nobody else is asked. For threads that
+    /// must not wait. None otherwise, and if anything fails: [`ChunkSource::chunk`] then says what.
     fn chunk_at_hand(&self, _id: ChunkId) -> Option<Chunk> {
         None
     }

@@ -12,8 +12,8 @@ use crate::format::manifest::{self, Entry as Line};
 pub type Tree = (Option<NodeId>, u64);
 
 /// Hands the byte ranges in which `b` differs from `a` to `visit`, in order, adjoining ones merged, and returns the sum
-/// of their lengths. A range is as fine as the chunks and zero runs in it. Where one image ends earlier, the rest of the
-/// other differs.
+/// of their lengths. A range is as fine as the chunks and zero runs in it. Where one image ends earlier, the rest of
+/// the other differs.
 pub fn compare(
     source: &dyn ChunkSource,
     a: Tree,

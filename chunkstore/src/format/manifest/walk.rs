@@ -174,8 +174,8 @@ fn view_children(source: &dyn ChunkSource, view: View, height: u8) -> Result<Vec
     })
 }
 
-/// Random access to a tree's leaves by segment, with the inner nodes on the way kept. Whoever goes through the segments in
-/// order gets leaves that were read together.
+/// Random access to a tree's leaves by segment, with the inner nodes on the way kept. Whoever goes through the segments
+/// in order gets leaves that were read together.
 pub struct LeafReader<'a> {
     source: &'a dyn ChunkSource,
     root: Option<NodeId>,
@@ -359,7 +359,8 @@ impl Ahead {
         self.leaves.iter().find_map(|leaves| leaves.get(&id)).cloned()
     }
 
-    /// How many leaves to read together from this segment on: more and more, as long as segments are asked for in order.
+    /// How many leaves to read together from this segment on: more and more, as long as segments are asked for in
+    /// order.
     fn group_from(&mut self, segment: u64) -> u64 {
         let is_in_order = segment.abs_diff(self.next) <= OUT_OF_ORDER;
         self.group = if is_in_order { (self.group * 2).clamp(1, GROUP_LEAVES_MAX) } else { 1 };

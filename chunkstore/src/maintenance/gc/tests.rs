@@ -52,7 +52,8 @@ fn a_pack_whose_records_were_counted_by_a_search_is_left_alone() {
     let store = open_on(dir.path(), &storage).unwrap();
     let first = noise(100_000, 1);
     put(&store, night("web01", 1), &first);
-    // The deltas of the second night come after a gap with a whole record, which a search finds and the table does not have.
+    // The deltas of the second night come after a gap with a whole record, which a search finds and the table does not
+    // have.
     let session = store.session(Some(&night("web01", 1))).unwrap();
     let never = Record::new(Kind::Chunk, ChunkId::of(b"never").into(), 5, Codec::Raw, b"never".to_vec(), None);
     let room = session.reserve(Class::DataDelta, never.bytes() as u32).unwrap();

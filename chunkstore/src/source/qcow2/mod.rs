@@ -103,7 +103,8 @@ impl Qcow2Source {
             Mapping::Zero { .. } => buf.fill(0),
             Mapping::Raw { storage, offset, .. } => storage.read_exact_at(buf, offset)?,
             Mapping::Special { layer, offset, .. } => {
-                // A hostile compressed cluster refers to bytes before its own: imago's decoder takes what lies in `buf`.
+                // A hostile compressed cluster refers to bytes before its own: imago's decoder takes what lies in
+                // `buf`.
                 buf.fill(0);
                 layer.read(buf, offset).map_err(|error| self.error(error))?;
             }

@@ -1,4 +1,5 @@
-//! A qcow2 image whose backing file is a snapshot in a mount: what the image itself has. The backing file is not opened.
+//! A qcow2 image whose backing file is a snapshot in a mount: what the image itself has. The backing file is not
+//! opened.
 //!
 //! The mount tells the root of a snapshot in an extended attribute of its file. It is only a claim: whoever uses it
 //! compares it with a snapshot of a store, and takes what the image does not have from there.

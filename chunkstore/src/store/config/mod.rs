@@ -397,7 +397,8 @@ fn check_of(fields: &BTreeMap<String, Value>) -> String {
     blake3::hash(&canonical).to_hex()[..CHECK_DIGITS].to_owned()
 }
 
-/// A newer version's key as TOML has it: what is not a bare key is a basic string, as JSON's are, but for one character.
+/// A newer version's key as TOML has it: what is not a bare key is a basic string, as JSON's are, but for one
+/// character.
 fn quoted_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if !key.is_empty() && key.bytes().all(is_bare) {

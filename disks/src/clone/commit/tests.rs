@@ -168,8 +168,8 @@ fn a_record_that_can_not_be_stored_leaves_all_as_it_was() {
     assert!(site.content(&committed.snapshot) == model);
 }
 
-/// Each write makes a whole block of one value: a snapshot taken in between has each block old or new, and all blocks that
-/// were written before it began.
+/// Each write makes a whole block of one value: a snapshot taken in between has each block old or new, and all blocks
+/// that were written before it began.
 #[test]
 fn committed_while_it_is_written_it_is_as_at_one_moment() {
     let site = TestStore::with_clone(&image());

@@ -175,8 +175,8 @@ impl ClientSession {
         Ok(())
     }
 
-    /// Puts records without waiting until the store has taken them: that is known when [`ClientSession::settle`] returns,
-    /// and a failure at the latest then. Only so many batches are under way.
+    /// Puts records without waiting until the store has taken them: that is known when [`ClientSession::settle`]
+    /// returns, and a failure at the latest then. Only so many batches are under way.
     ///
     /// # Errors
     /// As [`ClientSession::put_all`], also of an earlier batch.
@@ -219,7 +219,8 @@ impl ClientSession {
     /// Publishes a snapshot from its entry's encoding. It is durable when this returns.
     ///
     /// # Errors
-    /// [`chunkstore::Error::Refused`] if there is one of this name; [`chunkstore::Error::Damaged`] if records are missing.
+    /// [`chunkstore::Error::Refused`] if there is one of this name; [`chunkstore::Error::Damaged`] if records are
+    /// missing.
     pub async fn publish(&self, entry: Vec<u8>, report: Option<&IngestReport>) -> Result<Snapshot> {
         let report = report.map(|report| serde_json::to_vec(report).expect("a report has only plain fields"));
         let id = EntryId::of(&entry);

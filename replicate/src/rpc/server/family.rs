@@ -26,8 +26,8 @@ pub trait RequestFamily: Send + Sync {
     /// What a client must be allowed to ask for anything of the family.
     fn right(&self) -> Right;
 
-    /// Answers a request. The future is dropped when the client goes. `grant` is what the client may do, for checks that
-    /// depend on the request.
+    /// Answers a request. The future is dropped when the client goes. `grant` is what the client may do, for checks
+    /// that depend on the request.
     fn answer(&self, grant: &Grant, body: Bytes) -> FamilyAnswer;
 }
 

@@ -76,8 +76,8 @@ impl TlsClient {
     /// Shakes hands with the server that `host` names. Nothing else is sent before the server has shown who it is.
     ///
     /// # Errors
-    /// [`Error::Denied`] if it is not the one that is meant, or nothing says which one is; [`Error::Unreachable`] if the
-    /// connection fails.
+    /// [`Error::Denied`] if it is not the one that is meant, or nothing says which one is; [`Error::Unreachable`] if
+    /// the connection fails.
     pub async fn connect<S>(self, host: &str, stream: S) -> Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,

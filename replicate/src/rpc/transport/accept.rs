@@ -89,8 +89,8 @@ impl fmt::Debug for Listener {
 }
 
 impl Acceptor {
-    /// Listens at the socket in a store's directory. The caller holds the store's lock; the socket of an owner that died
-    /// is replaced.
+    /// Listens at the socket in a store's directory. The caller holds the store's lock; the socket of an owner that
+    /// died is replaced.
     ///
     /// # Errors
     /// [`Error::Refused`] if something else has the socket's name; [`Error::NotFound`] without the directory.
