@@ -58,7 +58,7 @@ pub struct Guest {
     qemu: Running,
     keyboard: ChildStdin,
     console: Receiver<String>,
-    /// The last lines of the console, for who asks what went wrong.
+    /// The last lines of the console, for failure messages.
     said: Vec<String>,
     result: PathBuf,
 }

@@ -53,7 +53,7 @@ impl Running {
         self.child().try_wait().unwrap().is_none()
     }
 
-    /// Kills it, unless it has ended, and tells how it ended.
+    /// Kills it, unless it has ended, and returns how it ended.
     pub fn kill(mut self) -> Output {
         self.child().kill().unwrap();
         self.wait()
@@ -210,7 +210,7 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Keeps what an owner says, and tells each address that it listens on.
+/// Keeps an owner's output, and reports each address that it listens on.
 fn read_along(pipe: ChildStderr, said: Arc<Mutex<String>>, tell: mpsc::Sender<Listening>) -> JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {

@@ -56,7 +56,7 @@ pub struct Ended {
     begun: u64,
     /// The last sync that returned.
     synced: u64,
-    /// Why it ended, unless it was told to.
+    /// Why it ended, unless it was stopped.
     error: Option<String>,
 }
 

@@ -98,7 +98,7 @@ fn a_connection_is_cut_after_so_many_bytes_and_the_next_is_not() {
 }
 
 #[test]
-fn who_is_not_read_from_is_held_up() {
+fn a_sender_without_a_reader_is_held_up() {
     let (target, taken) = taker();
     let proxy = Proxy::start(Link::of(8000, 0), target).unwrap();
     let client = TcpStream::connect(proxy.address()).unwrap();

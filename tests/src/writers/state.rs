@@ -33,7 +33,7 @@ impl Sectors {
         Self { base, range, sure: vec![Content::Base; count as usize], since: BTreeMap::new() }
     }
 
-    /// Takes note of a step that was begun; tells whether it is a sync.
+    /// Takes note of a step that was begun; returns whether it is a sync.
     pub(super) fn apply(&mut self, step: &Step) -> bool {
         let (range, content) = match &step.what {
             What::Sync => return true,

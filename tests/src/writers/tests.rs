@@ -24,7 +24,7 @@ fn written() -> (TempDir, PathBuf, Written, Vec<Ended>) {
 }
 
 #[test]
-fn what_was_written_is_right_in_every_round() {
+fn written_sectors_are_right_in_every_round() {
     let (_dir, disk, mut written, ended) = written();
     assert!(written.judge(&disk, &ended) > 0);
     let writers = written.start(&disk);
@@ -55,7 +55,7 @@ fn a_lost_write_that_was_synced_is_found() {
 }
 
 #[test]
-fn what_was_not_synced_may_be_there_or_not() {
+fn unsynced_writes_may_be_there_or_not() {
     let mut sectors = Sectors::new(Arc::new(vec![7; 4096]), 0..4096);
     let write = |number: u64| Step { number, tag: number, what: What::Write(0..512) };
     let content = |tag: u64| {

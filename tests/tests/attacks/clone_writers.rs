@@ -34,7 +34,7 @@ fn clone_in(site: &Site) -> (Vmstore, Mounted) {
 
 /// In every fifth round the clone is committed again and again, so that writers go on over new layers and a new base.
 #[test]
-fn what_was_synced_is_there_after_every_kill() {
+fn synced_writes_survive_every_kill() {
     let site = Site::below(env!("CARGO_TARGET_TMPDIR"));
     let (vmstore, mut mounted) = clone_in(&site);
     let mut rng = Rng::from_clock();

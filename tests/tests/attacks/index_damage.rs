@@ -226,7 +226,7 @@ impl Harm {
 }
 
 #[test]
-fn whatever_happens_to_the_index_every_snapshot_is_there_bit_for_bit() {
+fn a_damaged_index_costs_no_snapshot() {
     let torture = Torture::begin("index damage");
     let site = Site::new();
     let mut harms = site.all_harms();

@@ -201,7 +201,7 @@ impl Sites {
 }
 
 #[test]
-fn what_is_killed_for_its_memory_loses_nothing() {
+fn a_kill_for_lack_of_memory_loses_nothing() {
     let torture = Torture::begin("memory_limit");
     let sites = Sites::new();
     let dense = format!("dense@{FIRST}");

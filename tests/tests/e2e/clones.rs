@@ -135,7 +135,7 @@ fn written_through_a_mount_committed_while_open_and_rolled_back() {
 }
 
 #[test]
-fn on_a_full_disk_the_guest_is_told_and_what_was_synced_stays() {
+fn on_a_full_disk_the_guest_gets_an_error_and_synced_writes_stay() {
     let disk = Mount::tmpfs(80);
     let dir = TempDir::new().unwrap();
     let vmstore = Vmstore::new(disk.path().join("store"));

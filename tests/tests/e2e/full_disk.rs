@@ -98,7 +98,7 @@ fn ingest_that_fills_the_disk_fails_by_name_and_leaves_nothing() {
 }
 
 #[test]
-fn what_only_reads_works_on_a_full_disk() {
+fn reading_commands_work_on_a_full_disk() {
     for init in [&["--no-reserve"][..], &[]] {
         let site = Site::new(512, init);
         site.fill();

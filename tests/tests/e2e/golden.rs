@@ -160,7 +160,7 @@ fn an_index_of_another_store_is_rebuilt() {
 }
 
 #[test]
-fn what_a_newer_program_wrote_is_refused_and_left_alone() {
+fn files_of_a_newer_program_are_refused_and_left_alone() {
     let site = Site::new();
     let restored = site.arg("never.raw");
     let restore: &[&str] = &["restore", NIGHT, &restored];

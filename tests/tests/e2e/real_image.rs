@@ -159,7 +159,7 @@ fn nights_come_back_bit_for_bit_sparse_and_as_sound_file_systems() {
 }
 
 #[test]
-fn what_is_held_stays_and_what_is_pruned_frees_its_space() {
+fn held_snapshots_stay_and_pruned_ones_free_their_space() {
     let dir = scratch();
     let vmstore = two_nights(dir.path());
     let other = dir.path().join("other.raw");

@@ -1,4 +1,4 @@
-//! The contract of push and pull, over every way in which sites reach each other; and who is refused on the way.
+//! The contract of push and pull, over every way in which sites reach each other, and refusals on the way.
 
 use std::collections::BTreeMap;
 use std::fs;

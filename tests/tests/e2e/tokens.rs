@@ -288,7 +288,7 @@ fn no_snapshot_comes_but_by_its_publication() {
 
 /// A push with a new time and any claim of origin drops no other user's snapshots.
 #[test]
-fn a_token_evicts_nobody_elses_snapshots() {
+fn a_token_evicts_no_snapshots_of_others() {
     let sites = Sites::new();
     let file = sites.site.make("own.raw", 4, 81);
     sites.far.run(["ingest", file.to_str().unwrap(), "--image", "web01", "--time", NIGHT]);
@@ -308,7 +308,7 @@ fn a_token_evicts_nobody_elses_snapshots() {
 }
 
 #[test]
-fn what_is_published_counts_against_the_quota() {
+fn published_snapshots_count_against_the_quota() {
     let sites = Sites::new();
     let small = token(&sites.far, "small", &["--role", "push", "--quota", "2MiB"]);
     let mut stranger = sites.stranger(&small);

@@ -86,7 +86,7 @@ fn address_of(serving: &Serving) -> SocketAddr {
 }
 
 #[test]
-fn what_is_far_is_read_bit_for_bit_and_is_a_partial_snapshot_until_it_is_pulled() {
+fn a_far_snapshot_is_read_bit_for_bit_and_is_partial_until_it_is_pulled() {
     let world = World::new();
     let [first, second] = world.names();
     let mounted = world.mount(&[]);
@@ -143,7 +143,7 @@ fn a_hydrated_snapshot_needs_the_other_store_no_more() {
 }
 
 #[test]
-fn what_was_read_first_is_fetched_before_it_is_asked_for() {
+fn a_boot_order_is_fetched_before_it_is_read() {
     let world = World::new();
     let [first, second] = world.names().map(str::to_owned);
     let mounted = world.mount(&["--record"]);

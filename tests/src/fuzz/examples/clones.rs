@@ -8,7 +8,7 @@ use super::super::{Example, reseal};
 use super::{catalog_file, json};
 
 const SECTOR_BYTES: usize = 512;
-/// Bytes of a disk that a sector of a map tells of.
+/// Bytes of a disk that a sector of a map covers.
 const SECTOR_DISK_BYTES: u64 = 4064 * 4096;
 
 /// As in disks/CLONES.md.

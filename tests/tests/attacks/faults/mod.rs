@@ -7,7 +7,7 @@ use tests::images::Rng;
 use tests::torture::Torture;
 
 /// Tries faults in random order: `short` of them, or more in the long form. `fails` tries one, checks everything, and
-/// tells whether the work failed by it; of a hundred faults, so many must at least make it fail.
+/// returns whether the work failed; of a hundred faults, so many must at least make it fail.
 fn try_faults<F>(
     torture: Torture,
     short: u64,

@@ -73,7 +73,7 @@ impl Scene {
         (Worked::open(dir, Arc::new(storage.clone()), 2).unwrap(), storage)
     }
 
-    /// Tells whether the act failed.
+    /// Returns whether the act failed.
     fn try_with(&self, fault: &Fault, far: &Far) -> bool {
         let Self { act, .. } = self;
         let (mut worked, storage) = self.set();
@@ -153,7 +153,7 @@ fn all_faults(scenes: &[Scene], rng: &mut Rng) -> Vec<Fault> {
 }
 
 #[test]
-fn whatever_call_of_the_storage_fails_the_store_is_sound_and_work_goes_on() {
+fn after_any_failed_call_of_the_storage_the_store_is_sound_and_work_goes_on() {
     let torture = Torture::begin("storage faults");
     let far = Far::default();
     let scenes = scenes(&far);

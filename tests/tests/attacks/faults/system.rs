@@ -314,7 +314,7 @@ fn all_faults(site: &Site) -> Vec<Fault> {
 }
 
 #[test]
-fn whatever_call_of_the_system_fails_the_store_is_sound_and_work_goes_on() {
+fn after_any_failed_system_call_the_store_is_sound_and_work_goes_on() {
     let torture = Torture::begin("system faults");
     let site = Site::new();
     try_faults(torture, SHORT_FAULTS, 10, all_faults(&site), |fault| {

@@ -113,7 +113,7 @@ fn read_about(file: &File, image: &File, rng: &mut Rng, reads: u64) -> [u64; 2] 
 }
 
 #[test]
-fn whatever_a_far_store_answers_no_byte_is_wrong_and_the_mount_lives() {
+fn with_any_answer_of_a_far_store_no_byte_is_wrong_and_the_mount_lives() {
     let torture = Torture::begin("a far store that lies");
     let mut tried = 0;
     let lies = Lie::of_records();
@@ -175,7 +175,7 @@ fn read_whole(file: &File, bytes: u64) -> io::Result<()> {
 }
 
 #[test]
-fn whatever_snapshots_a_far_store_claims_to_have_they_can_be_looked_at() {
+fn any_snapshots_that_a_far_store_claims_can_be_listed_and_opened() {
     let world = World::new();
     let before = world.files();
     world.liar.tell(Lie::Entries);

@@ -34,7 +34,7 @@ const IMAGE_MIB: u64 = 16;
 const KEPT: usize = 6;
 /// Before an owner or a mount is killed, up to so many milliseconds.
 const PAUSE_MS_MAX: u64 = 500;
-/// The exit code of a push that could not send all it was told to.
+/// The exit code of a push that could not send all snapshots.
 const DAMAGE_FOUND: i32 = 3;
 /// 2026-01-01, the first snapshot's time; later ones follow a second apart.
 const FIRST_TIME_S: u64 = 1_767_225_600;
@@ -350,7 +350,7 @@ fn files_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 #[test]
-fn whoever_is_killed_loses_nothing_that_was_acknowledged() {
+fn kills_of_all_kinds_lose_nothing_acknowledged() {
     let torture = Torture::begin("kill_mix");
     let mix = Mix::new();
     let mut hits = BTreeMap::new();

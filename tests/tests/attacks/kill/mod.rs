@@ -1,9 +1,8 @@
-//! `kill -9` at random moments of commands, and of the owners that they need: what was acknowledged is there bit for
-//! bit, what was not is whole or not there, the command works when it is repeated, and nothing stays that gc can't
-//! free.
+//! `kill -9` at random moments of commands, and of the owners that they need: acknowledged work is there bit for bit,
+//! other work is whole or not there, the command works when it is repeated, and gc can free all that is left.
 //!
-//! The tests here are a table of works and victims. What ends at a chosen moment, by other signals or alone with a
-//! broken stream, is in the files of the works; `mix` kills all kinds while all of them are at work.
+//! The tests here are a table of works and victims. Kills at a chosen moment, other signals and broken streams are in
+//! the files of the works; `mix` kills processes of all kinds while all of them work.
 
 mod commands;
 mod mix;

@@ -126,7 +126,7 @@ fn sizes_change_as_those_of_files_do() {
 }
 
 #[test]
-fn what_is_discarded_is_a_hole() {
+fn a_discarded_range_is_a_hole() {
     let (_viewed, path, mut expected) = with_clone(4);
     let file = open(&path);
     let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -151,7 +151,7 @@ fn what_is_discarded_is_a_hole() {
 }
 
 #[test]
-fn what_can_not_be_done_to_a_clone() {
+fn refused_operations_on_a_clone() {
     let (viewed, path, expected) = with_clone(1);
     let can_be_done = ["open for writing", "open for both", "open to append", "truncate", "grow"];
     for (what, attempt) in ON_FILES.iter().filter(|(what, _)| !can_be_done.contains(what)) {

@@ -20,7 +20,7 @@ pub(crate) fn list(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_directories_hold() {
+fn entries_of_directories() {
     let viewed = Viewed::of(2, 2);
     let root = viewed.mounted.path();
     assert_eq!(list(root), ["clones", "snapshots"]);

@@ -176,7 +176,7 @@ fn unmounting_by_hand_ends_it_too() {
 }
 
 #[test]
-fn what_is_used_is_given_back() {
+fn descriptors_are_given_back() {
     let viewed = Viewed::of(2, 2);
     let pid = viewed.mounted.pid();
     let used = || {

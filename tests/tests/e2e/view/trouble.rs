@@ -124,7 +124,7 @@ fn a_mount_that_hangs_does_not_hang_those_who_ask_for_it() {
 }
 
 #[test]
-fn a_read_waits_for_an_owner_as_long_as_told_and_no_longer() {
+fn a_read_waits_for_an_owner_until_its_timeout() {
     const TIMEOUT: Duration = Duration::from_secs(3);
     let viewed = Viewed::of(40, 1);
     let Viewed { site, vmstore, snapshots, mounted: _patient } = viewed;
