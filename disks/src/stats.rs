@@ -1,8 +1,8 @@
 //! What a mount counts: cheap to note, and a picture of it for `vmfs status`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use chunkstore::metrics::{Counter, Description, Gauge, Histogram, Metrics, Percentiles, Unit};
 use serde::{Deserialize, Serialize};
 
 /// A picture of all counters since the mount began.
@@ -60,37 +60,48 @@ pub(crate) enum Origin {
     Upstream,
 }
 
-/// A number that only grows.
-#[derive(Default)]
-pub(crate) struct Count(AtomicU64);
-
-impl Count {
-    pub(crate) fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The counters.
-#[derive(Default)]
+/// The counters, each one in the registry of the mount.
 pub(crate) struct Stats {
-    pub(crate) cache_hits: Count,
-    pub(crate) cache_misses: Count,
-    pub(crate) readahead_bytes: Count,
-    pub(crate) readahead_used_bytes: Count,
-    local_bytes: Count,
-    upstream_bytes: Count,
-    begun_reads: Count,
-    ended_reads: Count,
-    failed_reads: Count,
-    read_bytes: Count,
-    latencies: Histogram,
+    pub(crate) cache_hits: Counter,
+    pub(crate) cache_misses: Counter,
+    pub(crate) readahead_bytes: Counter,
+    pub(crate) readahead_used_bytes: Counter,
+    local_bytes: Counter,
+    upstream_bytes: Counter,
+    waiting_reads: Gauge,
+    reads: Counter,
+    failed_reads: Counter,
+    read_bytes: Counter,
+    latency: Histogram,
 }
 
 impl Stats {
+    /// Registers them.
+    pub(crate) fn registered(metrics: &Metrics) -> Self {
+        let count = |name, help| metrics.counter(Description::new(name, Unit::Count, help));
+        let bytes = |name, help| metrics.counter(Description::new(name, Unit::Bytes, help));
+        let loaded = |source| {
+            let help = "Plain bytes of chunks that were loaded, by where they came from.";
+            metrics.counter(Description::new("loaded_bytes_total", Unit::Bytes, help).with_label("source", source))
+        };
+        Self {
+            cache_hits: count("chunk_cache_hits_total", "Chunks that a read found decoded."),
+            cache_misses: count("chunk_cache_misses_total", "Chunks that a read did not find decoded."),
+            readahead_bytes: bytes(
+                "readahead_bytes_total",
+                "Plain bytes of chunks that were loaded ahead of a reader.",
+            ),
+            readahead_used_bytes: bytes("readahead_used_bytes_total", "Bytes read ahead that a reader came for."),
+            local_bytes: loaded("local"),
+            upstream_bytes: loaded("upstream"),
+            waiting_reads: metrics.gauge(Description::new("waiting_reads", Unit::Count, "Reads that have not ended.")),
+            reads: count("reads_total", "Reads that ended, failed ones included."),
+            failed_reads: count("failed_reads_total", "Reads that ended with an error."),
+            read_bytes: bytes("read_bytes_total", "Bytes given to readers, holes included."),
+            latency: metrics.histogram(Description::new("read_latency", Unit::Microseconds, "How long reads took.")),
+        }
+    }
+
     /// Notes that a chunk came.
     pub(crate) fn came(&self, origin: Origin, bytes: u64) {
         match origin {
@@ -101,27 +112,27 @@ impl Stats {
 
     /// Notes that a read begins; it ends when the guard is dropped.
     pub(crate) fn begin_read(&self) -> Reading<'_> {
-        self.begun_reads.add(1);
+        self.waiting_reads.add(1);
         Reading { stats: self, began: Instant::now(), read_bytes: None }
     }
 
     /// A picture of now, but for the cache's size.
     pub(crate) fn picture(&self) -> Statistics {
-        let reads = self.ended_reads.get();
+        let Percentiles { p50_us, p90_us, p99_us, max_us, .. } = self.latency.percentiles();
         Statistics {
             cache_bytes: 0,
             cache_bytes_max: 0,
             cache_hits: self.cache_hits.get(),
             cache_misses: self.cache_misses.get(),
-            reads,
+            reads: self.reads.get(),
             failed_reads: self.failed_reads.get(),
-            waiting_reads: self.begun_reads.get().saturating_sub(reads),
+            waiting_reads: self.waiting_reads.get(),
             read_bytes: self.read_bytes.get(),
             local_bytes: self.local_bytes.get(),
             upstream_bytes: self.upstream_bytes.get(),
             readahead_bytes: self.readahead_bytes.get(),
             readahead_used_bytes: self.readahead_used_bytes.get(),
-            latency: self.latencies.picture(),
+            latency: Latency { p50_us, p90_us, p99_us, max_us },
         }
     }
 }
@@ -146,91 +157,23 @@ impl Drop for Reading<'_> {
             Some(bytes) => self.stats.read_bytes.add(bytes),
             None => self.stats.failed_reads.add(1),
         }
-        self.stats.latencies.note(self.began.elapsed());
-        self.stats.ended_reads.add(1);
+        self.stats.latency.note(self.began.elapsed());
+        self.stats.reads.increment();
+        self.stats.waiting_reads.subtract(1);
     }
-}
-
-/// Steps for each doubling, and doublings: up to 2^32 microseconds, which is more than an hour.
-const STEPS: u64 = 4;
-const DOUBLINGS: u64 = 32;
-const BUCKETS: usize = (STEPS * (DOUBLINGS + 1)) as usize;
-
-/// Counts by the logarithm of a duration.
-struct Histogram {
-    counts: [Count; BUCKETS],
-    max_us: AtomicU64,
-}
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { counts: std::array::from_fn(|_| Count::default()), max_us: AtomicU64::new(0) }
-    }
-}
-
-impl Histogram {
-    fn note(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.counts[bucket(us)].add(1);
-        self.max_us.fetch_max(us, Ordering::Relaxed);
-    }
-
-    fn picture(&self) -> Latency {
-        let counts: Vec<u64> = self.counts.iter().map(Count::get).collect();
-        let max_us = self.max_us.load(Ordering::Relaxed);
-        let at = |percent: u64| percentile_us(&counts, percent).min(max_us);
-        Latency { p50_us: at(50), p90_us: at(90), p99_us: at(99), max_us }
-    }
-}
-
-/// Below 4 µs each has its own; above, four for each doubling.
-fn bucket(us: u64) -> usize {
-    if us < STEPS {
-        return us as usize;
-    }
-    let doubling = u64::from(us.ilog2()) - 1;
-    let step = (us >> (doubling - 1)) - STEPS;
-    ((doubling * STEPS + step) as usize).min(BUCKETS - 1)
-}
-
-/// The longest duration that is counted in a bucket.
-fn longest_us(bucket: usize) -> u64 {
-    let (doubling, step) = (bucket as u64 / STEPS, bucket as u64 % STEPS);
-    if doubling == 0 { step } else { ((STEPS + step + 1) << (doubling - 1)) - 1 }
-}
-
-fn percentile_us(counts: &[u64], percent: u64) -> u64 {
-    let all: u64 = counts.iter().sum();
-    let wanted = (all * percent).div_ceil(100);
-    let mut counted = 0;
-    let found = counts.iter().position(|count| {
-        counted += count;
-        counted >= wanted
-    });
-    found.filter(|_| all > 0).map_or(0, longest_us)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn buckets_cover_all_durations_in_order() {
-        for us in (0..10_000).chain((0..64).map(|bit| 1 << bit)) {
-            let bucket = bucket(us);
-            if bucket < BUCKETS - 1 {
-                assert!(us <= longest_us(bucket), "{us} in {bucket}");
-                assert!(bucket == 0 || us > longest_us(bucket - 1), "{us} in {bucket}");
-                assert!(longest_us(bucket) - us <= us / 4, "{us} told as {}", longest_us(bucket));
-            }
-        }
-    }
-
-    #[test]
     fn percentiles_and_reads_are_told() {
-        let stats = Stats::default();
+        let stats = Stats::registered(&Metrics::default());
         for ms in 1..=100 {
-            stats.latencies.note(Duration::from_millis(ms));
+            stats.latency.note(Duration::from_millis(ms));
         }
         let latency = stats.picture().latency;
         for (told, truth) in [(latency.p50_us, 50_000), (latency.p90_us, 90_000), (latency.p99_us, 99_000)] {

@@ -1,17 +1,15 @@
 //! What the view counts of the requests that it answers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use chunkstore::metrics::{Counter, Description, Metrics, Unit};
 use serde::{Deserialize, Serialize};
 
-/// Counters that threads share.
-#[derive(Debug, Default)]
+/// Counters in the registry of the mount.
 pub(crate) struct Counters {
-    reads: AtomicU64,
-    read_bytes: AtomicU64,
-    writes: AtomicU64,
-    written_bytes: AtomicU64,
-    failures: AtomicU64,
+    reads: Counter,
+    read_bytes: Counter,
+    writes: Counter,
+    written_bytes: Counter,
+    failures: Counter,
 }
 
 /// How many requests were answered since the view was mounted.
@@ -31,28 +29,38 @@ pub struct Requests {
 }
 
 impl Counters {
+    pub(crate) fn registered(metrics: &Metrics) -> Self {
+        let counter = |name, unit, help| metrics.counter(Description::new(name, unit, help));
+        Self {
+            reads: counter("fuse_reads_total", Unit::Count, "Read requests of the kernel."),
+            read_bytes: counter("fuse_read_bytes_total", Unit::Bytes, "Bytes that these asked for."),
+            writes: counter("fuse_writes_total", Unit::Count, "Write requests of the kernel."),
+            written_bytes: counter("fuse_written_bytes_total", Unit::Bytes, "Bytes of these."),
+            failures: counter("fuse_failures_total", Unit::Count, "Requests that failed unexpectedly."),
+        }
+    }
+
     pub(crate) fn read(&self, bytes: u64) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.reads.increment();
+        self.read_bytes.add(bytes);
     }
 
     pub(crate) fn written(&self, bytes: u64) {
-        self.writes.fetch_add(1, Ordering::Relaxed);
-        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.writes.increment();
+        self.written_bytes.add(bytes);
     }
 
     pub(crate) fn failed(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.failures.increment();
     }
 
     pub(crate) fn snapshot(&self) -> Requests {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Requests {
-            reads: of(&self.reads),
-            read_bytes: of(&self.read_bytes),
-            writes: of(&self.writes),
-            written_bytes: of(&self.written_bytes),
-            failures: of(&self.failures),
+            reads: self.reads.get(),
+            read_bytes: self.read_bytes.get(),
+            writes: self.writes.get(),
+            written_bytes: self.written_bytes.get(),
+            failures: self.failures.get(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use chunkstore::metrics::Metrics;
 use chunkstore::{Error, Result};
 use fuser::{Errno, FopenFlags};
 use tokio::runtime::Handle as Runtime;
@@ -55,6 +56,8 @@ pub struct Parts {
     pub read_timeout: Duration,
     /// What the status file says besides what the view knows itself, such as how far background work is.
     pub more_status: MoreStatus,
+    /// Where what it counts is registered.
+    pub metrics: Metrics,
 }
 
 /// A view that can be mounted.
@@ -84,9 +87,10 @@ pub(crate) struct OpenedFile {
 impl MountService {
     /// Makes one.
     pub fn new(parts: Parts) -> Self {
-        let Parts { names, clones, cache, runtime, store, read_timeout, more_status } = parts;
+        let Parts { names, clones, cache, runtime, store, read_timeout, more_status, metrics } = parts;
         let namespace = Namespace { names, clones, cache, store, started: SystemTime::now() };
-        let (inodes, handles, counters, buffers) = <(Inodes, Handles, Counters, Arc<Buffers>)>::default();
+        let (inodes, handles, buffers) = <(Inodes, Handles, Arc<Buffers>)>::default();
+        let counters = Counters::registered(&metrics);
         let counting = Arc::new(Semaphore::new(1));
         Self(Arc::new(Shared {
             namespace,

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use chunkstore::format::manifest::ChunkSource;
+use chunkstore::metrics::Metrics;
 use chunkstore::store::Store;
 use clap::{Args, ValueHint};
 use disks::chunk_cache::{ChunkCache, ChunkCacheOptions};
@@ -38,6 +39,8 @@ store, and with --foreground to standard error.";
 
 /// The key of the data path's statistics in the status.
 pub(crate) const READING: &str = "reading";
+/// The name of all metrics in the status: for programs, by name, unit and value.
+pub(crate) const METRICS: &str = "metrics";
 
 /// The longest duration, 136 years: its end can still be represented.
 const DURATION_MAX: Duration = Duration::from_secs(u32::MAX as u64);
@@ -122,11 +125,13 @@ impl Mount {
         mounts::refuse_on_view(store, "the store")?;
         let runtime = connector.runtime()?.handle().clone();
         let owner: Arc<dyn ChunkSource> = Arc::new(connector.owner(store, Purpose::Use)?);
-        let local = Local { dir: store, catalog: &catalog, source: &owner };
+        let metrics = Metrics::default();
+        let local = Local { dir: store, catalog: &catalog, source: &owner, metrics: &metrics };
         let site = self.upstream.start(connector, &local, self.timeout)?;
         let options = ChunkCacheOptions {
             cache_bytes_max: self.cache,
             timeout: self.timeout,
+            metrics: metrics.clone(),
             far: site.as_ref().and_then(|site| site.far()),
             observer: site.as_ref().and_then(|site| site.observer()),
             ..ChunkCacheOptions::default()
@@ -141,8 +146,11 @@ impl Mount {
             runtime,
             store: store.to_path_buf(),
             read_timeout: self.timeout,
+            metrics: metrics.clone(),
             more_status: Box::new(move || {
-                reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).collect()
+                let values = serde_json::to_value(metrics.snapshot()).expect("its keys are strings");
+                let metrics = (METRICS.to_owned(), values);
+                reading(&read).into_iter().chain(upstream::status(upstream.as_deref())).chain([metrics]).collect()
             }),
         });
         Ok((view, site))

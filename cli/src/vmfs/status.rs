@@ -9,7 +9,7 @@ use fusefs::status::Status;
 use replicate::rpc::wire::shown;
 use serde::Serialize;
 
-use super::mount::READING;
+use super::mount::{METRICS, READING};
 use super::probe::{Probed, probe};
 use super::umount::find;
 use crate::failure::{Exit, Result};
@@ -81,7 +81,8 @@ pub(crate) fn text(view: &MountView) -> String {
     let mut lines = vec![("store", view.store.display().to_string()), ("state", state)];
     if let Some(status) = &view.status {
         lines.extend(served(status));
-        for (name, value) in &status.more {
+        // All metrics are for programs: people get those that say something to them.
+        for (name, value) in status.more.iter().filter(|(name, _)| *name != METRICS) {
             match serde_json::from_value(value.clone()) {
                 Ok(statistics) if name == READING => lines.extend(reading(&statistics)),
                 _ => lines.push((name, value.to_string())),

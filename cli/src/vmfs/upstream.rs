@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chunkstore::catalog::{Catalog, Selector};
 use chunkstore::format::manifest::ChunkSource;
+use chunkstore::metrics::Metrics;
 use clap::Args;
 use disks::upstream::{Connect, UpstreamService, UpstreamServiceOptions};
 use fusefs::mounts;
@@ -37,6 +38,7 @@ pub(crate) struct Local<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) catalog: &'a Catalog,
     pub(crate) source: &'a Arc<dyn ChunkSource>,
+    pub(crate) metrics: &'a Metrics,
 }
 
 impl UpstreamOptions {
@@ -62,6 +64,7 @@ impl UpstreamOptions {
             read_timeout,
             hydrate: self.hydrate.clone(),
             record: self.record,
+            metrics: local.metrics.clone(),
         };
         Ok(Some(runtime.block_on(UpstreamService::start(options))?))
     }

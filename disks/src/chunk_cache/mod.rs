@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use chunkstore::format::NodeId;
 use chunkstore::format::manifest::ChunkSource;
+use chunkstore::metrics::Metrics;
 use chunkstore::{Error, Result};
 use quick_cache::sync::Cache as QuickCache;
 use tokio::runtime::Handle;
@@ -55,6 +56,8 @@ pub struct ChunkCacheOptions {
     pub timeout: Duration,
     /// Gives what the source lacks.
     pub far: Option<Arc<dyn FarSource>>,
+    /// Where what it counts is registered.
+    pub metrics: Metrics,
     /// Is told what is read.
     pub observer: Option<Arc<dyn ReadObserver>>,
 }
@@ -66,6 +69,7 @@ impl Default for ChunkCacheOptions {
             cache_bytes_max: CACHE_BYTES_MAX,
             threads: processors.max(2),
             timeout: TIMEOUT,
+            metrics: Metrics::default(),
             far: None,
             observer: None,
         }
@@ -114,7 +118,7 @@ impl ChunkCache {
                 loads,
                 data_bytes: QuickCache::new(COUNTED_NODES_MAX),
                 counting: Semaphore::new(1),
-                stats: Stats::default(),
+                stats: Stats::registered(&options.metrics),
                 options,
             }
         })

@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chunkstore::format::{ChunkId, Kind, Record, RecordId};
+use chunkstore::metrics::{Counter, Description, Gauge, Metrics, Unit};
 use chunkstore::store::Claim;
 use chunkstore::{Error, Result};
 use replicate::rpc::client::ClientSession;
@@ -21,7 +22,7 @@ use super::reconnect::{ReconnectingClient, is_passing};
 use super::unsealed_cache::UnsealedCache;
 
 /// Bytes that wait to be kept; what comes then is not kept.
-const WAITING_BYTES_MAX: usize = 32 << 20;
+const WAITING_BYTES_MAX: u64 = 32 << 20;
 /// Records that are put together.
 const BATCH: usize = 128;
 /// What was put is sealed when it is so much, or so old: until then nobody can read it from the store.
@@ -51,14 +52,28 @@ impl FetchedRecord {
 }
 
 /// What is told of keeping.
-#[derive(Default)]
 pub(super) struct FillCounters {
-    waiting_bytes: AtomicUsize,
-    pub(super) records: AtomicU64,
-    pub(super) bytes: AtomicU64,
-    pub(super) healed: AtomicU64,
-    pub(super) not_kept: AtomicU64,
+    waiting_bytes: Gauge,
+    pub(super) records: Counter,
+    pub(super) bytes: Counter,
+    pub(super) healed: Counter,
+    pub(super) not_kept: Counter,
     pub(super) is_failing: AtomicBool,
+}
+
+impl FillCounters {
+    fn registered(metrics: &Metrics) -> Self {
+        let count = |name, help| metrics.counter(Description::new(name, Unit::Count, help));
+        let bytes = |name, help| Description::new(name, Unit::Bytes, help);
+        Self {
+            waiting_bytes: metrics.gauge(bytes("kept_waiting_bytes", "Fetched bytes that wait to be kept.")),
+            records: count("kept_records_total", "Fetched records that were put into the local store."),
+            bytes: metrics.counter(bytes("kept_bytes_total", "Bytes of these records.")),
+            healed: count("healed_records_total", "Damaged records of the local store that were replaced."),
+            not_kept: count("not_kept_records_total", "Fetched records that were given to readers and not kept."),
+            is_failing: AtomicBool::new(false),
+        }
+    }
 }
 
 /// Where records are offered.
@@ -70,23 +85,22 @@ pub(super) struct FillQueue {
 
 impl FillQueue {
     /// A fill queue, and where what it is offered comes out.
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<FetchedRecord>) {
+    pub(super) fn new(metrics: &Metrics) -> (Self, mpsc::UnboundedReceiver<FetchedRecord>) {
         let (sender, offered) = mpsc::unbounded_channel();
-        (Self { sender, fill_counters: Arc::default() }, offered)
+        (Self { sender, fill_counters: Arc::new(FillCounters::registered(metrics)) }, offered)
     }
 
     /// Whether more waits than should. Never if the task that fills has ended: nothing would become less.
     pub(super) fn is_behind(&self) -> bool {
-        !self.sender.is_closed() && self.fill_counters.waiting_bytes.load(Ordering::Relaxed) > WAITING_BYTES_MAX / 2
+        !self.sender.is_closed() && self.fill_counters.waiting_bytes.get() > WAITING_BYTES_MAX / 2
     }
 
     pub(super) fn offer(&self, kept: FetchedRecord) {
-        let bytes = kept.bytes();
-        if self.fill_counters.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) > WAITING_BYTES_MAX
-            || self.sender.send(kept).is_err()
-        {
-            self.fill_counters.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            self.fill_counters.not_kept.fetch_add(1, Ordering::Relaxed);
+        let (waiting_bytes, bytes) = (&self.fill_counters.waiting_bytes, kept.bytes() as u64);
+        waiting_bytes.add(bytes);
+        if waiting_bytes.get() > WAITING_BYTES_MAX + bytes || self.sender.send(kept).is_err() {
+            waiting_bytes.subtract(bytes);
+            self.fill_counters.not_kept.increment();
         }
     }
 }
@@ -156,10 +170,10 @@ impl CacheFiller {
     }
 
     async fn keep(&mut self, batch: Vec<FetchedRecord>) {
-        let bytes = batch.iter().map(FetchedRecord::bytes).sum();
+        let bytes = batch.iter().map(FetchedRecord::bytes).sum::<usize>() as u64;
         let kept =
             if Instant::now() < self.not_before { Ok(false) } else { self.try_keep(&batch).await.map(|()| true) };
-        self.fill_counters.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.fill_counters.waiting_bytes.subtract(bytes);
         match kept {
             Ok(true) => {
                 if self.fill_counters.is_failing.swap(false, Ordering::Relaxed) {
@@ -169,9 +183,9 @@ impl CacheFiller {
                     self.seal().await;
                 }
             }
-            Ok(false) => drop(self.fill_counters.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed)),
+            Ok(false) => self.fill_counters.not_kept.add(batch.len() as u64),
             Err(error) => {
-                self.fill_counters.not_kept.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.fill_counters.not_kept.add(batch.len() as u64);
                 self.fail(&error);
             }
         }
@@ -203,8 +217,8 @@ impl CacheFiller {
         let bytes: usize = records.iter().map(Record::bytes).sum();
         self.unsealed.extend(records.iter().map(|record| (record.header.id, record.header.kind)));
         self.unsealed_bytes += bytes;
-        self.fill_counters.records.fetch_add(records.len() as u64, Ordering::Relaxed);
-        self.fill_counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.fill_counters.records.add(records.len() as u64);
+        self.fill_counters.bytes.add(bytes as u64);
         Ok(())
     }
 
@@ -245,7 +259,7 @@ async fn claims(session: &ClientSession, ids: &[RecordId], fill_counters: &FillC
     let (_, anew) = session.claim(&again).await?;
     for (at, claim) in bad.into_iter().zip(anew) {
         claims[at] = claim;
-        fill_counters.healed.fetch_add(u64::from(claim == Claim::YoursWhole), Ordering::Relaxed);
+        fill_counters.healed.add(u64::from(claim == Claim::YoursWhole));
     }
     Ok(claims)
 }

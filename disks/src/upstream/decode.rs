@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use chunkstore::format::manifest::{ChunkSource, Node};
 use chunkstore::format::{Chunk, ChunkId, Codec, Kind, NodeId, Record, RecordCodec, RecordId};
+use chunkstore::metrics::{Counter, Description, Metrics, Unit};
 use chunkstore::pack::check_plain;
 use chunkstore::{Error, Result};
 use replicate::rpc::wire::{Fetch, WireError};
@@ -26,12 +27,27 @@ pub(super) fn told(error: &Error) -> Error {
 }
 
 /// Counts what is fetched.
-#[derive(Default)]
 pub(super) struct Counters {
-    pub(super) records: AtomicU64,
-    pub(super) bytes: AtomicU64,
-    pub(super) requests: AtomicU64,
-    pub(super) refused: AtomicU64,
+    pub(super) records: Counter,
+    pub(super) bytes: Counter,
+    pub(super) requests: Counter,
+    pub(super) refused: Counter,
+}
+
+impl Counters {
+    fn registered(metrics: &Metrics) -> Self {
+        let counter = |name, unit, help| metrics.counter(Description::new(name, unit, help));
+        Self {
+            records: counter("upstream_records_total", Unit::Count, "Records that came from the upstream."),
+            bytes: counter("upstream_bytes_total", Unit::Bytes, "Bytes of these records, as they travelled."),
+            requests: counter("upstream_requests_total", Unit::Count, "Requests for records."),
+            refused: counter(
+                "upstream_refused_records_total",
+                Unit::Count,
+                "Records that were not what they should be.",
+            ),
+        }
+    }
 }
 
 /// Where fetched records go: to the readers that wait for them, and to the local store.
@@ -54,8 +70,9 @@ impl Intake {
         fill_queue: FillQueue,
         local: Arc<dyn ChunkSource>,
         codec: RecordCodec,
+        metrics: &Metrics,
     ) -> Self {
-        let (queue, counters) = <(Queue, Counters)>::default();
+        let (queue, counters) = (Queue::default(), Counters::registered(metrics));
         Self { queue, unsealed_cache, fill_queue, counters, bases_here: AtomicI32::new(0), local, codec }
     }
 
@@ -107,7 +124,7 @@ impl<'a> Decoding<'a> {
             }
         }
         let counters = &self.intake.counters;
-        counters.bytes.fetch_add(record.bytes() as u64, Ordering::Relaxed);
+        counters.bytes.add(record.bytes() as u64);
         match self.verified(id, kind, &record) {
             Ok((got, whole)) => {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
@@ -118,12 +135,12 @@ impl<'a> Decoding<'a> {
                 self.intake.queue.answer(id, &Ok(got));
             }
             Err(error) => {
-                counters.refused.fetch_add(1, Ordering::Relaxed);
+                counters.refused.add(1);
                 tracing::error!("upstream gave something else than it was asked for: {error}");
                 self.intake.queue.answer(id, &Err(told(&error)));
             }
         }
-        counters.records.fetch_add(1, Ordering::Relaxed);
+        counters.records.add(1);
         true
     }
 

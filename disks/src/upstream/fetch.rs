@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use chunkstore::format::manifest::{ChunkSource, Node};
 use chunkstore::format::{Chunk, ChunkId, Kind, NodeId, RecordCodec, RecordId};
+use chunkstore::metrics::Metrics;
 use chunkstore::{Error, Result};
 use parking_lot::Mutex;
 use replicate::rpc::client::{Arrived, Client};
@@ -60,6 +61,7 @@ pub(super) struct FetcherParts {
     pub(super) codec: RecordCodec,
     pub(super) read_timeout: Duration,
     pub(super) runtime: Handle,
+    pub(super) metrics: Metrics,
 }
 
 impl Fetcher {
@@ -74,9 +76,10 @@ impl Fetcher {
             codec,
             read_timeout,
             runtime,
+            metrics,
         } = surroundings;
         Arc::new(Self {
-            intake: Intake::new(unsealed_cache, fill_queue, local, codec),
+            intake: Intake::new(unsealed_cache, fill_queue, local, codec, &metrics),
             negative_cache,
             neighbourhood: Neighbourhood::default(),
             lanes,
@@ -161,7 +164,7 @@ impl Fetcher {
 
     /// Asks for records; what comes is decoded meanwhile. Returns the deltas whose bases are nowhere.
     async fn ask(self: &Arc<Self>, client: &Client, batch: &Batch, fetch: Fetch) -> Result<Batch> {
-        self.intake.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.intake.counters.requests.increment();
         let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
         let (arrived, arriving) = mpsc::channel();
         let (this, wanted, codec) = (Arc::clone(self), batch.clone(), client.codec().clone());

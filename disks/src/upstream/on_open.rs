@@ -56,7 +56,7 @@ impl OpenHandler {
                 }
                 _ = look.tick() => {
                     self.hold_all().await;
-                    let records = self.fetcher.intake.counters.records.load(std::sync::atomic::Ordering::Relaxed);
+                    let records = self.fetcher.intake.counters.records.get();
                     if std::mem::replace(&mut kept_before, records) != records {
                         self.note_presence().await;
                     }

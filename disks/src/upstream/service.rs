@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chunkstore::Result;
 use chunkstore::catalog::{Catalog, Selector};
 use chunkstore::format::RecordCodec;
 use chunkstore::format::manifest::ChunkSource;
+use chunkstore::metrics::Metrics;
 use chunkstore::storage::LocalDir;
 use parking_lot::Mutex;
 use replicate::rpc::transport::RateLimit;
@@ -53,6 +54,8 @@ pub struct UpstreamServiceOptions {
     pub hydrate: Vec<Selector>,
     /// Whether what is read first is recorded.
     pub record: bool,
+    /// Where what it counts is registered.
+    pub metrics: Metrics,
 }
 
 /// The local store and what lies behind it.
@@ -167,19 +170,18 @@ impl UpstreamService {
     pub fn status(&self) -> Option<UpstreamStatus> {
         let upstream = self.upstream.as_ref()?;
         let (fetcher, fill_counters) = (&upstream.fetcher, &upstream.fill_counters);
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Some(UpstreamStatus {
             address: self.address.clone(),
             is_connected: fetcher.is_up(),
-            fetched_records: get(&fetcher.intake.counters.records),
-            fetched_bytes: get(&fetcher.intake.counters.bytes),
-            requests: get(&fetcher.intake.counters.requests),
-            refused_records: get(&fetcher.intake.counters.refused),
+            fetched_records: fetcher.intake.counters.records.get(),
+            fetched_bytes: fetcher.intake.counters.bytes.get(),
+            requests: fetcher.intake.counters.requests.get(),
+            refused_records: fetcher.intake.counters.refused.get(),
             waiting_records: fetcher.intake.queue.len() as u64,
-            kept_records: get(&fill_counters.records),
-            kept_bytes: get(&fill_counters.bytes),
-            healed_records: get(&fill_counters.healed),
-            not_kept_records: get(&fill_counters.not_kept),
+            kept_records: fill_counters.records.get(),
+            kept_bytes: fill_counters.bytes.get(),
+            healed_records: fill_counters.healed.get(),
+            not_kept_records: fill_counters.not_kept.get(),
             is_keeping_failing: fill_counters.is_failing.load(Ordering::Relaxed),
             hydrations: upstream.hydrator.hydrations(),
         })
@@ -251,7 +253,7 @@ impl Background {
         tasks: &mut Vec<JoinHandle<()>>,
     ) -> (Upstream, JoinHandle<()>) {
         let runtime = &options.runtime;
-        let (fill_queue, offered) = FillQueue::new();
+        let (fill_queue, offered) = FillQueue::new(&options.metrics);
         let (unsealed_cache, negative_cache) = (Arc::new(UnsealedCache::default()), Arc::new(NegativeCache::new()));
         let near_link = || ReconnectingClient::new(&options.near, None, None);
         let keeping =
@@ -268,6 +270,7 @@ impl Background {
             codec: self.codec,
             read_timeout: options.read_timeout,
             runtime: runtime.clone(),
+            metrics: options.metrics.clone(),
         });
         // So that the first look at the mount shows them.
         if let Err(error) = list.refresh().await {

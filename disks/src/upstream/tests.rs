@@ -14,6 +14,7 @@ use chunkstore::format::manifest::{self, ChunkSource, Leaf};
 use chunkstore::format::{ChunkParams, Codec, HEADER_BYTES, Kind, Record, RecordId};
 use chunkstore::ingest::{Base, IngestOptions, ingest};
 use chunkstore::maintenance::verify::{VerifyReport, verify};
+use chunkstore::metrics::Metrics;
 use chunkstore::source::{MemDisk, Source};
 use chunkstore::store::{InitOptions, OpenOptions, Store};
 use chunkstore::testing::noise;
@@ -136,6 +137,7 @@ impl World {
 
     fn options(&self) -> UpstreamServiceOptions {
         UpstreamServiceOptions {
+            metrics: Metrics::default(),
             runtime: Handle::current(),
             dir: self.near.dir.path().to_path_buf(),
             catalog: self.near.store.catalog().clone(),
