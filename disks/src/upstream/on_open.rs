@@ -1,6 +1,6 @@
 //! What is done for a partial snapshot when it is first opened: its manifest is fetched, and then what a boot will touch.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::manifest_walk;
 const SEGMENTS_MAX: u64 = 8 << 10;
 /// Chunks that are looked up and wanted together.
 const BATCH: usize = 1024;
-/// Snapshots that are kept at the far store.
+/// Snapshots that are held at the far store at a time: the ones that were opened last.
 const HELD_MAX: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -34,8 +34,55 @@ pub(super) struct OpenHandler {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) catalog: Catalog,
     pub(super) storage: LocalDir,
-    /// Those that were handled, with what keeps them at the far store.
-    pub(super) handled: Mutex<BTreeMap<SnapshotName, Option<ClientSession>>>,
+    /// Those that were handled, with what holds them at the far store.
+    pub(super) handled: Mutex<Handled<ClientSession>>,
+}
+
+/// The snapshots that were opened last, at most [`HELD_MAX`], the latest at the end. One that drops out is not held any
+/// longer, and is handled anew when it is next opened.
+pub(super) struct Handled<S> {
+    entries: VecDeque<(SnapshotName, Option<S>)>,
+}
+
+impl<S> Default for Handled<S> {
+    fn default() -> Self {
+        Self { entries: VecDeque::new() }
+    }
+}
+
+impl<S> Handled<S> {
+    /// Notes that a snapshot is opened; whether it is to be handled.
+    fn open(&mut self, name: &SnapshotName) -> bool {
+        let known = self.remove(name);
+        let is_new = known.is_none();
+        self.entries.push_back((name.clone(), known.flatten()));
+        if self.entries.len() > HELD_MAX {
+            self.entries.pop_front();
+        }
+        is_new
+    }
+
+    /// Keeps what holds a snapshot, unless it dropped out meanwhile.
+    fn hold(&mut self, name: &SnapshotName, session: S) {
+        if let Some((_, held)) = self.entries.iter_mut().find(|(known, _)| known == name) {
+            *held = Some(session);
+        }
+    }
+
+    fn remove(&mut self, name: &SnapshotName) -> Option<Option<S>> {
+        let at = self.entries.iter().position(|(known, _)| known == name)?;
+        self.entries.remove(at).map(|(_, session)| session)
+    }
+
+    /// Those that are not held, or whose hold `has_ended`.
+    fn lost(&self, has_ended: impl Fn(&S) -> bool) -> Vec<SnapshotName> {
+        let lost = self.entries.iter().filter(|(_, session)| session.as_ref().is_none_or(&has_ended));
+        lost.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn names(&self) -> Vec<SnapshotName> {
+        self.entries.iter().map(|(name, _)| name.clone()).collect()
+    }
 }
 
 impl OpenHandler {
@@ -47,10 +94,9 @@ impl OpenHandler {
             tokio::select! {
                 snapshot = opened.recv() => {
                     let Some(snapshot) = snapshot else { return };
-                    if self.lock().contains_key(&snapshot.name()) {
+                    if !self.lock().open(&snapshot.name()) {
                         continue;
                     }
-                    self.lock().insert(snapshot.name(), None);
                     let this = Arc::clone(&self);
                     tokio::spawn(async move { this.handle_open(&snapshot).await });
                 }
@@ -83,16 +129,14 @@ impl OpenHandler {
             ClientSession::begin(&client, Purpose::Read, Some(name)).await
         };
         match held.await {
-            Ok(session) => drop(self.lock().insert(name.clone(), Some(session))),
+            Ok(session) => self.lock().hold(name, session),
             Err(error) => tracing::debug!("{name} is not held upstream: {error}"),
         }
     }
 
     /// Holds again what a lost connection has let go.
     async fn hold_all(&self) {
-        let is_lost = |session: &Option<ClientSession>| session.as_ref().is_none_or(|it| it.client().has_ended());
-        let lost: Vec<SnapshotName> =
-            self.lock().iter().filter(|(_, it)| is_lost(it)).map(|(name, _)| name.clone()).take(HELD_MAX).collect();
+        let lost = self.lock().lost(|session| session.client().has_ended());
         for name in lost {
             self.hold(&name).await;
         }
@@ -100,7 +144,7 @@ impl OpenHandler {
 
     /// Has the store note how much is here now.
     pub(super) async fn note_presence(&self) {
-        let names: Vec<SnapshotName> = self.lock().keys().cloned().collect();
+        let names = self.lock().names();
         for name in names {
             let noted = async {
                 let client = self.fetcher.near().client().await?;
@@ -157,7 +201,7 @@ impl OpenHandler {
         boot_order::nearest(&self.storage, &self.catalog, snapshot)
     }
 
-    fn lock(&self) -> parking_lot::MutexGuard<'_, BTreeMap<SnapshotName, Option<ClientSession>>> {
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Handled<ClientSession>> {
         self.handled.lock()
     }
 }
@@ -193,6 +237,26 @@ mod tests {
     use chunkstore::format::manifest::Entry;
 
     use super::*;
+
+    #[test]
+    fn no_more_snapshots_are_held_than_the_bound_and_the_latest_stay() {
+        let name = |n: usize| format!("web{n}@20261120T020000Z").parse::<SnapshotName>().unwrap();
+        let session = Arc::new(());
+        let mut handled = Handled::default();
+        for n in 0..3 * HELD_MAX {
+            assert!(handled.open(&name(n)));
+            handled.hold(&name(n), Arc::clone(&session));
+            // One that is opened again and again stays, and is handled once.
+            assert_eq!(handled.open(&name(0)), false, "{n}");
+            assert!(Arc::strong_count(&session) - 1 <= HELD_MAX, "{n}");
+        }
+        assert_eq!(handled.names().len(), HELD_MAX);
+        handled.hold(&name(1), Arc::clone(&session));
+        assert_eq!(Arc::strong_count(&session) - 1, HELD_MAX, "what dropped out is not held again");
+        assert!(handled.open(&name(1)), "it is handled anew");
+        assert_eq!(handled.lost(|_| false), [name(1)]);
+        assert!(handled.remove(&name(1)).is_some() && handled.names().contains(&name(0)));
+    }
 
     #[test]
     fn chunks_are_touched_in_the_order_of_the_ranges_each_once() {

@@ -1,6 +1,5 @@
 //! All of it together: what a mount starts, asks, and stops.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -289,7 +288,7 @@ impl Background {
             fetcher: Arc::clone(&fetcher),
             catalog: options.catalog.clone(),
             storage: LocalDir::new(&options.dir),
-            handled: Mutex::new(BTreeMap::new()),
+            handled: Mutex::default(),
         });
         let (opened, openings) = mpsc::unbounded_channel();
         let local = LocalNames::new(&options.dir, options.catalog.clone());
