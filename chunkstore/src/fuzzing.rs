@@ -39,14 +39,14 @@ pub fn pack_files(names: &BTreeSet<&str>) -> bool {
 
 /// A value of the index's column family `records`, or key and value of one of `packs`.
 pub fn index_row(bytes: &[u8]) -> bool {
-    let place = RecordLocation::decode(bytes);
-    if let Some(place) = &place {
-        assert!(place.plain_bytes as usize <= PLAIN_BYTES_MAX && place.stored_bytes as usize <= STORED_BYTES_MAX);
-        assert_eq!(RecordLocation::decode(&place.encode()).as_ref(), Some(place));
+    let location = RecordLocation::decode(bytes);
+    if let Some(location) = &location {
+        assert!(location.plain_bytes as usize <= PLAIN_BYTES_MAX && location.stored_bytes as usize <= STORED_BYTES_MAX);
+        assert_eq!(RecordLocation::decode(&location.encode()).as_ref(), Some(location));
     }
     let row = bytes.split_at_checked(size_of::<u32>()).and_then(|(key, value)| PackRow::decode(key, value));
     if let Some(row) = &row {
         assert_eq!(PackRow::decode(&row.id.number.to_be_bytes(), &row.encode()).as_ref(), Some(row));
     }
-    place.is_some() || row.is_some()
+    location.is_some() || row.is_some()
 }

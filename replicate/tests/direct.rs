@@ -196,7 +196,7 @@ fn damage_is_named_and_takes_no_neighbours_along() {
     let snapshot = owned.site.ingest(night("web01", 0), &noise(300_000, 1));
     let (client, _serving) = owned.direct();
     let ids = chunks_of(&client, snapshot.entry().root.unwrap());
-    let harmed = owned.site.store.places(&[ids[3].into()]).unwrap()[0].unwrap();
+    let harmed = owned.site.store.locate(&[ids[3].into()]).unwrap()[0].unwrap();
     let pack = owned.site.store.packs().row(harmed.pack).unwrap().id;
     let path = owned.site.path().join("packs").join(format!("{pack}.pack"));
     let file = fs::OpenOptions::new().write(true).open(path).unwrap();
@@ -316,7 +316,7 @@ impl Truth {
             let place = place.unwrap();
             (*id, Located { pack: site.store.packs().row(place.pack).unwrap().id, location: place })
         };
-        Self { places: ids.iter().zip(site.store.places(ids).unwrap()).map(located).collect() }
+        Self { places: ids.iter().zip(site.store.locate(ids).unwrap()).map(located).collect() }
     }
 
     fn place(&self, id: &RecordId) -> Option<Located> {

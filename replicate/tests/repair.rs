@@ -104,7 +104,7 @@ async fn several_stores_are_asked_in_turn_and_none_is_believed() {
     // One has only the first night, the other only the second, and that with damage nobody knows of.
     let snapshot = first.ingest(night("web01", 0), &first_night());
     second.ingest(night("db", 1), &second_night());
-    let places = second.store.places(&chunks_of(&first, &snapshot)).unwrap();
+    let places = second.store.locate(&chunks_of(&first, &snapshot)).unwrap();
     let harmed = places.into_iter().flatten().next().unwrap();
     let pack = second.store.packs().row(harmed.pack).unwrap().id;
     let file = fs::File::options().write(true).open(second.path().join(pack::path(pack))).unwrap();

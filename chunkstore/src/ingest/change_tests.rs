@@ -196,10 +196,10 @@ fn a_parent_with_damage_is_not_taken_for_granted() {
     let bytes = image(10);
     let first = put(&store, night("web01", 1), &bytes);
     let root = crate::format::RecordId::from(first.entry().root.unwrap());
-    let place = store.places(&[root]).unwrap()[0].unwrap();
-    let pack = store.packs().row(place.pack).unwrap().id;
+    let location = store.locate(&[root]).unwrap()[0].unwrap();
+    let pack = store.packs().row(location.pack).unwrap().id;
     let mut damaged = (*store.damaged()).clone();
-    damaged.insert(crate::store::damaged::BadRecord { pack, offset: place.offset, id: root, base_lost: false });
+    damaged.insert(crate::store::damaged::BadRecord { pack, offset: location.offset, id: root, base_lost: false });
     store.set_damaged(damaged).unwrap();
     assert!(read_back(&*store, first.entry()).is_err());
     let (second, read_bytes) = put_changes(&store, night("web01", 2), &bytes, vec![]);

@@ -124,7 +124,7 @@ fn a_damaged_base_is_read_chunk_by_chunk() {
 impl Place {
     fn some_pack(&self) -> crate::format::PackId {
         let root = crate::format::RecordId::from(self.base.entry().root.unwrap());
-        let place = self.store.places(&[root]).unwrap()[0].unwrap();
+        let place = self.store.locate(&[root]).unwrap()[0].unwrap();
         self.store.packs().row(place.pack).unwrap().id
     }
 }

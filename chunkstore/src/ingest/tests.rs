@@ -199,10 +199,10 @@ fn a_chunk_known_to_be_damaged_is_stored_again_whole() {
         panic!("one segment is one leaf")
     };
     let id: ChunkId = leaf.chunks().next().unwrap().1;
-    let place = store.places(&[id.into()]).unwrap()[0].unwrap();
-    let pack = store.packs().row(place.pack).unwrap().id;
+    let location = store.locate(&[id.into()]).unwrap()[0].unwrap();
+    let pack = store.packs().row(location.pack).unwrap().id;
     let mut damaged = (*store.damaged()).clone();
-    damaged.insert(BadRecord { pack, offset: place.offset, id: id.into(), base_lost: false });
+    damaged.insert(BadRecord { pack, offset: location.offset, id: id.into(), base_lost: false });
     store.set_damaged(damaged).unwrap();
     assert!(read_back(&*store, snapshot.entry()).is_err());
     let report = put(&store, night("web01", 2), &bytes).state.ingest.unwrap();

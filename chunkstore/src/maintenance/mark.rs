@@ -93,8 +93,8 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
     fn nodes(&mut self, ids: &[NodeId], height: Option<u8>) -> Result<()> {
         self.progress.check()?;
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
-        for (id, place) in ids.iter().zip(self.store.places_once(&records)?) {
-            match self.node(*id, place, height) {
+        for (id, location) in ids.iter().zip(self.store.locate_once(&records)?) {
+            match self.node(*id, location, height) {
                 Ok(Some(Node::Inner(inner))) => {
                     let children: Vec<_> = inner.children().iter().map(|child| child.1).collect();
                     self.nodes(&children, Some(inner.height() - 1))?;
@@ -109,9 +109,10 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
     }
 
     /// Adds a node; reads it unless it was visited before.
-    fn node(&mut self, id: NodeId, place: Option<RecordLocation>, height: Option<u8>) -> Result<Option<Node>> {
-        let place = place.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
-        if !self.seen.add(&place) {
+    fn node(&mut self, id: NodeId, location: Option<RecordLocation>, height: Option<u8>) -> Result<Option<Node>> {
+        let location =
+            location.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
+        if !self.seen.add(&location) {
             return Ok(None);
         }
         let node = self.store.node(id)?;
@@ -159,12 +160,12 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
 
 fn look_up<S: PlaceSet>(store: &Store, ids: &[RecordId], found: &Mutex<(&mut S, &mut u64)>) -> Result<()> {
     for ids in ids.chunks(SLICE_IDS) {
-        let places = store.places_once(ids)?;
+        let locations = store.locate_once(ids)?;
         let mut found = found.lock();
-        for place in places {
-            match place {
-                Some(place) => {
-                    found.0.add(&place);
+        for location in locations {
+            match location {
+                Some(location) => {
+                    found.0.add(&location);
                 }
                 None => *found.1 += 1,
             }

@@ -147,13 +147,13 @@ struct Owners {
 const SHARED: u32 = u32::MAX;
 
 impl PlaceSet for Owners {
-    fn add(&mut self, place: &RecordLocation) -> bool {
-        let owners = self.packs.entry(place.pack).or_default();
-        let ordinal = place.ordinal as usize;
+    fn add(&mut self, location: &RecordLocation) -> bool {
+        let owners = self.packs.entry(location.pack).or_default();
+        let ordinal = location.ordinal as usize;
         if owners.len() <= ordinal {
             owners.resize(ordinal + 1, 0);
         }
-        let bytes = HEADER_BYTES as u64 + u64::from(place.stored_bytes);
+        let bytes = HEADER_BYTES as u64 + u64::from(location.stored_bytes);
         match owners[ordinal] {
             0 => {
                 owners[ordinal] = self.current;

@@ -23,7 +23,7 @@ pub struct RecordLocation {
 }
 
 impl RecordLocation {
-    /// The place of a table's entry.
+    /// The location of a table's entry.
     pub fn of(pack: PackId, ordinal: usize, entry: &TableEntry) -> Self {
         Self {
             pack: pack.number,

@@ -72,7 +72,7 @@ impl Damaged {
     }
 
     /// Whether the record at this location is damaged itself, so that the index must not name it.
-    pub(crate) fn is_bad_place(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
+    pub(crate) fn is_bad_location(&self, pack: PackId, offset: u32, id: RecordId) -> bool {
         self.concerns(id) && self.records.contains(&BadRecord { pack, offset, id, base_lost: false })
     }
 
@@ -189,7 +189,7 @@ mod tests {
         std::fs::write(dir.path().join(FILE), format!("{body}{}\n", checksum_line(body))).unwrap();
         assert!(matches!(Damaged::load(&storage), Err(Error::Refused { what }) if what.contains("newer")));
         assert!(damaged.retain(|record| record.base_lost));
-        assert!(!damaged.is_bad_place(PackId { number: 2, tag: 7 }, 64, ChunkId::of(&[1]).into()));
+        assert!(!damaged.is_bad_location(PackId { number: 2, tag: 7 }, 64, ChunkId::of(&[1]).into()));
         assert!(damaged.retain(|_| false));
         damaged.save(&storage).unwrap();
         assert!(Damaged::load(&storage).unwrap().is_empty());

@@ -104,8 +104,8 @@ pub(crate) struct Change {
 
 impl Change {
     /// Sets a record's location.
-    pub(crate) fn put(&mut self, id: RecordId, place: RecordLocation) {
-        self.records.push((id, Some(place)));
+    pub(crate) fn put(&mut self, id: RecordId, location: RecordLocation) {
+        self.records.push((id, Some(location)));
     }
 
     /// Forgets a record.
@@ -212,12 +212,12 @@ impl Index {
     }
 
     /// The location of each id, in their order.
-    pub(crate) fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    pub(crate) fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         self.look_up(ids, &ReadOptions::default())
     }
 
-    /// Like [`Index::places`], for a walk over everything, which would only evict the cache's content.
-    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    /// Like [`Index::locate`], for a walk over everything, which would only evict the cache's content.
+    pub(crate) fn locate_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         self.look_up(ids, &options)
@@ -227,19 +227,19 @@ impl Index {
         // RocksDB reads neighbouring keys of a sorted batch from one block.
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_unstable_by_key(|at| ids[*at as usize]);
-        let mut places = vec![None; ids.len()];
+        let mut locations = vec![None; ids.len()];
         // RocksDB pins the values it found until the whole batch is answered.
         for order in order.chunks(LOOKUP_KEYS) {
             let keys = order.iter().map(|at| ids[*at as usize].as_bytes().as_slice());
             let values = self.db.batched_multi_get_cf_opt(self.family(RECORDS), keys, true, options);
             for (at, value) in order.iter().zip(values) {
-                places[*at as usize] = match value.map_err(|error| self.error(&error))? {
-                    Some(value) => Some(decode_place(&value)?),
+                locations[*at as usize] = match value.map_err(|error| self.error(&error))? {
+                    Some(value) => Some(decode_location(&value)?),
                     None => None,
                 };
             }
         }
-        Ok(places)
+        Ok(locations)
     }
 
     /// The pack and offset of the last record with each sketch; `None` for sketch 0. Only hints.
@@ -268,7 +268,7 @@ impl Index {
             let (key, value) = item.map_err(|error| self.error(&error))?;
             let key: [u8; 32] =
                 (*key).try_into().map_err(|_| Error::IndexDamaged { detail: "an id has an unknown form".into() })?;
-            visit(RecordId::from_bytes(key), decode_place(&value)?)?;
+            visit(RecordId::from_bytes(key), decode_location(&value)?)?;
         }
         Ok(())
     }
@@ -291,9 +291,9 @@ impl Index {
             return Ok(());
         }
         let mut batch = WriteBatch::default();
-        for (id, place) in &change.records {
-            match place {
-                Some(place) => batch.put_cf(self.family(RECORDS), id.as_bytes(), place.encode()),
+        for (id, location) in &change.records {
+            match location {
+                Some(location) => batch.put_cf(self.family(RECORDS), id.as_bytes(), location.encode()),
                 None => batch.delete_cf(self.family(RECORDS), id.as_bytes()),
             }
         }
@@ -303,8 +303,8 @@ impl Index {
                 None => batch.delete_cf(self.family(PACKS), number.to_be_bytes()),
             }
         }
-        for (sketch, place) in &change.sketches {
-            match place {
+        for (sketch, location) in &change.sketches {
+            match location {
                 Some((pack, offset)) => {
                     let value = [pack.to_le_bytes(), offset.to_le_bytes()].concat();
                     batch.put_cf(self.family(SKETCHES), sketch.to_be_bytes(), value);
@@ -348,7 +348,7 @@ impl Index {
     }
 }
 
-fn decode_place(value: &[u8]) -> Result<RecordLocation> {
+fn decode_location(value: &[u8]) -> Result<RecordLocation> {
     RecordLocation::decode(value).ok_or_else(|| Error::IndexDamaged { detail: "a place has an unknown form".into() })
 }
 

@@ -8,7 +8,7 @@ use crate::pack::RecordLocation;
 /// The set of locations that a walk has visited.
 pub(crate) trait PlaceSet: Send {
     /// Adds a location; returns whether the walk must (again) go on below it.
-    fn add(&mut self, place: &RecordLocation) -> bool;
+    fn add(&mut self, location: &RecordLocation) -> bool;
 }
 
 /// One bit for each needed record.
@@ -28,9 +28,9 @@ pub(crate) struct PackMark {
 }
 
 impl PlaceSet for Mark {
-    fn add(&mut self, place: &RecordLocation) -> bool {
-        let pack = self.packs.entry(place.pack).or_default();
-        let (word, bit) = (place.ordinal as usize / 64, 1 << (place.ordinal % 64));
+    fn add(&mut self, location: &RecordLocation) -> bool {
+        let pack = self.packs.entry(location.pack).or_default();
+        let (word, bit) = (location.ordinal as usize / 64, 1 << (location.ordinal % 64));
         if pack.bits.len() <= word {
             pack.bits.resize(word + 1, 0);
         }
@@ -38,7 +38,7 @@ impl PlaceSet for Mark {
         if new {
             pack.bits[word] |= bit;
             pack.records += 1;
-            pack.bytes += HEADER_BYTES as u64 + u64::from(place.stored_bytes);
+            pack.bytes += HEADER_BYTES as u64 + u64::from(location.stored_bytes);
         }
         new
     }
@@ -51,8 +51,8 @@ impl Mark {
     }
 
     /// Whether the record at a location is marked.
-    pub(crate) fn has(&self, place: &RecordLocation) -> bool {
-        self.pack(place.pack).is_some_and(|pack| pack.has(place.ordinal as usize))
+    pub(crate) fn has(&self, location: &RecordLocation) -> bool {
+        self.pack(location.pack).is_some_and(|pack| pack.has(location.ordinal as usize))
     }
 
     /// Adds all marks of another.

@@ -258,8 +258,9 @@ impl Store {
         let records: Vec<_> = damaged.records().into_iter().filter(|record| !record.base_lost).collect();
         let ids: Vec<_> = records.iter().map(|record| record.id).collect();
         let mut change = Change::default();
-        for (record, place) in records.iter().zip(self.index.places(&ids)?) {
-            if place.is_some_and(|place| place.pack == record.pack.number && place.offset == record.offset) {
+        for (record, location) in records.iter().zip(self.index.locate(&ids)?) {
+            if location.is_some_and(|location| location.pack == record.pack.number && location.offset == record.offset)
+            {
                 change.forget(record.id);
             }
         }
@@ -278,13 +279,13 @@ impl Store {
 
     /// The locations of records, in the order of `ids`; `None` for a record that is absent, damaged, condemned or in a
     /// missing pack.
-    pub fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        self.sound_places(ids, |ids| self.index.places(ids))
+    pub fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        self.sound_places(ids, |ids| self.index.locate(ids))
     }
 
-    /// Like [`Store::places`], for a walk over everything: it does not fill the index's cache.
-    pub(crate) fn places_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        self.sound_places(ids, |ids| self.index.places_once(ids))
+    /// Like [`Store::locate`], for a walk over everything: it does not fill the index's cache.
+    pub(crate) fn locate_once(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        self.sound_places(ids, |ids| self.index.locate_once(ids))
     }
 
     fn sound_places(
@@ -292,36 +293,36 @@ impl Store {
         ids: &[RecordId],
         look_up: impl Fn(&[RecordId]) -> Result<Vec<Option<RecordLocation>>>,
     ) -> Result<Vec<Option<RecordLocation>>> {
-        let mut places = look_up(ids)?;
+        let mut locations = look_up(ids)?;
         for _ in 0..TRIES_MAX {
-            let gone = self.keep_sound(ids, &mut places);
+            let gone = self.keep_sound(ids, &mut locations);
             if gone.is_empty() {
                 break;
             }
             // gc has moved them since the lookup.
             let asked: Vec<RecordId> = gone.iter().map(|at| ids[*at]).collect();
-            for (at, place) in gone.into_iter().zip(look_up(&asked)?) {
-                places[at] = place;
+            for (at, location) in gone.into_iter().zip(look_up(&asked)?) {
+                locations[at] = location;
             }
         }
-        self.keep_sound(ids, &mut places);
-        Ok(places)
+        self.keep_sound(ids, &mut locations);
+        Ok(locations)
     }
 
     /// Removes the locations that do not count; returns the positions of those whose packs were removed meanwhile.
-    fn keep_sound(&self, ids: &[RecordId], places: &mut [Option<RecordLocation>]) -> Vec<usize> {
+    fn keep_sound(&self, ids: &[RecordId], locations: &mut [Option<RecordLocation>]) -> Vec<usize> {
         let damaged = self.damaged();
         // Read before the packs: a pack that stops being condemned has been removed by then.
         let condemned = self.collection_lock.condemned();
         let (mut gone, missing) = (Vec::new(), self.missing_packs());
-        for (at, (id, place)) in ids.iter().zip(places).enumerate() {
-            *place = place.filter(|place| {
-                let row = self.packs.row(place.pack);
-                if row.is_none() && !missing.iter().any(|missing| missing.id.number == place.pack) {
+        for (at, (id, location)) in ids.iter().zip(locations).enumerate() {
+            *location = location.filter(|location| {
+                let row = self.packs.row(location.pack);
+                if row.is_none() && !missing.iter().any(|missing| missing.id.number == location.pack) {
                     gone.push(at);
                 }
-                row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_place(row.id, place.offset, *id))
-                    && !pins::is_condemned(&condemned, place)
+                row.is_some_and(|row| damaged.is_empty() || !damaged.is_bad_location(row.id, location.offset, *id))
+                    && !pins::is_condemned(&condemned, location)
             });
         }
         gone
@@ -333,8 +334,9 @@ impl Store {
     pub(crate) fn adopt(&self, row: PackRow, entries: &[TableEntry]) -> Result<()> {
         let _index = self.change_index();
         let condemned = self.collection_lock.condemned();
-        let is_there =
-            |place: &RecordLocation| self.packs.row(place.pack).is_some() && !pins::is_condemned(&condemned, place);
+        let is_there = |location: &RecordLocation| {
+            self.packs.row(location.pack).is_some() && !pins::is_condemned(&condemned, location)
+        };
         let adoption = Adoption::plan(&self.index, &self.damaged(), row, entries, is_there)?;
         let is_new = self.packs.row(row.id.number).is_none();
         // First, because the index must never name an unknown pack.
@@ -369,23 +371,23 @@ impl Adoption {
         is_there: impl Fn(&RecordLocation) -> bool,
     ) -> Result<Self> {
         let ids: Vec<_> = entries.iter().map(|entry| entry.id).collect();
-        let known = index.places(&ids)?;
+        let known = index.locate(&ids)?;
         let mut adoption = Self { change: Change::default(), moves: Vec::new() };
         for (ordinal, (entry, known)) in entries.iter().zip(known).enumerate() {
-            if damaged.is_bad_place(row.id, entry.offset, entry.id) {
+            if damaged.is_bad_location(row.id, entry.offset, entry.id) {
                 continue;
             }
-            let place = RecordLocation::of(row.id, ordinal, entry);
+            let location = RecordLocation::of(row.id, ordinal, entry);
             let known = known.filter(|known| known.pack == row.id.number || is_there(known));
-            let wins = known.is_none_or(|known| rank(&known) <= rank(&place));
+            let wins = known.is_none_or(|known| rank(&known) <= rank(&location));
             if wins {
-                adoption.change.put(entry.id, place);
+                adoption.change.put(entry.id, location);
                 if entry.sketch != 0 {
                     adoption.change.put_sketch(entry.sketch, row.id.number, entry.offset);
                 }
             }
-            if let Some(known) = known.filter(|known| *known != place) {
-                let (from, to) = if wins { (known, place) } else { (place, known) };
+            if let Some(known) = known.filter(|known| *known != location) {
+                let (from, to) = if wins { (known, location) } else { (location, known) };
                 adoption.moves.push(Move { from, to });
             }
         }
@@ -394,8 +396,8 @@ impl Adoption {
     }
 }
 
-fn rank(place: &RecordLocation) -> (bool, u32) {
-    (place.is_full(), place.pack)
+fn rank(location: &RecordLocation) -> (bool, u32) {
+    (location.is_full(), location.pack)
 }
 
 /// The row of a pack, computed from its entries.

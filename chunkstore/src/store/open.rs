@@ -340,7 +340,7 @@ fn add_packs<'a>(
         // Records that a search found first may lie in a gap.
         let class = reader.header().map_or_else(|_| found(), |header| header.class);
         let row = pack_row(id, class, &entries, reader.file_bytes()?);
-        let is_there = |place: &RecordLocation| there.contains_key(&place.pack);
+        let is_there = |location: &RecordLocation| there.contains_key(&location.pack);
         let mut change = Adoption::plan(index, damaged, row, &entries, is_there)?.change;
         if !is_whole {
             change.forget_pack(id.number);

@@ -82,7 +82,7 @@ const LENT_PACKS_MAX: usize = 64;
 #[derive(Clone, Copy)]
 pub(super) struct Pending {
     /// Its future location.
-    pub(super) place: RecordLocation,
+    pub(super) location: RecordLocation,
     /// Its base, if it is a delta.
     pub(super) base: Option<RecordId>,
 }
@@ -216,7 +216,7 @@ impl OpenPacks {
     pub(super) fn find(&self, ids: &[RecordId], pins: &PinSet) -> Vec<Option<Pending>> {
         let state = self.lock();
         let found = ids.iter().map(|id| state.pending.get(id).copied());
-        found.inspect(|found| found.iter().for_each(|pending| pins.pin(&pending.place))).collect()
+        found.inspect(|found| found.iter().for_each(|pending| pins.pin(&pending.location))).collect()
     }
 
     /// The packs being sealed: their records are pending.
@@ -251,7 +251,7 @@ impl OpenPacks {
     /// Pins all pending records. Returns the bases of the deltas among them.
     pub(super) fn count_on_all(&self, handle: &WriterHandle) -> Vec<RecordId> {
         let state = self.lock();
-        state.pending.values().for_each(|pending| handle.pins.pin(&pending.place));
+        state.pending.values().for_each(|pending| handle.pins.pin(&pending.location));
         state.pending.values().filter_map(|pending| pending.base).collect()
     }
 
@@ -423,9 +423,9 @@ impl State {
     /// Whether an equivalent of the record with this header is pending; it is pinned then.
     fn serves(&self, handle: &WriterHandle, header: &Header) -> bool {
         let Some(pending) = self.pending.get(&header.id) else { return false };
-        let serves = pending.place.is_full() || (header.base.is_some() && pending.base == header.base);
+        let serves = pending.location.is_full() || (header.base.is_some() && pending.base == header.base);
         if serves {
-            handle.pins.pin(&pending.place);
+            handle.pins.pin(&pending.location);
         }
         serves
     }
@@ -438,15 +438,15 @@ impl State {
             pack.bases.push(Arc::clone(&handle.bases));
         }
         let ordinal = pack.writer.entries().len() - 1;
-        let place = RecordLocation::of(pack.writer.id(), ordinal, &pack.writer.entries()[ordinal]);
-        handle.pins.pin(&place);
-        self.pending.insert(header.id, Pending { place, base: header.base });
+        let location = RecordLocation::of(pack.writer.id(), ordinal, &pack.writer.entries()[ordinal]);
+        handle.pins.pin(&location);
+        self.pending.insert(header.id, Pending { location, base: header.base });
     }
 
     /// Drops the pending records of a pack.
     fn forget(&mut self, pack: u32, records: &[RecordId]) {
         for id in records {
-            if self.pending.get(id).is_some_and(|pending| pending.place.pack == pack) {
+            if self.pending.get(id).is_some_and(|pending| pending.location.pack == pack) {
                 self.pending.remove(id);
             }
         }

@@ -122,13 +122,13 @@ impl PinSet {
     }
 
     /// Pins the record at a location. After a lookup, call this before releasing the collection lock.
-    pub(crate) fn pin(&self, place: &RecordLocation) {
-        self.pinned.marks.lock().add(place);
+    pub(crate) fn pin(&self, location: &RecordLocation) {
+        self.pinned.marks.lock().add(location);
     }
 
     /// Whether the record at a location is pinned.
-    pub(crate) fn has(&self, place: &RecordLocation) -> bool {
-        self.pinned.marks.lock().has(place)
+    pub(crate) fn has(&self, location: &RecordLocation) -> bool {
+        self.pinned.marks.lock().has(location)
     }
 
     /// Whether any record in a pack is pinned.
@@ -243,8 +243,8 @@ impl CollectionLock {
 }
 
 /// Whether a record lies in a condemned pack and is not needed.
-pub(crate) fn is_condemned(condemned: &Condemned, place: &RecordLocation) -> bool {
-    condemned.get(&place.pack).is_some_and(|needed| !needed.has(place.ordinal as usize))
+pub(crate) fn is_condemned(condemned: &Condemned, location: &RecordLocation) -> bool {
+    condemned.get(&location.pack).is_some_and(|needed| !needed.has(location.ordinal as usize))
 }
 
 /// A copy of an error, for another session that fails because of it.

@@ -216,9 +216,9 @@ impl<'a> Closure<'a> {
         chunks.sort_unstable();
         chunks.dedup();
         let ids: Vec<RecordId> = chunks.iter().map(|(id, _)| (*id).into()).collect();
-        let places = count_on(self.session, &ids, |at| missing(self.snapshot, &format!("chunk {}", chunks[at].0)))?;
-        for ((id, bytes), place) in chunks.into_iter().zip(places) {
-            if place.kind != Kind::Chunk || place.plain_bytes != bytes {
+        let locations = count_on(self.session, &ids, |at| missing(self.snapshot, &format!("chunk {}", chunks[at].0)))?;
+        for ((id, bytes), location) in chunks.into_iter().zip(locations) {
+            if location.kind != Kind::Chunk || location.plain_bytes != bytes {
                 return Err(self.malformed(format!("chunk {id} is not as long as the manifest says")));
             }
         }
@@ -306,11 +306,11 @@ fn count_on(session: &WriteSession, ids: &[RecordId], missing: impl Fn(usize) ->
         // Another session put it and has not sealed it yet.
         session.flush()?;
     }
-    let place = |(at, found): (usize, Found)| match found {
-        Found::Sound { place, .. } => Ok(place),
+    let location = |(at, found): (usize, Found)| match found {
+        Found::Sound { location, .. } => Ok(location),
         Found::Unsound | Found::Absent => Err(missing(at)),
     };
-    found.into_iter().enumerate().map(place).collect()
+    found.into_iter().enumerate().map(location).collect()
 }
 
 /// Reads leaves, in the order of `ids`.

@@ -36,8 +36,8 @@ impl ChunkSource for Store {
 }
 
 impl Locator for Store {
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        Self::places(self, ids)
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        Self::locate(self, ids)
     }
 
     fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
@@ -73,7 +73,7 @@ impl Store {
     /// # Errors
     /// If the index can't be read.
     pub fn is_full(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
-        Ok(self.places(ids)?.into_iter().map(|place| place.is_some_and(|place| place.is_full())).collect())
+        Ok(self.locate(ids)?.into_iter().map(|location| location.is_some_and(|location| location.is_full())).collect())
     }
 
     /// Reads and decodes full records in the order of their locations, and hands each over with its position.
@@ -95,15 +95,17 @@ impl Store {
     pub(super) fn base_ids(&self, like: &[Like]) -> Result<Vec<Option<RecordId>>> {
         let records: Vec<RecordId> = like.iter().filter_map(|like| record_of(*like)).collect();
         let sketches: Vec<u32> = like.iter().filter_map(|like| sketch_of(*like)).collect();
-        let mut places = self.places(&records)?.into_iter();
+        let mut locations = self.locate(&records)?.into_iter();
         let mut similar = self.index.similar(&sketches)?.into_iter();
         let base_of = |like: &Like| {
             let base = match like {
-                Like::Record(id) => match places.next().flatten() {
-                    Some(place) => self.base_at(*id, place).map(|(_, base)| Some(base.unwrap_or(*id))),
+                Like::Record(id) => match locations.next().flatten() {
+                    Some(location) => self.base_at(*id, location).map(|(_, base)| Some(base.unwrap_or(*id))),
                     None => Ok(None),
                 },
-                Like::Sketch(_) => similar.next().flatten().map_or(Ok(None), |place| self.base_of_chunk_at(place)),
+                Like::Sketch(_) => {
+                    similar.next().flatten().map_or(Ok(None), |location| self.base_of_chunk_at(location))
+                }
             };
             match base {
                 Err(Error::Damaged { .. }) => Ok(None),
@@ -122,30 +124,30 @@ impl Store {
         Ok(Some(header.base.unwrap_or(header.id)).filter(|_| header.kind == Kind::Chunk))
     }
 
-    /// The location of a record that was found at `place` and may have moved since, and its base if it is a delta.
+    /// The location of a record that was found at `location` and may have moved since, and its base if it is a delta.
     pub(super) fn base_at(
         &self,
         id: RecordId,
-        mut place: RecordLocation,
+        mut location: RecordLocation,
     ) -> Result<(RecordLocation, Option<RecordId>)> {
         for _ in 0..TRIES_MAX {
-            match self.own_base(&place) {
-                Ok(base) => return Ok((place, base)),
-                Err(error) => match self.places(&[id])?[0] {
-                    Some(moved) if moved != place => place = moved,
+            match self.own_base(&location) {
+                Ok(base) => return Ok((location, base)),
+                Err(error) => match self.locate(&[id])?[0] {
+                    Some(moved) if moved != location => location = moved,
                     _ => return Err(error),
                 },
             }
         }
-        Ok((place, self.own_base(&place)?))
+        Ok((location, self.own_base(&location)?))
     }
 
     /// The base of the record at this location; `None` if it is full.
-    fn own_base(&self, place: &RecordLocation) -> Result<Option<RecordId>> {
-        if place.is_full() {
+    fn own_base(&self, location: &RecordLocation) -> Result<Option<RecordId>> {
+        if location.is_full() {
             return Ok(None);
         }
-        Ok(self.packs().reader(place.pack)?.record_header(u64::from(place.offset))?.base)
+        Ok(self.packs().reader(location.pack)?.record_header(u64::from(location.offset))?.base)
     }
 }
 

@@ -17,12 +17,12 @@ impl Store {
     pub fn check_suspects(&self, ids: &[RecordId]) -> Result<Vec<bool>> {
         let mut found = Vec::new();
         let mut answers = Vec::with_capacity(ids.len());
-        for (id, place) in ids.iter().zip(self.places(ids)?) {
-            let is_bad = match place {
+        for (id, location) in ids.iter().zip(self.locate(ids)?) {
+            let is_bad = match location {
                 None => true,
-                Some(place) if self.can_read(*id, place.kind)? => false,
-                Some(place) => {
-                    self.blame(*id, place, &mut found)?;
+                Some(location) if self.can_read(*id, location.kind)? => false,
+                Some(location) => {
+                    self.blame(*id, location, &mut found)?;
                     true
                 }
             };
@@ -51,7 +51,7 @@ impl Store {
     }
 
     /// Finds the damage: in the record itself, or in its base.
-    fn blame(&self, id: RecordId, place: RecordLocation, found: &mut Vec<BadRecord>) -> Result<()> {
+    fn blame(&self, id: RecordId, location: RecordLocation, found: &mut Vec<BadRecord>) -> Result<()> {
         let lost_base = match self.stored(id) {
             Ok(record) if record.header.codec == Codec::Delta => record.header.base,
             Ok(_) | Err(Error::Damaged { .. }) => None,
@@ -61,15 +61,15 @@ impl Store {
             Some(base) if self.bases(std::iter::once(base))?.is_empty() => Some(base),
             _ => None,
         };
-        let mut add = |id, place: RecordLocation, base_lost| {
-            let pack = self.packs().row(place.pack).map(|row| row.id);
-            found.extend(pack.map(|pack| BadRecord { pack, offset: place.offset, id, base_lost }));
+        let mut add = |id, location: RecordLocation, base_lost| {
+            let pack = self.packs().row(location.pack).map(|row| row.id);
+            found.extend(pack.map(|pack| BadRecord { pack, offset: location.offset, id, base_lost }));
         };
-        add(id, place, lost_base.is_some());
+        add(id, location, lost_base.is_some());
         if let Some(base) = lost_base
-            && let Some(place) = self.places(&[base])?[0]
+            && let Some(location) = self.locate(&[base])?[0]
         {
-            add(base, place, false);
+            add(base, location, false);
         }
         Ok(())
     }

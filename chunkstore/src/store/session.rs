@@ -32,7 +32,7 @@ pub struct WriteSession {
 pub(super) enum Found {
     /// It is usable and pinned. `is_sealed`: it is already in the index.
     Sound {
-        place: RecordLocation,
+        location: RecordLocation,
         is_sealed: bool,
     },
     /// There is one that can't be decoded.
@@ -76,7 +76,7 @@ impl Store {
     pub(super) fn count_on_pending(&self, handle: &WriterHandle) -> Result<()> {
         let _look_up = self.collection_lock.look_up();
         let bases = self.open_packs.count_on_all(handle);
-        self.places(&bases)?.iter().flatten().for_each(|base| handle.bases.pin(base));
+        self.locate(&bases)?.iter().flatten().for_each(|base| handle.bases.pin(base));
         Ok(())
     }
 }
@@ -278,28 +278,28 @@ impl WriteSession {
         // In this order: a record is in the index before it stops being pending.
         let pending = self.open_packs.find(ids, &self.handle.pins);
         let rest: Vec<RecordId> = (0..ids.len()).filter(|at| pending[*at].is_none()).map(|at| ids[at]).collect();
-        let mut places = self.store().places(&rest)?.into_iter();
+        let mut locations = self.store().locate(&rest)?.into_iter();
         let mut found = Vec::with_capacity(ids.len());
         let mut deltas = Vec::new();
         for (at, pending) in pending.into_iter().enumerate() {
             let is_sealed = pending.is_none();
-            let place = match pending {
-                Some(pending) => Some(pending.place),
-                None => places.next().expect("each of the rest was looked up"),
+            let location = match pending {
+                Some(pending) => Some(pending.location),
+                None => locations.next().expect("each of the rest was looked up"),
             };
-            match place {
+            match location {
                 None => found.push(Found::Absent),
-                Some(place) if place.is_full() => {
-                    self.handle.pins.pin(&place);
-                    found.push(Found::Sound { place, is_sealed });
+                Some(location) if location.is_full() => {
+                    self.handle.pins.pin(&location);
+                    found.push(Found::Sound { location, is_sealed });
                 }
                 // Found before, together with its base.
-                Some(place) if is_sealed && self.handle.pins.has(&place) => {
-                    found.push(Found::Sound { place, is_sealed });
+                Some(location) if is_sealed && self.handle.pins.has(&location) => {
+                    found.push(Found::Sound { location, is_sealed });
                 }
-                Some(place) => {
+                Some(location) => {
                     let base = pending.and_then(|pending| pending.base);
-                    deltas.push((at, place, base));
+                    deltas.push((at, location, base));
                     found.push(Found::Unsound);
                 }
             }
@@ -316,24 +316,24 @@ impl WriteSession {
         found: &mut [Found],
     ) -> Result<()> {
         let mut based = Vec::with_capacity(deltas.len());
-        for (at, place, base) in deltas {
-            let (place, base, is_sealed) = match base {
-                Some(base) => (place, Some(base), false),
-                None => match self.store().base_at(ids[at], place) {
-                    Ok((place, base)) => (place, base, true),
+        for (at, location, base) in deltas {
+            let (location, base, is_sealed) = match base {
+                Some(base) => (location, Some(base), false),
+                None => match self.store().base_at(ids[at], location) {
+                    Ok((location, base)) => (location, base, true),
                     // An unreadable header is damage; storing the content again heals it.
                     Err(Error::Damaged { .. }) => continue,
                     Err(error) => return Err(error),
                 },
             };
-            based.push((at, place, base, is_sealed));
+            based.push((at, location, base, is_sealed));
         }
         let bases: Vec<RecordId> = based.iter().map(|(at, _, base, _)| base.unwrap_or(ids[*at])).collect();
-        for ((at, place, _, is_sealed), base) in based.into_iter().zip(self.store().places(&bases)?) {
+        for ((at, location, _, is_sealed), base) in based.into_iter().zip(self.store().locate(&bases)?) {
             if let Some(base) = base.filter(RecordLocation::is_full) {
                 self.handle.pins.pin(&base);
-                self.handle.pins.pin(&place);
-                found[at] = Found::Sound { place, is_sealed };
+                self.handle.pins.pin(&location);
+                found[at] = Found::Sound { location, is_sealed };
             }
         }
         Ok(())
@@ -342,14 +342,14 @@ impl WriteSession {
     /// Pins those of these records that are in the index and full; returns their locations.
     fn pin_full(&self, ids: &[RecordId], pins: &PinSet) -> Result<Vec<Option<RecordLocation>>> {
         let _look_up = self.store().collection_lock.look_up();
-        let mut places = self.store().places(ids)?;
-        for place in &mut places {
-            *place = place.filter(RecordLocation::is_full);
-            if let Some(place) = place {
-                pins.pin(place);
+        let mut locations = self.store().locate(ids)?;
+        for location in &mut locations {
+            *location = location.filter(RecordLocation::is_full);
+            if let Some(location) = location {
+                pins.pin(location);
             }
         }
-        Ok(places)
+        Ok(locations)
     }
 
     /// Pins the bases of deltas for the packs that the deltas go into.
@@ -360,8 +360,8 @@ impl WriteSession {
         }
         ids.sort_unstable();
         ids.dedup();
-        let places = self.pin_full(&ids, &self.handle.bases)?;
-        match ids.iter().zip(places).find(|(_, place)| place.is_none()) {
+        let locations = self.pin_full(&ids, &self.handle.bases)?;
+        match ids.iter().zip(locations).find(|(_, location)| location.is_none()) {
             Some((id, _)) => Err(Error::refused(format!("a delta's base {id} is not in the store as a full record"))),
             None => Ok(()),
         }

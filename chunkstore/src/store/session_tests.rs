@@ -401,16 +401,16 @@ fn a_place_whose_pack_is_gone_is_looked_up_again() {
     let (_dir, store) = store();
     let snapshots: Vec<_> = (0..5).map(|day| put(&store, night("web01", day), &noise(50_000, day.into()))).collect();
     let roots: Vec<RecordId> = snapshots.iter().map(|snapshot| snapshot.entry().root.unwrap().into()).collect();
-    let stale = store.places(&roots).unwrap();
+    let stale = store.locate(&roots).unwrap();
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     let mut times = 0;
     let look_up = |ids: &[RecordId]| {
         times += 1;
-        if times == 1 { Ok(stale.clone()) } else { store.index().places(ids) }
+        if times == 1 { Ok(stale.clone()) } else { store.index().locate(ids) }
     };
     let look_up = std::cell::RefCell::new(look_up);
-    let places = store.sound_places(&roots, |ids| look_up.borrow_mut()(ids)).unwrap();
-    assert!(places != stale && places == store.places(&roots).unwrap() && places.iter().all(Option::is_some));
+    let locations = store.sound_places(&roots, |ids| look_up.borrow_mut()(ids)).unwrap();
+    assert!(locations != stale && locations == store.locate(&roots).unwrap() && locations.iter().all(Option::is_some));
 }
 
 #[test]
@@ -445,7 +445,7 @@ fn who_counts_on_all_that_is_pending_counts_on_the_bases() {
     session.put(vec![delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes)]).unwrap();
     let other = store.session(None).unwrap();
     store.count_on_pending(&other.handle).unwrap();
-    assert!(other.handle.bases.has(&store.places(&[id(&bytes)]).unwrap()[0].unwrap()));
+    assert!(other.handle.bases.has(&store.locate(&[id(&bytes)]).unwrap()[0].unwrap()));
 }
 
 #[test]
@@ -459,11 +459,11 @@ fn the_base_of_a_delta_stays_with_it_when_gc_moves_it_before_the_delta_is_in_a_p
     let session = store.session(None).unwrap();
     let delta = delta(&[&bytes[..4000], &[7; 500]].concat(), &bytes);
     session.pin_bases(std::iter::once(&delta.header)).unwrap();
-    let place = |id| store.places(&[id]).unwrap()[0].unwrap();
-    let before = place(id(&bytes));
+    let location = |id| store.locate(&[id]).unwrap()[0].unwrap();
+    let before = location(id(&bytes));
     // Most of the base's pack is garbage.
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
-    assert_ne!(place(id(&bytes)).pack, before.pack);
+    assert_ne!(location(id(&bytes)).pack, before.pack);
     session.open_packs.append(&session.handle, &delta).unwrap();
     drop(session);
     gc::collect(&store, false, 1, &Progress::default()).unwrap();

@@ -1,5 +1,5 @@
 //! Snapshots that a few nodes make vast: each node is the child of another in all of its slots, so that a walk over all
-//! places never ends. And nodes that are no tree: each the child of one that is no higher.
+//! locations never ends. And nodes that are no tree: each the child of one that is no higher.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ use crate::store::partial;
 use crate::testing::{init, night, noise, open, put};
 
 const CHUNK_BYTES: usize = 1 << 20;
-/// How long anything may take that does not follow the places.
+/// How long anything may take that does not follow the locations.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Fails if `work` does not end.

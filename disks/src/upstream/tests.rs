@@ -116,7 +116,7 @@ impl RecordLocation {
     }
 
     fn has(&self, id: RecordId) -> bool {
-        self.store.places(&[id]).unwrap()[0].is_some()
+        self.store.locate(&[id]).unwrap()[0].is_some()
     }
 }
 
@@ -406,7 +406,7 @@ async fn a_read_heals_what_is_damaged_here() {
 
 /// Flips a byte in the middle of a record.
 fn break_record(place: &RecordLocation, id: RecordId) {
-    let found = place.store.places(&[id]).unwrap()[0].unwrap();
+    let found = place.store.locate(&[id]).unwrap()[0].unwrap();
     let pack = place.store.packs().row(found.pack).unwrap().id.to_string();
     let mut packs = fs::read_dir(place.dir.path().join("packs")).unwrap().map(|entry| entry.unwrap().path());
     let path = packs.find(|path| path.to_str().unwrap().contains(&pack)).unwrap();

@@ -167,7 +167,7 @@ fn lookup(dir: &Path, chunks: u64) -> Result<()> {
         // Every other id is absent, as in a first ingest.
         let number = |at: u64| (batch * 1000 + at).wrapping_mul(0x9e37_79b9_7f4a_7c15) % (2 * chunks);
         let ids: Vec<RecordId> = (0..1000).map(|at| ChunkId::of(&content(number(at))).into()).collect();
-        found += store.places(&ids)?.iter().flatten().count();
+        found += store.locate(&ids)?.iter().flatten().count();
     }
     let elapsed_s = started.elapsed().as_secs_f64();
     println!("{}", json!({"lookups": LOOKUPS, "found": found, "elapsed_s": elapsed_s, "peak_bytes": peak_bytes()}));

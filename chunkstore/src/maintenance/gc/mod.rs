@@ -210,9 +210,9 @@ fn mark(
     // A lease may be of a partial snapshot that was removed meanwhile.
     walk.allow(Gaps::Absent)?;
     let roots: Vec<RecordId> = leased.iter().map(|root| (*root).into()).collect();
-    for (root, place) in leased.iter().zip(store.places(&roots)?) {
+    for (root, location) in leased.iter().zip(store.locate(&roots)?) {
         // Records that the store lacks need no mark.
-        if place.is_some() {
+        if location.is_some() {
             walk.tree(*root)?;
         }
     }
@@ -246,8 +246,8 @@ fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
 fn unhealed_packs(store: &Store, rows: &[PackRow]) -> Result<HashSet<u32>> {
     let records: Vec<_> = store.damaged().records().into_iter().filter(|record| !record.base_lost).collect();
     let ids: Vec<_> = records.iter().map(|record| record.id).collect();
-    let places = store.places(&ids)?;
-    let unhealed = records.iter().zip(places).filter(|(_, place)| place.is_none());
+    let locations = store.locate(&ids)?;
+    let unhealed = records.iter().zip(locations).filter(|(_, location)| location.is_none());
     let known = store.index().packs()?;
     let searched = rows.iter().map(|row| row.id.number).filter(|number| !known.contains_key(number));
     Ok(unhealed.map(|(record, _)| record.pack.number).chain(searched).collect())
@@ -281,22 +281,22 @@ fn mark_bases(
     let only_live = only_live && matches!(scanned.outcome, ScanOutcome::Whole);
     let (wanted, others): (Vec<_>, Vec<_>) =
         scanned.entries.iter().enumerate().partition(|(ordinal, _)| !only_live || live.has(*ordinal));
-    let places = |entries: Vec<(usize, &TableEntry)>| {
+    let locations = |entries: Vec<(usize, &TableEntry)>| {
         let bases: Vec<RecordId> = entries.into_iter().filter_map(|(_, entry)| entry.base).collect();
-        Ok::<_, Error>(store.places(&bases)?.into_iter().flatten())
+        Ok::<_, Error>(store.locate(&bases)?.into_iter().flatten())
     };
-    places(wanted)?.for_each(|place| {
-        mark.add(&place);
+    locations(wanted)?.for_each(|location| {
+        mark.add(&location);
     });
-    Ok(places(others)?.map(|place| place.pack).collect())
+    Ok(locations(others)?.map(|location| location.pack).collect())
 }
 
 /// Whether the live records of a pack are among those that were found in it.
 fn finds_all(store: &Store, row: &PackRow, live: &PackMark, found: &[TableEntry]) -> Result<bool> {
     let ids: Vec<RecordId> = found.iter().map(|entry| entry.id).collect();
-    let here = store.places(&ids)?.into_iter().flatten().filter(|place| place.pack == row.id.number);
+    let here = store.locate(&ids)?.into_iter().flatten().filter(|location| location.pack == row.id.number);
     let ordinals: HashSet<u32> =
-        here.map(|place| place.ordinal).filter(|ordinal| live.has(*ordinal as usize)).collect();
+        here.map(|location| location.ordinal).filter(|ordinal| live.has(*ordinal as usize)).collect();
     Ok(ordinals.len() as u64 == live.records)
 }
 

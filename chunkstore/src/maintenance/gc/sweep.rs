@@ -155,14 +155,14 @@ fn forget_records(store: &Store, row: &PackRow, table: &[TableEntry]) -> Result<
     let _index = store.change_index();
     let ids: Vec<_> = table.iter().map(|entry| entry.id).collect();
     let mut change = Change::default();
-    for (id, place) in ids.iter().zip(store.index().places(&ids)?) {
-        if place.is_some_and(|place| place.pack == row.id.number) {
+    for (id, location) in ids.iter().zip(store.index().locate(&ids)?) {
+        if location.is_some_and(|location| location.pack == row.id.number) {
             change.forget(*id);
         }
     }
     let sketches: Vec<_> = table.iter().map(|entry| entry.sketch).collect();
-    for (sketch, place) in sketches.iter().zip(store.index().similar(&sketches)?) {
-        if place.is_some_and(|(pack, _)| pack == row.id.number) {
+    for (sketch, location) in sketches.iter().zip(store.index().similar(&sketches)?) {
+        if location.is_some_and(|(pack, _)| pack == row.id.number) {
             change.forget_sketch(*sketch);
         }
     }

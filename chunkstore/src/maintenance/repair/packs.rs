@@ -66,7 +66,7 @@ impl Mending<'_> {
     fn unrepeated_entries(&self) -> Result<Vec<Snapshot>> {
         let snapshots = &self.found.catalog.snapshots;
         let ids: Vec<RecordId> = snapshots.iter().map(|snapshot| snapshot.entry_id().into()).collect();
-        let unrepeated = snapshots.iter().zip(self.store.places(&ids)?).filter(|(_, place)| place.is_none());
+        let unrepeated = snapshots.iter().zip(self.store.locate(&ids)?).filter(|(_, location)| location.is_none());
         Ok(unrepeated.map(|(snapshot, _)| snapshot.clone()).collect())
     }
 
@@ -101,16 +101,16 @@ fn numbers(packs: &[PackId]) -> HashSet<u32> {
 /// Takes packs, and those of their records that are nowhere else, out of the index.
 fn forget(store: &Store, gone: &HashSet<u32>) -> Result<()> {
     let mut ids = Vec::new();
-    store.index().each_record(&mut |id, place| {
-        if gone.contains(&place.pack) {
+    store.index().each_record(&mut |id, location| {
+        if gone.contains(&location.pack) {
             ids.push(id);
         }
         Ok(())
     })?;
     let _index = store.change_index();
     let mut change = Change::default();
-    for (id, place) in ids.iter().zip(store.index().places(&ids)?) {
-        if place.is_some_and(|place| gone.contains(&place.pack)) {
+    for (id, location) in ids.iter().zip(store.index().locate(&ids)?) {
+        if location.is_some_and(|location| gone.contains(&location.pack)) {
             change.forget(*id);
         }
     }
@@ -140,8 +140,8 @@ impl Rescue<'_> {
         entries.retain(|entry| entry.base.is_some() == of_deltas);
         for entries in entries.chunks(BATCH_RECORDS) {
             let ids: Vec<RecordId> = entries.iter().map(|entry| entry.id).collect();
-            for (entry, place) in entries.iter().zip(self.store.places(&ids)?) {
-                let stays = place.is_some_and(|place| !self.unfit.contains(&place.pack));
+            for (entry, location) in entries.iter().zip(self.store.locate(&ids)?) {
+                let stays = location.is_some_and(|location| !self.unfit.contains(&location.pack));
                 if !stays && !self.copied.contains(&entry.id) && self.copy_record(&reader, entry, session)? {
                     self.copied.insert(entry.id);
                 }

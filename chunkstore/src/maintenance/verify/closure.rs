@@ -63,11 +63,11 @@ pub(super) struct Closure<'a> {
 pub(super) fn mark(store: &Store, snapshots: &[Snapshot], threads: usize, progress: &Progress) -> Result<Mark> {
     let mark = Mutex::new(Mark::default());
     let closure = Closure::new(store, threads, progress);
-    closure.walk(snapshots, &|_, place| {
-        if let Some(place) = place {
-            mark.lock().add(&place);
+    closure.walk(snapshots, &|_, location| {
+        if let Some(location) = location {
+            mark.lock().add(&location);
         }
-        place.is_some()
+        location.is_some()
     })?;
     Ok(mark.into_inner())
 }
@@ -84,16 +84,16 @@ impl<'a> Closure<'a> {
         is_good: &(dyn Fn(&RecordLocation) -> bool + Sync),
     ) -> Result<Lost> {
         let (partial, whole): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|snapshot| snapshot.state.partial);
-        self.walk(&whole, &|id, place| {
-            if !place.is_some_and(|place| is_good(&place)) {
+        self.walk(&whole, &|id, location| {
+            if !location.is_some_and(|location| is_good(&location)) {
                 self.lose(id);
             }
             true
         })?;
         let damaged = self.store.damaged();
-        self.walk(&partial, &|id, place| {
-            match place {
-                Some(place) if is_good(&place) => return true,
+        self.walk(&partial, &|id, location| {
+            match location {
+                Some(location) if is_good(&location) => return true,
                 None if !damaged.concerns(id) => self.lost.lock().absent += 1,
                 _ => self.lose(id),
             }
@@ -160,8 +160,8 @@ impl<'a> Closure<'a> {
 
     /// Visits ids with their locations; returns those below which the walk goes on.
     fn look_up(&self, new: Vec<RecordId>, see: &See<'_>) -> Result<HashSet<RecordId>> {
-        let places = self.store.places(&new)?;
-        Ok(new.into_iter().zip(places).filter(|(id, place)| see(*id, *place)).map(|(id, _)| id).collect())
+        let locations = self.store.locate(&new)?;
+        Ok(new.into_iter().zip(locations).filter(|(id, location)| see(*id, *location)).map(|(id, _)| id).collect())
     }
 }
 

@@ -115,8 +115,8 @@ impl Batch {
         for (number, block) in self.blocks.iter().enumerate() {
             let bases: Vec<RecordId> = block.unit.entries().filter_map(|(_, entry)| entry.base).collect();
             let mut lost = Vec::new();
-            for ((at, entry), place) in block.unit.entries().zip(store.places(&bases)?) {
-                match place.filter(RecordLocation::is_full) {
+            for ((at, entry), location) in block.unit.entries().zip(store.locate(&bases)?) {
+                match location.filter(RecordLocation::is_full) {
                     Some(base) => deltas.push(Delta { block: number, at, base }),
                     // Damage of the delta itself comes first: it does not heal with the base.
                     None => lost.push((at, block.stored(at, entry).map_err(Fault::from).and(Err(lost_base(entry))))),
@@ -170,8 +170,8 @@ impl Block {
 }
 
 /// A delta that does not decode to its content is damaged, unless its base is wrong.
-fn blame(entry: &TableEntry, place: RecordLocation, base: &[u8], detail: String) -> Fault {
-    let base_is_right = entry.base.is_some_and(|id| id_of(place.kind, base) == id);
+fn blame(entry: &TableEntry, location: RecordLocation, base: &[u8], detail: String) -> Fault {
+    let base_is_right = entry.base.is_some_and(|id| id_of(location.kind, base) == id);
     if base_is_right { detail.into() } else { lost_base(entry) }
 }
 

@@ -142,15 +142,15 @@ impl Findings {
     /// Adds the verdicts on records of a pack, and whether the index knows the good ones.
     pub(super) fn settle(&self, store: &Store, pack: &OpenPack, verdicts: Vec<Verdict>) -> Result<()> {
         let ids: Vec<RecordId> = verdicts.iter().map(|(at, _)| pack.entries[*at].id).collect();
-        let places = store.index().places(&ids)?;
+        let locations = store.index().locate(&ids)?;
         let mut state = self.lock();
-        for ((at, verdict), place) in verdicts.into_iter().zip(places) {
+        for ((at, verdict), location) in verdicts.into_iter().zip(locations) {
             let entry = &pack.entries[at];
             match verdict {
                 Ok(found) => {
                     state.entries.extend(found);
                     let known = self.known.concerns(entry.id);
-                    state.add_good(pack, at, place, known);
+                    state.add_good(pack, at, location, known);
                 }
                 Err(fault) => state.add_bad(pack.row.id, entry, fault.detail, fault.base_lost),
             }
@@ -159,8 +159,8 @@ impl Findings {
     }
 
     /// Whether the record at a location is good. An unknown pack was sealed after the verification began.
-    pub(super) fn is_good(&self, place: &RecordLocation) -> bool {
-        self.lock().packs.get(&place.pack).is_none_or(|pack| pack.is_good(place.ordinal as usize))
+    pub(super) fn is_good(&self, location: &RecordLocation) -> bool {
+        self.lock().packs.get(&location.pack).is_none_or(|pack| pack.is_good(location.ordinal as usize))
     }
 
     pub(super) fn take_entries(&mut self) -> Vec<FoundEntry> {
@@ -178,12 +178,12 @@ impl Findings {
         }
         let named: HashSet<(u32, u32)> =
             state.bad.iter().map(|bad| (bad.record.pack.number, bad.record.offset)).collect();
-        store.index().each_record(&mut |id, place| {
-            let Some(pack) = suspects.get(&place.pack) else { return Ok(()) };
-            let is_good = state.packs.get(&place.pack).is_some_and(|pack| pack.is_good(place.ordinal as usize));
-            if !is_good && !named.contains(&(place.pack, place.offset)) {
-                let record = BadRecord { pack: *pack, offset: place.offset, id, base_lost: false };
-                state.bad.push(Bad { record, kind: place.kind, why: Why::Gone });
+        store.index().each_record(&mut |id, location| {
+            let Some(pack) = suspects.get(&location.pack) else { return Ok(()) };
+            let is_good = state.packs.get(&location.pack).is_some_and(|pack| pack.is_good(location.ordinal as usize));
+            if !is_good && !named.contains(&(location.pack, location.offset)) {
+                let record = BadRecord { pack: *pack, offset: location.offset, id, base_lost: false };
+                state.bad.push(Bad { record, kind: location.kind, why: Why::Gone });
             }
             Ok(())
         })
@@ -240,10 +240,10 @@ impl Findings {
         report.problems = state.problems;
         let ids: Vec<RecordId> = state.bad.iter().map(|bad| bad.record.id).collect();
         let mut unnamed = 0;
-        for (bad, place) in state.bad.iter().zip(store.places(&ids)?) {
-            let elsewhere = place.is_some_and(|place| {
-                (place.pack, place.offset) != (bad.record.pack.number, bad.record.offset)
-                    && state.packs.get(&place.pack).is_some_and(|pack| pack.is_good(place.ordinal as usize))
+        for (bad, location) in state.bad.iter().zip(store.locate(&ids)?) {
+            let elsewhere = location.is_some_and(|location| {
+                (location.pack, location.offset) != (bad.record.pack.number, bad.record.offset)
+                    && state.packs.get(&location.pack).is_some_and(|pack| pack.is_good(location.ordinal as usize))
             });
             match &bad.why {
                 Why::Gone => {}
@@ -264,18 +264,18 @@ impl State {
         self.packs.entry(row.id.number).or_insert_with(|| PackState::new(row))
     }
 
-    fn add_good(&mut self, pack: &OpenPack, at: usize, place: Option<RecordLocation>, known_damaged: bool) {
+    fn add_good(&mut self, pack: &OpenPack, at: usize, location: Option<RecordLocation>, known_damaged: bool) {
         let entry = &pack.entries[at];
         self.records += 1;
         self.plain_bytes += u64::from(entry.plain_bytes);
-        let here = place.filter(|place| place.pack == pack.row.id.number);
+        let here = location.filter(|location| location.pack == pack.row.id.number);
         let state = self.packs.entry(pack.row.id.number).or_insert_with(|| PackState::new(pack.row));
-        let right = here.filter(|place| is_place_of(place, pack, entry.id, state.broken));
+        let right = here.filter(|location| is_location_of(location, pack, entry.id, state.broken));
         state.set_good(at);
-        if let Some(place) = right {
-            state.set_good(place.ordinal as usize);
+        if let Some(location) = right {
+            state.set_good(location.ordinal as usize);
         }
-        let lacks = place.is_none() || here.is_some() != right.is_some();
+        let lacks = location.is_none() || here.is_some() != right.is_some();
         state.unindexed |= lacks;
         self.index_wrong += u64::from(lacks && !known_damaged);
     }
@@ -291,15 +291,15 @@ impl State {
 
 /// Whether a location in a pack is one of this record. A pack may contain a record twice. If the table is lost, the
 /// index may number the records differently from a search.
-fn is_place_of(place: &RecordLocation, pack: &OpenPack, id: RecordId, counted_otherwise: bool) -> bool {
-    let found = pack.entries.binary_search_by_key(&place.offset, |entry| entry.offset);
+fn is_location_of(location: &RecordLocation, pack: &OpenPack, id: RecordId, counted_otherwise: bool) -> bool {
+    let found = pack.entries.binary_search_by_key(&location.offset, |entry| entry.offset);
     found.is_ok_and(|at| {
         let entry = &pack.entries[at];
         let mut expected = RecordLocation::of(pack.row.id, at, entry);
         if counted_otherwise {
-            expected.ordinal = place.ordinal;
+            expected.ordinal = location.ordinal;
         }
-        entry.id == id && *place == expected
+        entry.id == id && *location == expected
     })
 }
 

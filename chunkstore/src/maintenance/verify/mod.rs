@@ -240,7 +240,7 @@ impl Run<'_> {
     /// Everything below the snapshots without a location whose record is good.
     fn close(&self, findings: &Findings, snapshots: &[Snapshot]) -> Result<Lost> {
         let closure = Closure::new(self.store, self.threads, self.progress);
-        closure.lost(snapshots, &|place| findings.is_good(place))
+        closure.lost(snapshots, &|location| findings.is_good(location))
     }
 
     /// Lists records that snapshots need and no pack has, although they have no location: the next backup must not skip

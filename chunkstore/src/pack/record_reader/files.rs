@@ -42,7 +42,7 @@ impl PackFiles {
         Self { storage: LocalDir::new(dir), open: Mutex::default() }
     }
 
-    /// Takes note of packs' names, of which places have only the numbers.
+    /// Takes note of packs' names, of which locations have only the numbers.
     pub fn note(&self, ids: impl Iterator<Item = PackId>) {
         let mut open = self.open();
         for id in ids {

@@ -1,7 +1,7 @@
-//! Reading records by their places: what a store's owner and its local clients do alike.
+//! Reading records by their locations: what a store's owner and its local clients do alike.
 //!
 //! [`Locator`] tells where records lie and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc moves records
-//! and unlinks packs while others read, so a place that was looked up may be gone when it is read: all reading by id goes
+//! and unlinks packs while others read, so a location that was looked up may be gone when it is read: all reading by id goes
 //! through one function, which looks again for what could not be read. Locator are hints. Another process may have told
 //! them, so whatever they say, what is returned under an id was checked against it or is checked by the caller, no more is
 //! allocated than a record can have, and a base's base is never asked for.
@@ -27,7 +27,7 @@ const UNLIKE_ID: &str = "its bytes do not match its id";
 
 /// Takes what was read, each with its position in what was asked for.
 type Each<'a, T> = dyn FnMut(usize, Result<T>) -> Result<()> + 'a;
-/// Reads records at places.
+/// Reads records at locations.
 type Read<'a, T> = dyn Fn(Vec<(usize, RecordLocation)>, &mut Each<'_, T>) -> Result<()> + 'a;
 /// A record's header and payload, if they match their checksums.
 type Parsed<'a> = Result<(Header, &'a [u8])>;
@@ -36,18 +36,18 @@ type Bases = HashMap<RecordId, Vec<u8>>;
 
 /// Knows where records lie, and opens the packs that they lie in.
 pub trait Locator: Send + Sync {
-    /// The places of records, in the order of `ids`; what can't be had has none.
+    /// The locations of records, in the order of `ids`; what can't be had has none.
     ///
     /// # Errors
-    /// If places can't be asked for.
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>>;
+    /// If locations can't be asked for.
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>>;
 
-    /// The places of records that could not be read where they were said to be. Nothing that was kept is trusted.
+    /// The locations of records that could not be read where they were said to be. Nothing that was kept is trusted.
     ///
     /// # Errors
-    /// As [`Locator::places`].
-    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        self.places(ids)
+    /// As [`Locator::locate`].
+    fn locate_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        self.locate(ids)
     }
 
     /// The pack with this number.
@@ -59,14 +59,14 @@ pub trait Locator: Send + Sync {
     /// What the store's records are encoded with.
     fn codec(&self) -> &RecordCodec;
 
-    /// Why something that has no place can't be had.
+    /// Why something that has no location can't be had.
     fn absent(&self, what: &str) -> Error;
 }
 
-/// Reads what someone knows the places of.
+/// Reads what someone knows the locations of.
 #[derive(Clone, Copy)]
 pub struct RecordReader<'a> {
-    places: &'a dyn Locator,
+    locations: &'a dyn Locator,
 }
 
 /// A decoded record, not yet verified against its id.
@@ -83,16 +83,16 @@ impl Plain {
 }
 
 impl<'a> RecordReader<'a> {
-    /// Reads what `places` knows.
-    pub fn new(places: &'a dyn Locator) -> Self {
-        Self { places }
+    /// Reads what `locations` knows.
+    pub fn new(locations: &'a dyn Locator) -> Self {
+        Self { locations }
     }
 
     /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::ChunkSource::chunks) does, in the order of their
-    /// places.
+    /// locations.
     ///
     /// # Errors
-    /// What `each` returns; if places can't be asked for.
+    /// What `each` returns; if locations can't be asked for.
     pub fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         self.read_plain(&records, &|at| format!("chunk {}", ids[at]), &mut |position, plain| {
@@ -115,7 +115,7 @@ impl<'a> RecordReader<'a> {
         })
     }
 
-    /// Fetches records as they are stored, in the order of their places, and hands each over with its position. Headers
+    /// Fetches records as they are stored, in the order of their locations, and hands each over with its position. Headers
     /// and payloads match their checksums, and headers the ids; what is absent is an error in its place.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl<'a> RecordReader<'a> {
     /// Reads and verifies the bases of delta records. A base that can't be had is left out.
     ///
     /// # Errors
-    /// If places can't be asked for.
+    /// If locations can't be asked for.
     pub fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<Bases> {
         let mut ids: Vec<_> = ids.collect();
         ids.sort_unstable();
@@ -138,9 +138,9 @@ impl<'a> RecordReader<'a> {
             return Ok(bases);
         }
         let read = |wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Vec<u8>>| {
-            let (full, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, place)| place.is_full());
-            others.into_iter().try_for_each(|(at, _)| each(at, Err(self.places.absent("a base"))))?;
-            let kinds: HashMap<usize, Kind> = full.iter().map(|(at, place)| (*at, place.kind)).collect();
+            let (full, others): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, location)| location.is_full());
+            others.into_iter().try_for_each(|(at, _)| each(at, Err(self.locations.absent("a base"))))?;
+            let kinds: HashMap<usize, Kind> = full.iter().map(|(at, location)| (*at, location.kind)).collect();
             self.read_full(full, &mut |at, plain| {
                 each(at, plain.and_then(|plain| check_plain(kinds[&at], ids[at], plain.bytes)))
             })
@@ -154,9 +154,9 @@ impl<'a> RecordReader<'a> {
         Ok(bases)
     }
 
-    /// Reads and decodes records that are no deltas, in the order of their places, and hands each over with its position.
+    /// Reads and decodes records that are no deltas, in the order of their locations, and hands each over with its position.
     pub(crate) fn read_full(&self, wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Plain>) -> Result<()> {
-        // A place that lies about its record leads to no base, so never to a base of a base.
+        // A location that lies about its record leads to no base, so never to a base of a base.
         self.read_decoded(wanted, &|_| Ok(Bases::new()), each)
     }
 
@@ -176,12 +176,12 @@ impl<'a> RecordReader<'a> {
         read: &Read<'_, T>,
         each: &mut Each<'_, T>,
     ) -> Result<()> {
-        let mut places = self.places.places(ids)?;
+        let mut locations = self.locations.locate(ids)?;
         let mut wanted = Vec::with_capacity(ids.len());
-        for (at, place) in places.iter().enumerate() {
-            match place {
-                Some(place) => wanted.push((at, *place)),
-                None => each(at, Err(self.places.absent(&what(at))))?,
+        for (at, location) in locations.iter().enumerate() {
+            match location {
+                Some(location) => wanted.push((at, *location)),
+                None => each(at, Err(self.locations.absent(&what(at))))?,
             }
         }
         for tries in 0.. {
@@ -198,10 +198,10 @@ impl<'a> RecordReader<'a> {
             }
             let asked: Vec<RecordId> = failed.iter().map(|(at, _)| ids[*at]).collect();
             wanted = Vec::new();
-            for ((at, error), place) in failed.into_iter().zip(self.places.places_again(&asked)?) {
-                match place {
-                    Some(moved) if places[at] != Some(moved) => {
-                        places[at] = Some(moved);
+            for ((at, error), location) in failed.into_iter().zip(self.locations.locate_again(&asked)?) {
+                match location {
+                    Some(moved) if locations[at] != Some(moved) => {
+                        locations[at] = Some(moved);
                         wanted.push((at, moved));
                     }
                     _ => each(at, Err(error))?,
@@ -217,17 +217,17 @@ impl<'a> RecordReader<'a> {
         wanted: Vec<(usize, RecordLocation)>,
         each: &mut Each<'_, Record>,
     ) -> Result<()> {
-        runs::read(self.places, wanted, &mut |run| {
+        runs::read(self.locations, wanted, &mut |run| {
             let records = match run {
                 Run::Read(records) => records,
                 Run::Failed(at, error) => return each(at, Err(error)),
             };
-            for ((at, place), record) in records.places.iter().zip(records.parse()) {
+            for ((at, location), record) in records.locations.iter().zip(records.parse()) {
                 let record = record.and_then(|(header, payload)| {
                     if header.id == ids[*at] {
                         Ok(Record { header, payload: payload.to_vec() })
                     } else {
-                        Err(records.pack.damaged(u64::from(place.offset), "another record lies there"))
+                        Err(records.pack.damaged(u64::from(location.offset), "another record lies there"))
                     }
                 });
                 each(*at, record)?;
@@ -243,11 +243,11 @@ impl<'a> RecordReader<'a> {
         bases_of: &dyn Fn(&[Parsed<'_>]) -> Result<Bases>,
         each: &mut Each<'_, Plain>,
     ) -> Result<()> {
-        runs::read(self.places, wanted, &mut |run| match run {
+        runs::read(self.locations, wanted, &mut |run| match run {
             Run::Read(records) => {
                 let parsed = records.parse();
                 let bases = bases_of(&parsed)?;
-                decode_run(self.places.codec(), &records, parsed, &bases, each)
+                decode_run(self.locations.codec(), &records, parsed, &bases, each)
             }
             Run::Failed(at, error) => each(at, Err(error)),
         })
@@ -262,8 +262,8 @@ fn decode_run(
     bases: &Bases,
     each: &mut Each<'_, Plain>,
 ) -> Result<()> {
-    for ((position, place), record) in records.places.iter().zip(parsed) {
-        let plain = record.and_then(|(header, payload)| decode(codec, records.pack, place, &header, payload, bases));
+    for ((position, location), record) in records.locations.iter().zip(parsed) {
+        let plain = record.and_then(|(header, payload)| decode(codec, records.pack, location, &header, payload, bases));
         each(*position, plain)?;
     }
     Ok(())
@@ -272,12 +272,12 @@ fn decode_run(
 fn decode(
     codec: &RecordCodec,
     pack: &Arc<PackReader>,
-    place: &RecordLocation,
+    location: &RecordLocation,
     header: &Header,
     payload: &[u8],
     bases: &Bases,
 ) -> Result<Plain> {
-    let offset = u64::from(place.offset);
+    let offset = u64::from(location.offset);
     let base = match header.base {
         Some(base) if header.codec == Codec::Delta => Some(
             bases.get(&base).ok_or_else(|| pack.damaged(offset, format!("its base {base} is missing or damaged")))?,

@@ -25,36 +25,37 @@ pub(super) enum Run<'a> {
 /// Records of one pack in their stored form.
 pub(super) struct Records<'a> {
     pub(super) pack: &'a Arc<PackReader>,
-    /// Their positions in what was asked for, and their places.
-    pub(super) places: &'a [(usize, RecordLocation)],
+    /// Their positions in what was asked for, and their locations.
+    pub(super) locations: &'a [(usize, RecordLocation)],
     bytes: &'a [u8],
 }
 
 impl<'a> Records<'a> {
-    /// The records, in the order of their places.
+    /// The records, in the order of their locations.
     pub(super) fn parse(&self) -> Vec<Parsed<'a>> {
-        let start = self.places[0].1.offset;
-        let at = |place: &RecordLocation| -> Range<usize> {
-            let start = (place.offset - start) as usize;
-            start..start + HEADER_BYTES + place.stored_bytes as usize
+        let start = self.locations[0].1.offset;
+        let at = |location: &RecordLocation| -> Range<usize> {
+            let start = (location.offset - start) as usize;
+            start..start + HEADER_BYTES + location.stored_bytes as usize
         };
-        let parse = |place: &RecordLocation| self.pack.parse_record(&self.bytes[at(place)], u64::from(place.offset));
-        self.places.iter().map(|(_, place)| parse(place)).collect()
+        let parse =
+            |location: &RecordLocation| self.pack.parse_record(&self.bytes[at(location)], u64::from(location.offset));
+        self.locations.iter().map(|(_, location)| parse(location)).collect()
     }
 }
 
-/// Reads records in the order of their places.
+/// Reads records in the order of their locations.
 pub(super) fn read(
-    places: &dyn Locator,
+    locations: &dyn Locator,
     mut wanted: Vec<(usize, RecordLocation)>,
     visit: &mut dyn FnMut(Run<'_>) -> Result<()>,
 ) -> Result<()> {
-    wanted.sort_unstable_by_key(|(_, place)| (place.pack, place.offset));
+    wanted.sort_unstable_by_key(|(_, location)| (location.pack, location.offset));
     let mut rest = wanted.as_slice();
     while !rest.is_empty() {
         let run = run_length(rest);
         let (run, after) = rest.split_at(run);
-        read_run(places, run, visit)?;
+        read_run(locations, run, visit)?;
         rest = after;
     }
     Ok(())
@@ -62,31 +63,31 @@ pub(super) fn read(
 
 /// Reads records that lie close together with one call.
 fn read_run(
-    places: &dyn Locator,
+    locations: &dyn Locator,
     run: &[(usize, RecordLocation)],
     visit: &mut dyn FnMut(Run<'_>) -> Result<()>,
 ) -> Result<()> {
     // Locator may overlap if a damaged pack was searched for records and content that looks like one was found.
-    let range_end = run.iter().map(|(_, place)| end(place)).max().unwrap_or_default();
+    let range_end = run.iter().map(|(_, location)| end(location)).max().unwrap_or_default();
     let range = u64::from(run[0].1.offset)..range_end;
     buffers::with((range.end - range.start) as usize, |bytes| {
-        let read = places.pack(run[0].1.pack).and_then(|pack| {
+        let read = locations.pack(run[0].1.pack).and_then(|pack| {
             pack.read_at(bytes, range.start)?;
             Ok(pack)
         });
         match read {
-            Ok(pack) => visit(Run::Read(Records { pack: &pack, places: run, bytes })),
+            Ok(pack) => visit(Run::Read(Records { pack: &pack, locations: run, bytes })),
             // One bad block must not take its neighbours along.
             Err(_) if run.len() > 1 => {
-                run.iter().try_for_each(|one| read_run(places, std::slice::from_ref(one), visit))
+                run.iter().try_for_each(|one| read_run(locations, std::slice::from_ref(one), visit))
             }
             Err(error) => visit(Run::Failed(run[0].0, error)),
         }
     })
 }
 
-fn end(place: &RecordLocation) -> u64 {
-    u64::from(place.offset) + HEADER_BYTES as u64 + u64::from(place.stored_bytes)
+fn end(location: &RecordLocation) -> u64 {
+    u64::from(location.offset) + HEADER_BYTES as u64 + u64::from(location.stored_bytes)
 }
 
 /// How many of the first records are read together.

@@ -112,9 +112,9 @@ impl Survey<'_> {
             Ok(())
         })?;
         let ids: Vec<RecordId> = chunks.iter().map(|(id, _)| *id).collect();
-        for ((_, bytes), place) in chunks.iter().zip(self.store.places(&ids)?) {
+        for ((_, bytes), location) in chunks.iter().zip(self.store.locate(&ids)?) {
             found.known_bytes += u64::from(*bytes);
-            found.present_bytes += if place.is_some() { u64::from(*bytes) } else { 0 };
+            found.present_bytes += if location.is_some() { u64::from(*bytes) } else { 0 };
         }
         Ok(found)
     }

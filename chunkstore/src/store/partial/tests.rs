@@ -96,7 +96,7 @@ impl Sites {
     }
 
     fn has(&self, record: &Record) -> Option<RecordLocation> {
-        self.near.places(&[record.header.id]).unwrap()[0]
+        self.near.locate(&[record.header.id]).unwrap()[0]
     }
 }
 
@@ -284,14 +284,14 @@ fn delta_below(store: &Store, snapshot: &Snapshot) -> RecordId {
 
 /// Flips a byte in the middle of a record's payload.
 fn break_record(sites: &Sites, id: RecordId) {
-    let place = sites.near.places(&[id]).unwrap()[0].unwrap();
-    let pack = sites.near.packs().row(place.pack).unwrap().id;
+    let location = sites.near.locate(&[id]).unwrap()[0].unwrap();
+    let pack = sites.near.packs().row(location.pack).unwrap().id;
     let packs = fs::read_dir(sites.near.dir().join("packs")).unwrap();
     let path = packs
         .map(|entry| entry.unwrap().path())
         .find(|path| path.file_name().unwrap().to_str().unwrap().contains(&format!("{pack}")));
     let file = fs::OpenOptions::new().read(true).write(true).open(path.expect("the pack has a file")).unwrap();
-    let at = u64::from(place.offset) + HEADER_BYTES as u64 + u64::from(place.stored_bytes) / 2;
+    let at = u64::from(location.offset) + HEADER_BYTES as u64 + u64::from(location.stored_bytes) / 2;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 0x55], at).unwrap();

@@ -130,7 +130,7 @@ impl<'a> LocalReader<'a> {
     }
 
     /// Asks for places and keeps them. One owner that tells none is not asked again.
-    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
+    fn ask_owner(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
         let mut located = Vec::with_capacity(ids.len());
         for group in ids.chunks(IDS_MAX) {
             match self.owner.locate(group) {
@@ -152,7 +152,7 @@ impl<'a> LocalReader<'a> {
         ids.retain(|id| !self.packs.places.contains_key(id));
         if !ids.is_empty()
             && self.packs.are_readable()
-            && let Err(error) = self.locate(&ids)
+            && let Err(error) = self.ask_owner(&ids)
         {
             tracing::debug!("places are asked for later: {error}");
         }
@@ -165,11 +165,11 @@ impl Locator for LocalReader<'_> {
     }
 
     /// While the owner is gone, the places that are kept.
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut known = self.packs.known(ids);
         let unknown: Vec<usize> = (0..ids.len()).filter(|at| known[*at].is_none()).collect();
         let asked: Vec<RecordId> = unknown.iter().map(|at| ids[*at]).collect();
-        match self.locate(&asked) {
+        match self.ask_owner(&asked) {
             Ok(located) => unknown.into_iter().zip(located).for_each(|(at, located)| known[at] = located),
             Err(error) if unknown.len() == ids.len() => return Err(error),
             Err(error) => tracing::debug!("only records whose places are known are read: {error}"),
@@ -177,11 +177,11 @@ impl Locator for LocalReader<'_> {
         Ok(self.packs.note(&known))
     }
 
-    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    fn locate_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         if !self.packs.are_readable() {
             return Ok(vec![None; ids.len()]);
         }
-        Ok(self.packs.note(&self.locate(ids)?))
+        Ok(self.packs.note(&self.ask_owner(ids)?))
     }
 
     fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
@@ -207,11 +207,11 @@ impl Locator for CachedLocator<'_> {
         self.0.codec()
     }
 
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         Ok(self.0.note(&self.0.known(ids)))
     }
 
-    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    fn locate_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         Ok(vec![None; ids.len()])
     }
 

@@ -213,7 +213,7 @@ impl Connection {
 /// Where records lie that are in sealed packs.
 fn locations(store: &Store, ids: &[RecordId]) -> Result<Locations> {
     let located = |location: RecordLocation| Some(Located { pack: store.packs().row(location.pack)?.id, location });
-    Ok(Locations(store.places(ids)?.into_iter().map(|location| location.and_then(located)).collect()))
+    Ok(Locations(store.locate(ids)?.into_iter().map(|location| location.and_then(located)).collect()))
 }
 
 fn like_of(like: &Resemblance) -> Like {

@@ -29,7 +29,7 @@ impl Connection {
     }
 
     pub(super) async fn has(self: Arc<Self>, Ids(ids): Ids) -> Result<Reply> {
-        let places = self.server.work(move |store| store.places(&ids)).await?;
+        let places = self.server.work(move |store| store.locate(&ids)).await?;
         Ok(Reply::Bits(places.into_iter().map(|place| place.is_some()).collect()))
     }
 

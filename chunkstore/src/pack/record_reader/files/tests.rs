@@ -1,4 +1,4 @@
-//! Reading a store's packs without its index, by what it tells of places.
+//! Reading a store's packs without its index, by what it tells of locations.
 
 use super::*;
 use crate::format::manifest::{ChunkSource, Node};
@@ -10,23 +10,23 @@ use crate::progress::Progress;
 use crate::store::Store;
 use crate::testing::{init, night, noise, open, put};
 
-/// Keeps the first place that it was told of a record, as a client does.
+/// Keeps the first location that it was told of a record, as a client does.
 struct Kept<'a> {
     store: &'a Store,
     files: PackFiles,
-    places: Mutex<HashMap<RecordId, RecordLocation>>,
+    locations: Mutex<HashMap<RecordId, RecordLocation>>,
 }
 
 impl<'a> Kept<'a> {
     fn new(store: &'a Store) -> Self {
-        Self { store, files: PackFiles::new(store.dir()), places: Mutex::default() }
+        Self { store, files: PackFiles::new(store.dir()), locations: Mutex::default() }
     }
 
-    fn keep(&self, id: RecordId, place: Option<RecordLocation>) -> Option<RecordLocation> {
-        let place = place?;
-        self.files.note(self.store.packs().row(place.pack).map(|row| row.id).into_iter());
-        self.places.lock().insert(id, place);
-        Some(place)
+    fn keep(&self, id: RecordId, location: Option<RecordLocation>) -> Option<RecordLocation> {
+        let location = location?;
+        self.files.note(self.store.packs().row(location.pack).map(|row| row.id).into_iter());
+        self.locations.lock().insert(id, location);
+        Some(location)
     }
 }
 
@@ -35,19 +35,19 @@ impl Locator for Kept<'_> {
         self.store.codec()
     }
 
-    fn places(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+    fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let find = |id: &RecordId| {
-            let kept = self.places.lock().get(id).copied();
+            let kept = self.locations.lock().get(id).copied();
             Ok(match kept {
-                Some(place) => Some(place),
-                None => self.keep(*id, self.store.places(&[*id])?[0]),
+                Some(location) => Some(location),
+                None => self.keep(*id, self.store.locate(&[*id])?[0]),
             })
         };
         ids.iter().map(find).collect()
     }
 
-    fn places_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
-        Ok(ids.iter().zip(self.store.places(ids)?).map(|(id, place)| self.keep(*id, place)).collect())
+    fn locate_again(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
+        Ok(ids.iter().zip(self.store.locate(ids)?).map(|(id, location)| self.keep(*id, location)).collect())
     }
 
     fn pack(&self, number: u32) -> Result<Arc<PackReader>> {
@@ -64,14 +64,14 @@ fn chunks_of(store: &Store, root: NodeId) -> Vec<ChunkId> {
     leaf.chunks().map(|(_, id, _)| id).collect()
 }
 
-fn read(places: &Kept<'_>, ids: &[ChunkId]) -> usize {
+fn read(locations: &Kept<'_>, ids: &[ChunkId]) -> usize {
     let mut read = 0;
     let each = &mut |at: usize, chunk: Result<Chunk>| {
         assert_eq!(chunk.unwrap().id(), ids[at]);
         read += 1;
         Ok(())
     };
-    RecordReader::new(places).chunks(ids, each).unwrap();
+    RecordReader::new(locations).chunks(ids, each).unwrap();
     read
 }
 
