@@ -7,7 +7,7 @@ use chunkstore::Error;
 
 use crate::options::LogFormat;
 
-/// How the program ends; the numbers are documented in its help.
+/// The exit codes, as the help documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -55,7 +55,7 @@ impl Failure {
         Error::io(action, path, error).into()
     }
 
-    /// With a hint that knows more than the error's kind does.
+    /// Adds a hint more specific than that of the error's kind.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -65,7 +65,7 @@ impl Failure {
         &self.error
     }
 
-    /// The hint that goes with it.
+    /// The hint for the user: the specific one, or that of the error's kind.
     pub(crate) fn told_hint(&self) -> Option<String> {
         self.hint.clone().or_else(|| hint_of(&self.error))
     }

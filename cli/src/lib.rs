@@ -1,7 +1,7 @@
-//! The programs `vmstore` and `vmfs`: parse the command line, call the libraries, print, and say how it went by the
-//! exit code.
+//! The programs `vmstore` and `vmfs`: parse the command line, call the libraries, print, and end with an exit
+//! code.
 //!
-//! Nothing but a command's result goes to standard output; logs, errors and progress go to standard error.
+//! Only a command's result goes to standard output; logs, errors and progress go to standard error.
 
 mod args;
 mod commands;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ValueEnum};
 
-/// A wait without end, which `Instant` can still count: 136 years.
+/// An endless wait, 136 years: `Instant` can still represent its end.
 const WAIT_SECONDS_MAX: &str = "4294967295";
 
 /// The global options of both programs.

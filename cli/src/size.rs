@@ -23,7 +23,7 @@ pub(crate) fn parse_u32(text: &str) -> Result<u32, String> {
     parse(text)?.try_into().map_err(|_| "too large".to_owned())
 }
 
-/// [`parse`] for sizes that can't be nothing.
+/// [`parse`] for sizes greater than zero.
 pub(crate) fn parse_positive(text: &str) -> Result<NonZeroU64, String> {
     NonZeroU64::new(parse(text)?).ok_or_else(|| "must not be zero".to_owned())
 }

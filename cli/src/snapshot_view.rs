@@ -31,7 +31,7 @@ pub(crate) struct SnapshotView<'a> {
     held: bool,
     holds: &'a BTreeSet<String>,
     partial: bool,
-    /// How much of a partial one was here when that was last looked at.
+    /// How much of a partial snapshot was present when it was last counted.
     #[serde(flatten)]
     presence: Option<Presence>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,7 +69,7 @@ impl<'a> SnapshotView<'a> {
         format!("{}\n{}", self.snapshot, fields(&self.ingest_lines()))
     }
 
-    /// All of it, for people.
+    /// The whole description, for people.
     pub(crate) fn description(&self) -> String {
         let mut lines = self.ingest_lines();
         lines.extend([

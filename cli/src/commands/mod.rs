@@ -1,4 +1,4 @@
-//! The commands of `vmstore`, a file each: what one takes, what it asks of the library, what it prints.
+//! The commands of `vmstore`, a file each: its arguments, its calls of the library, its output.
 //!
 //! `completions`, `man` and `resolve` serve `vmfs` as well. Imports `connector` and `terminal`; does not know the whole
 //! command line, which `args` makes of them.

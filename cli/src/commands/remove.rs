@@ -45,7 +45,7 @@ impl Remove {
         Ok(Exit::Done)
     }
 
-    /// The snapshots that are meant, none of which is held.
+    /// The selected snapshots, none of which is held.
     fn chosen(&self, catalog: &Catalog) -> Result<Vec<SnapshotName>> {
         let names = resolve::snapshots(catalog, &self.snapshots)?;
         for name in &names {

@@ -5,7 +5,7 @@ use chunkstore::catalog::{Catalog, ImageName, Selector, SnapshotName};
 
 use crate::failure::{Failure, Result};
 
-/// From here on two names are alike, in Jaro and Winkler's measure.
+/// Names are similar from this Jaro-Winkler similarity on.
 const ALIKE: f64 = 0.8;
 
 /// Finds the snapshot that a selector means.
@@ -13,7 +13,7 @@ pub(crate) fn snapshot(catalog: &Catalog, selector: &Selector) -> Result<Snapsho
     catalog.resolve(selector).map_err(|error| with_near_name(catalog, &selector.image, error))
 }
 
-/// Finds several snapshots, each once, in the order given: all, before anything is done with the first.
+/// Finds several snapshots, each once, in the order given; fails if one is missing.
 pub(crate) fn snapshots(catalog: &Catalog, selectors: &[Selector]) -> Result<Vec<SnapshotName>> {
     let mut names = Vec::with_capacity(selectors.len());
     for selector in selectors {

@@ -16,7 +16,7 @@ use crate::terminal::{Terminal, Unit};
 
 /// The first pause before another attempt; each later one is twice as long.
 const DELAYS: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
-/// Most connections at once: more only compete.
+/// More connections only compete.
 const STREAMS_MAX: u32 = 16;
 
 const ADDRESSES: &str = "\

@@ -15,9 +15,9 @@ use crate::failure::Result;
 pub(crate) const OWNER: &str = "owner.log";
 /// The log of all mounts of a store.
 pub(crate) const VMFS: &str = "vmfs.log";
-/// Added to the name of a log that was put aside.
+/// The suffix of a rotated log.
 const OLDER: &str = "1";
-/// A longer log is put aside.
+/// A longer log is rotated.
 const BYTES_MAX: u64 = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
@@ -56,7 +56,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Whether standard error is the file of this name, which another process may have put aside.
+    /// Whether standard error is the file of this name, which another process may have rotated.
     fn is_open(&self) -> bool {
         let open = rustix::fs::fstat(std::io::stderr()).map(|stat| (stat.st_dev, stat.st_ino));
         let named = fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));

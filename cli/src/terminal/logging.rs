@@ -11,7 +11,7 @@ use crate::options::{Common, LogFormat};
 /// Overrides what `-v` and `--quiet` say, in the syntax of tracing's filters: `chunkstore=debug`.
 const FILTER_VARIABLE: &str = "VMSTORE_LOG";
 
-/// Starts logging. A log file has times, and what is worth knowing later.
+/// Starts logging. A log file has times and more detail.
 pub(crate) fn start(options: &Common, console: &MultiProgress, to_file: bool) {
     let console = console.clone();
     let filter = EnvFilter::builder()

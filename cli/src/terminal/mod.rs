@@ -20,7 +20,7 @@ use self::progress::{Display, Watched};
 use crate::failure::Result;
 use crate::options::Global;
 
-/// The terminal, or whatever takes its place, of a running command.
+/// The output of a running command, its progress and its interruption.
 pub(crate) struct Terminal {
     json: bool,
     quiet: bool,

@@ -63,7 +63,7 @@ pub(crate) fn table<const N: usize>(header: [&str; N], numbers: &[usize], rows: 
     table.trim_fmt() + "\n"
 }
 
-/// Lines of a report: names to the left, what they say to the right.
+/// Lines of a report: names to the left, values to the right.
 pub(crate) fn fields(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines: Vec<_> = lines.iter().map(|(name, value)| format!("  {name:width$}  {value}\n")).collect();

@@ -21,9 +21,9 @@ const NEXT_LINE: Duration = Duration::from_secs(1);
 pub(crate) enum Unit {
     /// Bytes, shown with their rate.
     Bytes,
-    /// One thing and then another: only their share is shown.
+    /// Steps of different kinds, of which only the share is shown.
     Steps,
-    /// How far into an image a transfer is, with what it moved and saved.
+    /// The position of a transfer in an image, with the bytes moved and saved.
     Transfer,
 }
 

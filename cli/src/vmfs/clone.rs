@@ -232,7 +232,7 @@ struct Discarded<'a> {
     discarded: &'a str,
 }
 
-/// The clones of the store in `dir`, with all that changes them, through its owner.
+/// The clones of the store in `dir`, which are changed through its owner.
 pub(super) fn clones(connector: &Connector, dir: &Path) -> Result<Clones> {
     let access = Access::served(dir, connector.owner(dir, Purpose::Use)?)?;
     Ok(Clones::new(dir).with_publisher(Arc::new(StorePublisher { access })))

@@ -44,7 +44,7 @@ pub(crate) const METRICS: &str = "metrics";
 
 /// The longest duration, 136 years: its end can still be represented.
 const DURATION_MAX: Duration = Duration::from_secs(u32::MAX as u64);
-/// How often a mount that is in use is tried again after SIGTERM.
+/// Interval between attempts to unmount after SIGTERM.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Show a store's snapshots and clones as files below a directory

@@ -16,7 +16,7 @@ use crate::failure::{Exit, Failure, Result};
 
 /// Writes to clones are durable within this time.
 const ENDS_WITHIN: Duration = Duration::from_mins(1);
-/// Users of a mount that are named.
+/// Most users of a mount to name.
 const NAMED_MAX: usize = 10;
 
 /// Unmount
