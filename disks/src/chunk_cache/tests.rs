@@ -117,7 +117,7 @@ async fn a_panic_of_a_loader_fails_all_who_wait() {
     source.panic(true);
     source.shut(false);
     for reader in readers {
-        let ended = tokio::time::timeout(Duration::from_secs(60), reader).await.expect("nobody waits for ever");
+        let ended = tokio::time::timeout(Duration::from_mins(1), reader).await.expect("nobody waits for ever");
         assert!(ended.unwrap().is_err());
     }
     source.panic(false);

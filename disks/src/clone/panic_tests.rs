@@ -19,7 +19,7 @@ use crate::errno::{Of, errno};
 
 const SIZE: usize = 64 << 10;
 /// More than anything here takes, and less than anybody would wait.
-const HANG: Duration = Duration::from_secs(60);
+const HANG: Duration = Duration::from_mins(1);
 
 /// The file system, until it is told to panic. Maps take room while their lock is held.
 #[derive(Clone, Default)]

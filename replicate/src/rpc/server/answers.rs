@@ -78,6 +78,7 @@ impl Connection {
         Ok(Reply::Bits(self.server.work(move |store| lacks(store.catalog(), &prefixes)).await?))
     }
 
+    #[expect(clippy::unused_async, reason = "every answer is a future")]
     pub(super) async fn leave(self: Arc<Self>) -> Result<Reply> {
         self.server.allow_leaving()?;
         self.server.leave();

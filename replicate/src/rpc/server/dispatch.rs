@@ -13,7 +13,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is no request; [`Error::Denied`].
-    pub(super) fn dispatch(self: &Arc<Self>, frame: Frame) -> Result<Turn> {
+    pub(super) fn dispatch(self: &Arc<Self>, frame: &Frame) -> Result<Turn> {
         match frame.kind {
             Kind::Records => {
                 let (session, records) = split_session(&frame.payload).map_err(Error::invalid)?;
