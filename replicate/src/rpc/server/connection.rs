@@ -217,7 +217,7 @@ impl Admitted {
                 Ok(Some(frame)) => {
                     let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
                     let (number, bytes) = (frame.request, frame.payload.len() as u32);
-                    match connection.dispatch(&frame) {
+                    match connection.dispatch(frame) {
                         Ok(Turn::Next(answer)) => connection.answer(number, answer).await,
                         Ok(Turn::Any(answer)) => {
                             let room = connection.server.room_for(bytes).await;

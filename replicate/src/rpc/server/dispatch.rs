@@ -13,7 +13,8 @@ impl Connection {
     ///
     /// # Errors
     /// [`Error::Invalid`] if it is no request; [`Error::Denied`].
-    pub(super) fn dispatch(self: &Arc<Self>, frame: &Frame) -> Result<Turn> {
+    #[expect(clippy::needless_pass_by_value, reason = "the payload is freed as soon as it is decoded")]
+    pub(super) fn dispatch(self: &Arc<Self>, frame: Frame) -> Result<Turn> {
         match frame.kind {
             Kind::Records => {
                 let (session, records) = split_session(&frame.payload).map_err(Error::invalid)?;
