@@ -52,8 +52,8 @@ impl Place {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Makes an overlay of this size and has QEMU do things to it. Returns what it holds then; afterwards the base's file
-    /// has nothing any more but its attributes.
+    /// Makes an overlay of this size and has QEMU do things to it. Returns what it holds then; afterwards the base's
+    /// file has nothing any more but its attributes.
     fn overlay(&self, size: &str, commands: &[&str]) -> Vec<u8> {
         self.run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "below/base.raw", "-F", "raw", "vm.qcow2", size]);
         let commands: Vec<&str> = commands.iter().flat_map(|command| ["-c", command]).collect();

@@ -1,7 +1,7 @@
 //! What was fetched is put into the local store, in the background and as far as there is room.
 //!
-//! That it can't be kept fails no read. A record that the local owner believes to have, although it could not be read, is
-//! reported: what turns out to be damaged is put again, whole.
+//! That it can't be kept fails no read. A record that the local owner believes to have, although it could not be read,
+//! is reported: what turns out to be damaged is put again, whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -241,7 +241,8 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// What the local store lacks. It was asked for these and could not give them: those that it believes to have are looked at.
+/// What the local store lacks. It was asked for these and could not give them: those that it believes to have are
+/// looked at.
 async fn claims(session: &ClientSession, ids: &[RecordId], fill_counters: &FillCounters) -> Result<Vec<Claim>> {
     let (_, mut claims) = session.claim(ids).await?;
     let is_present = |at: &usize| claims[*at] == Claim::Present;

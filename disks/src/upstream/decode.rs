@@ -1,4 +1,5 @@
-//! Decoding what came: bases that came along or are here, deltas against them, and the proof that it is what was asked for.
+//! Decoding what came: bases that came along or are here, deltas against them, and the proof that it is what was asked
+//! for.
 
 use std::collections::HashMap;
 use std::sync::Arc;

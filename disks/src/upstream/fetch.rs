@@ -1,8 +1,8 @@
-//! Fetching: batches leave the queue, several requests are under way at a time, and what comes is decoded, verified, given
-//! to whoever waits, and offered to the fill queue.
+//! Fetching: batches leave the queue, several requests are under way at a time, and what comes is decoded, verified,
+//! given to whoever waits, and offered to the fill queue.
 //!
-//! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that fails
-//! because the far store is away is repeated when it is back.
+//! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that
+//! fails because the far store is away is repeated when it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,5 @@
-//! What is done for a partial snapshot when it is first opened: its manifest is fetched, and then what a boot will touch.
+//! What is done for a partial snapshot when it is first opened: its manifest is fetched, and then what a boot will
+//! touch.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;

@@ -112,8 +112,8 @@ impl UpstreamService {
     /// there.
     ///
     /// # Errors
-    /// [`chunkstore::Error::Refused`] if the stores cut chunks differently; [`chunkstore::Error::Denied`] if the far store
-    /// does not admit us; if the local owner can't be reached.
+    /// [`chunkstore::Error::Refused`] if the stores cut chunks differently; [`chunkstore::Error::Denied`] if the far
+    /// store does not admit us; if the local owner can't be reached.
     pub async fn start(options: UpstreamServiceOptions) -> Result<Arc<Self>> {
         let near = ReconnectingClient::new(&options.near, None, None);
         let (stop, stopped) = watch::channel(false);

@@ -1,10 +1,10 @@
 //! Reading records by their locations: what a store's owner and its local clients do alike.
 //!
-//! [`Locator`] tells where records lie and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc moves records
-//! and unlinks packs while others read, so a location that was looked up may be gone when it is read: all reading by id goes
-//! through one function, which looks again for what could not be read. Locator are hints. Another process may have told
-//! them, so whatever they say, what is returned under an id was checked against it or is checked by the caller, no more is
-//! allocated than a record can have, and a base's base is never asked for.
+//! [`Locator`] tells where records lie and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc
+//! moves records and unlinks packs while others read, so a location that was looked up may be gone when it is read: all
+//! reading by id goes through one function, which looks again for what could not be read. Locator are hints. Another
+//! process may have told them, so whatever they say, what is returned under an id was checked against it or is checked
+//! by the caller, no more is allocated than a record can have, and a base's base is never asked for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -88,8 +88,8 @@ impl<'a> RecordReader<'a> {
         Self { locations }
     }
 
-    /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::ChunkSource::chunks) does, in the order of their
-    /// locations.
+    /// Fetches chunks as [`ChunkSource::chunks`](crate::format::manifest::ChunkSource::chunks) does, in the order of
+    /// their locations.
     ///
     /// # Errors
     /// What `each` returns; if locations can't be asked for.
@@ -115,8 +115,8 @@ impl<'a> RecordReader<'a> {
         })
     }
 
-    /// Fetches records as they are stored, in the order of their locations, and hands each over with its position. Headers
-    /// and payloads match their checksums, and headers the ids; what is absent is an error in its place.
+    /// Fetches records as they are stored, in the order of their locations, and hands each over with its position.
+    /// Headers and payloads match their checksums, and headers the ids; what is absent is an error in its place.
     ///
     /// # Errors
     /// As [`RecordReader::chunks`].
@@ -154,7 +154,8 @@ impl<'a> RecordReader<'a> {
         Ok(bases)
     }
 
-    /// Reads and decodes records that are no deltas, in the order of their locations, and hands each over with its position.
+    /// Reads and decodes records that are no deltas, in the order of their locations, and hands each over with its
+    /// position.
     pub(crate) fn read_full(&self, wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Plain>) -> Result<()> {
         // A location that lies about its record leads to no base, so never to a base of a base.
         self.read_decoded(wanted, &|_| Ok(Bases::new()), each)
@@ -167,8 +168,8 @@ impl<'a> RecordReader<'a> {
         self.read_ids(ids, what, &read, each)
     }
 
-    /// Reads records by `read`, and looks for those again that can't be read, because they may have moved. Every position
-    /// is handed over once; those that moved last.
+    /// Reads records by `read`, and looks for those again that can't be read, because they may have moved. Every
+    /// position is handed over once; those that moved last.
     fn read_ids<T>(
         &self,
         ids: &[RecordId],
