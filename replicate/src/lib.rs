@@ -1,7 +1,7 @@
 //! The protocol between vmstore's programs and sites: server, client, push and pull.
 //!
-//! One process owns a store ([`rpc::server`]); everyone else speaks to it ([`rpc::client`]) over a unix socket, TLS or
-//! ssh, and can't tell them apart. [`transfer`] brings snapshots from one store to another. PROTOCOL.md describes every
+//! One process owns a store ([`rpc::server`]); everyone else is its client ([`rpc::client`]) over a unix socket, TLS or
+//! ssh, and need not know which. [`transfer`] copies snapshots from one store to another. PROTOCOL.md describes every
 //! byte.
 
 pub mod owner;

@@ -2,7 +2,7 @@
 //!
 //! The owner that a command starts is this program again, by exec, in a session of its own, so that it outlives the
 //! command, its terminal, and an ssh connection that waits for all descriptors to be closed. Until it listens, its
-//! standard error is a pipe to the command; what kept it from starting comes through there.
+//! standard error is a pipe to the command; if it can't start, it reports the reason there.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,12 +26,12 @@ use crate::rpc::client::{Client, Link, LocalPacks, LocalReader, OwnerConnection}
 use crate::rpc::transport::{self, ConnectOptions, Stream};
 use crate::rpc::wire::{Hello, Located, WireError};
 
-/// An owner that was started listens by then, unless it has an index to rebuild.
+/// A started owner listens within this time, unless it has to rebuild the index.
 const START_TIME_MAX: Duration = Duration::from_mins(10);
-/// An owner that ends leaves its socket for so long at most, with some to spare.
+/// The longest that an owner's socket stays after the owner has ended, with a margin.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(40);
 const DELAYS: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(300));
-/// Set for an owner that a command starts: it then tells why it can't start as a [`WireError`].
+/// Set for an owner that a command starts: if it can't start, it reports the reason as a [`WireError`].
 pub const STARTED_BY_COMMAND: &str = "VMSTORE_STARTED_BY_COMMAND";
 
 /// How to start an owner.
@@ -39,16 +39,16 @@ pub const STARTED_BY_COMMAND: &str = "VMSTORE_STARTED_BY_COMMAND";
 pub struct Starter {
     /// The program `vmstore`.
     pub program: PathBuf,
-    /// After how long without clients it ends.
+    /// The owner ends after this time without clients.
     pub idle_exit: Duration,
-    /// Whether it is started to free space: on a full disk it gives up the store's reserve to be able to open.
+    /// Whether it is started to free space: on a full disk it then releases the store's reserve to be able to open.
     pub frees_space: bool,
 }
 
-/// What came of starting an owner.
+/// The outcome of starting an owner.
 enum Started {
     Listens,
-    /// Another process has the store: an owner that was faster, or one that has it for itself, which the error tells.
+    /// Another process has the store: an owner that was faster, or one with exclusive access, as the error says.
     Lost(Error),
 }
 
@@ -56,8 +56,8 @@ enum Started {
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is no store; [`Error::Denied`] if it is another user's; [`Error::Unreachable`] if there
-/// is no owner and none was to be started; [`Error::Busy`] if another process has the store for itself; otherwise why
-/// none could be started.
+/// is no owner and none was to be started; [`Error::Busy`] if another process has exclusive access to the store;
+/// otherwise the reason why none could be started.
 pub async fn connect(dir: &Path, starter: Option<&Starter>) -> Result<Client> {
     connect_with(dir, starter, &LocalPacks::new(dir, &Handle::current())).await
 }
@@ -70,7 +70,7 @@ async fn connect_with(dir: &Path, starter: Option<&Starter>, packs: &Arc<LocalPa
     loop {
         let error = match greet(dir, packs).await {
             Ok(client) => return Ok(client),
-            // One that speaks another version ends, if a command started it.
+            // An owner of another version ends soon if a command started it.
             Err(error @ (Error::Unreachable { .. } | Error::Busy { .. } | Error::Refused { .. })) => error,
             Err(error) => return Err(error),
         };
@@ -99,20 +99,20 @@ fn check_is_store(dir: &Path) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(Error::denied(format!("store {} is another user's", dir.display())));
             }
-            // What else keeps it from being found is told by who opens it.
+            // Opening it reports any other reason.
             _ => {}
         }
     }
     Err(Error::not_found(format!("store {}", dir.display())))
 }
 
-/// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a hand-shake: for passing
-/// on what another client says.
+/// Opens a stream to the owner of the store in `dir`, starting it if there is none, without a handshake: for passing on
+/// another client's bytes.
 ///
 /// # Errors
 /// As [`connect`].
 pub async fn open_stream(dir: &Path, starter: &Starter) -> Result<Stream> {
-    // Shaking hands first tells an owner that lives from a socket that is left over.
+    // The handshake tells a living owner from a leftover socket.
     let client = connect(dir, Some(starter)).await?;
     let stream = open(dir).await;
     drop(client);
@@ -140,7 +140,7 @@ async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
         .arg(starter.idle_exit.as_secs().to_string())
         .args(starter.frees_space.then_some("--frees-space"))
         .env(STARTED_BY_COMMAND, "1")
-        // A secret of the command's is none of the owner's business, and the owner stays.
+        // The owner outlives the command and must not keep its secret.
         .env_remove(auth::TOKEN_VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -155,8 +155,8 @@ async fn start(dir: &Path, starter: &Starter) -> Result<Started> {
     })
 }
 
-/// Leaves the terminal and all descriptors but the first three: what a child that is to stay does before it becomes
-/// another program. It makes only system calls that are safe there.
+/// Detaches from the terminal and closes all descriptors but the first three, in a child that outlives its parent,
+/// before exec. It makes only system calls that are safe there.
 ///
 /// # Errors
 /// If the system refuses.
@@ -171,7 +171,7 @@ pub fn detach() -> io::Result<()> {
     Ok(())
 }
 
-/// Reads what an owner says until it listens or has ended.
+/// Reads the owner's standard error until it listens or has ended.
 async fn outcome(mut child: Child) -> Result<Started> {
     let mut said = String::new();
     let mut pipe = child.stderr.take().expect("it was piped");
@@ -192,16 +192,16 @@ async fn outcome(mut child: Child) -> Result<Started> {
     }
 }
 
-/// What an owner that a command started says if it can't start.
+/// Reports to the command that started this owner why it can't start.
 pub fn tell_starter(error: &Error) {
     let error = WireError::from(error);
     eprintln!("{}", serde_json::to_string(&error).expect("an error has only strings"));
 }
 
-/// The owner of a store, whoever that is: when it ends, the next request finds or starts another. For plain threads.
+/// The current owner of a store: when it ends, the next request finds or starts another. For plain threads.
 ///
-/// As a source of chunks it reads the packs itself, and asks the owner where records lie; it goes on without one as
-/// long as it knows.
+/// As a source of chunks it reads the packs itself and asks the owner where records lie; it works without an owner as
+/// long as it knows the locations.
 pub struct Reconnecting {
     runtime: Handle,
     dir: PathBuf,
@@ -210,9 +210,9 @@ pub struct Reconnecting {
     packs: Arc<LocalPacks>,
 }
 
-/// Records that are fetched, and after a broken connection fetched again, together.
+/// Records fetched together, and again together after a broken connection.
 const GROUP_IDS: usize = 64;
-/// Owners that may end during one request.
+/// Most owners that may end during one request.
 const ATTEMPTS: usize = 5;
 
 impl Reconnecting {
@@ -226,7 +226,7 @@ impl Reconnecting {
         Ok(Self { runtime: runtime.clone(), dir: dir.to_path_buf(), starter, client: Mutex::new(client), packs })
     }
 
-    /// A connection that had not ended when this was called.
+    /// A connection that was still open when this was called.
     ///
     /// # Errors
     /// As [`connect`].
@@ -239,7 +239,7 @@ impl Reconnecting {
         Ok(client.clone())
     }
 
-    /// Does what may be done again, until the connection lasts as long as it takes.
+    /// Repeats an idempotent request until it completes on one connection.
     fn lasting<T>(&self, request: impl Fn(&Client) -> Result<T>) -> Result<T> {
         let mut attempt = 1;
         loop {
@@ -253,7 +253,7 @@ impl Reconnecting {
 }
 
 impl Reconnecting {
-    /// Whether there is an owner that can be asked at once.
+    /// Whether an owner is connected now.
     fn is_connected(&self) -> bool {
         self.client.try_lock().is_some_and(|client| !client.has_ended())
     }
@@ -312,7 +312,7 @@ impl OwnerConnection for Reconnecting {
     }
 }
 
-/// All that is handed over, each with its position.
+/// Collects all items that are handed over, each with its position.
 fn collect<T>(
     fetch: impl FnOnce(&mut dyn FnMut(usize, Result<T>) -> Result<()>) -> Result<()>,
 ) -> Result<Vec<(usize, Result<T>)>> {

@@ -1,4 +1,4 @@
-//! `remotes.toml`: other stores by name, and how they are reached.
+//! `remotes.toml`: other stores by name, and how to reach them.
 //!
 //! Relative paths in the file begin at the store's directory. Secrets are not here, only the paths of their files.
 
@@ -21,13 +21,13 @@ const COMMENT: &str = "\
 # Other stores by name. `vmstore remote` changes it, and so may you.
 ";
 
-/// Another store, and how it is reached.
+/// Another store, and how to reach it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Remote {
     /// Where it is.
     pub address: Address,
-    /// The only key that its server may have.
+    /// The only key that its server may present.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pin: Option<Fingerprint>,
     /// A PEM file of certificates; one of them must have signed its server's.
@@ -39,13 +39,13 @@ pub struct Remote {
     /// A PEM file with the key of that certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
-    /// A file that holds a token, and that nobody else may read.
+    /// A file with a token, readable only by its user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// How fast it may be used, in each direction.
+    /// Rate limit in each direction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_rate_bytes_per_s: Option<NonZeroU64>,
-    /// How many connections are used at a time.
+    /// Number of parallel connections.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<NonZeroU32>,
 }
@@ -111,8 +111,8 @@ impl Remotes {
         Self { dir: dir.to_path_buf() }
     }
 
-    /// Adds a remote. Relative paths are those of the working directory; they are kept whole. Comments that somebody
-    /// wrote into the file are not kept.
+    /// Adds a remote. Relative paths are resolved against the working directory and stored as absolute ones. Comments
+    /// in the file are lost.
     ///
     /// # Errors
     /// [`Error::Refused`] if the name is taken; [`Error::Invalid`] if the name is none, or parts do not go together.
@@ -151,7 +151,7 @@ impl Remotes {
         Ok(entries.remotes)
     }
 
-    /// The store that is meant by an address, or by the name of a remote.
+    /// The store that an address or the name of a remote refers to.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it is a name and there is no such remote; [`Error::Invalid`] if it is no address.

@@ -1,8 +1,8 @@
-//! Fetching by id what a damaged store lacks, from stores that have it.
+//! Fetches records that a damaged store lacks, by id, from stores that have them.
 //!
-//! The manifests of its snapshots are walked from their roots. What the store lacks is asked of one store after the
-//! other, in whole records, never as deltas: their bases may be what is lost. Everything is decoded and hashed before
-//! it is put.
+//! The manifests of its snapshots are walked from their roots. Missing records are requested from one store after the
+//! other, always as full records: the base of a delta may be lost too. Everything is decoded and hashed before it is
+//! put.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,10 +22,10 @@ const GROUP_RECORDS: usize = 64;
 /// Chunks that are claimed together.
 const BATCH_CHUNKS: usize = 4096;
 
-/// What came of fetching.
+/// The outcome of fetching.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Fetched {
-    /// Records that came and were put.
+    /// Records that were fetched and put.
     pub records: u64,
     /// Their bytes, as they are stored.
     pub bytes: u64,
@@ -41,11 +41,11 @@ pub struct Far {
     pub client: Client,
 }
 
-/// Brings what these snapshots need and the store lacks, of partial ones only what was damaged; and all that the
-/// snapshots in `incomplete` need, which are partial and shall not be. It is durable when this returns.
+/// Fetches the records that these snapshots need and the store lacks, of partial ones only damaged records; and all
+/// that the partial snapshots in `incomplete` need to become whole. The records are durable when this returns.
 ///
 /// # Errors
-/// If the store can't be read or written. That a far store is away, or lacks something, is none.
+/// If the store can't be read or written. It is no error if a far store is unreachable or lacks something.
 pub fn fetch(
     near: &Client,
     far: &[Far],
@@ -64,7 +64,7 @@ pub fn fetch(
         may_lack: false,
         fetched: Fetched::default(),
     };
-    // Partial ones last: what was seen is not looked at again, and others need all of it.
+    // Partial ones last: a visited node is not visited again, and whole snapshots need all records below it.
     let (partial, whole): (Vec<_>, Vec<_>) = hurt.iter().partition(|snapshot| snapshot.state.partial);
     for snapshot in whole.into_iter().chain(incomplete) {
         fetching.walk(snapshot.entry().root.as_slice())?;
@@ -92,9 +92,9 @@ struct Fetching<'a> {
     session: &'a ClientSession,
     progress: &'a Progress,
     seen: HashSet<RecordId>,
-    /// Nodes that came and were not walked yet: the store can't be asked for them before they are sealed.
+    /// Fetched nodes that were not walked yet: the store can't return them before their pack is sealed.
     nodes: HashMap<RecordId, Node>,
-    /// Whether what is walked may lack what was never here.
+    /// Whether the walked snapshot may lack records that were never fetched.
     may_lack: bool,
     fetched: Fetched,
 }
@@ -126,7 +126,7 @@ impl Fetching<'_> {
         Ok(())
     }
 
-    /// Brings those of these records that the store lacks. Returns those that it lacks then.
+    /// Fetches those of these records that the store lacks. Returns those that it still lacks.
     fn bring(&mut self, ids: &[RecordId]) -> Result<HashSet<RecordId>> {
         let mut wanted = Vec::new();
         let mut absent = HashSet::new();
@@ -145,7 +145,7 @@ impl Fetching<'_> {
         Ok(absent)
     }
 
-    /// Brings records from one store. Returns those that it could not give.
+    /// Fetches records from one store. Returns those that it could not give.
     fn bring_from(&mut self, far: &Far, wanted: &[RecordId]) -> Result<Vec<RecordId>> {
         let mut left = Vec::new();
         for ids in wanted.chunks(GROUP_RECORDS) {
@@ -171,7 +171,7 @@ impl Fetching<'_> {
 }
 
 impl Fetching<'_> {
-    /// Puts what came.
+    /// Puts the fetched records.
     fn keep(&mut self, came: HashMap<RecordId, (Record, Option<Node>)>) -> Result<()> {
         let mut records = Vec::with_capacity(came.len());
         for (id, (record, node)) in came {
@@ -184,11 +184,11 @@ impl Fetching<'_> {
     }
 }
 
-/// A record that is what was asked for, without a base; if it is a manifest's node, that too.
+/// The requested record, verified and without a base; and the node, if it is one of a manifest.
 fn checked(codec: &RecordCodec, record: Record, id: RecordId) -> Result<(Record, Option<Node>)> {
     let header = &record.header;
     if header.id != id || header.base.is_some() {
-        return Err(Error::damaged(format!("record {id}"), "it came as another"));
+        return Err(Error::damaged(format!("record {id}"), "the answer has another record"));
     }
     let plain = check_plain(header.kind, id, decode(codec, &record, &Bases::new())?)?;
     let node = match header.kind {

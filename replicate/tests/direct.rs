@@ -1,5 +1,5 @@
-//! A client that reads packs beside their owner: as good a source as any, whatever gc does, the owner says, or becomes of
-//! either.
+//! A client that reads packs directly is a correct source whatever gc does, whatever the owner answers, and when either
+//! ends.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -302,10 +302,10 @@ fn room_is_lent_to_ingests_alone_and_what_was_never_lent_is_not_taken() {
     assert!(matches!(session.reserve(Class::Data, u32::MAX), Err(Error::Invalid { .. })));
 }
 
-/// What a hostile owner answers to where records lie.
+/// A hostile owner's answer to a request for locations.
 type Lie = fn(&Truth, &[RecordId]) -> Vec<Option<Located>>;
 
-/// What it knows.
+/// The locations that it knows.
 struct Truth {
     places: Vec<(RecordId, Located)>,
 }
@@ -404,7 +404,7 @@ fn an_owner_that_lies_about_places_achieves_errors() {
             }
             Ok(())
         });
-        // What breaks the protocol ends the batch; else each chunk is an error of its own.
+        // A violation of the protocol ends the batch; otherwise each chunk has its own error.
         assert!(fetched.is_err() == (what == "too few") || wrong > 0, "{what}: {fetched:?}");
         assert!(fetched.is_err() || wrong > 0 || what == "another kind", "{what}");
         assert!(*asked.lock().unwrap() < 40, "{what}: asked {} times", asked.lock().unwrap());

@@ -27,7 +27,7 @@ fn hello() -> Vec<u8> {
     [PREAMBLE, &frame(Kind::Request as u8, 0, &Hello::default().to_bytes())].concat()
 }
 
-/// What a good client of one connection says: a session, a claim, a record, a look at the catalog.
+/// The bytes of a correct client of one connection: a session, a claim, a record, a look at the catalog.
 fn good() -> Vec<u8> {
     let session = SessionId(7);
     let record = raw(b"some content of a chunk");
@@ -173,7 +173,7 @@ async fn what_is_not_all_there_is_not_published() {
     drop(session);
     run(&from, &to, &push_all()).await;
     let client = to.client().await;
-    // What is for plain threads blocks them.
+    // Methods for plain threads block.
     let image = tokio::task::block_in_place(|| read_back(&client, &snapshot));
     assert!(image == noise(300_000, 1));
 }
@@ -240,7 +240,7 @@ async fn peers_that_drip_are_let_go_and_hold_nobody_up() {
         let get = Request::Get { ids: Ids(ids), fetch: replicate::rpc::wire::Fetch::Stored };
         taker.write_all(&[hello(), frame(Kind::Request as u8, 1, &get.to_bytes())].concat()).await.unwrap();
         while matches!(taker.read(&mut [0]).await, Ok(1)) {
-            // What was sent before the server gave up may still be read, at any speed.
+            // Bytes sent before the server gave up may still be read, at any speed.
             if taker.write_all(&[]).await.is_err() || taker.write_all(&frame(Kind::Ping as u8, 0, &[])).await.is_err() {
                 return;
             }

@@ -101,7 +101,7 @@ async fn what_is_lost_comes_from_whoever_has_it_whatever_was_lost() {
 async fn several_stores_are_asked_in_turn_and_none_is_believed() {
     let near = site(1);
     let (first, second) = (Site::new(2), Site::new(3));
-    // One has only the first night, the other only the second, and that with damage nobody knows of.
+    // One has only the first night, the other only the second, with damage that is not known.
     let snapshot = first.ingest(night("web01", 0), &first_night());
     second.ingest(night("db", 1), &second_night());
     let places = second.store.locate(&chunks_of(&first, &snapshot)).unwrap();
@@ -117,7 +117,7 @@ async fn several_stores_are_asked_in_turn_and_none_is_believed() {
     assert!(report.is_sound() && came.records > 0, "{report:?}");
     assert!(near.read_back(&night("web01", 1)) == second_night());
 
-    // Nobody has all of it.
+    // Neither has all of it.
     let near = site(1);
     lose(&near, &Class::ALL);
     let client = near.client().await;

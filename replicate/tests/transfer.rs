@@ -156,7 +156,7 @@ async fn a_cut_at_any_byte_is_resumed() {
     assert_eq!((report.wire_bytes_sent, report.snapshots_present), (sent_in_all, 0), "all attempts are told of");
     assert_eq!(report.snapshots_sent, once.snapshots_sent);
     assert!(report.record_bytes >= once.record_bytes && report.saved_bytes <= once.saved_bytes);
-    // What a cut connection had brought was kept, but for what was on its way.
+    // Records from a cut connection were kept, except those in flight.
     assert!(sent_in_all < 3 * once.wire_bytes_sent, "{sent_in_all} bytes instead of {}", once.wire_bytes_sent);
 }
 

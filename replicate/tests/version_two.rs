@@ -1,4 +1,4 @@
-//! What version 2 of the protocol added: metrics, families of requests; and peers that speak version 1 only.
+//! Version 2 of the protocol: metrics, families of requests; and peers that speak only version 1.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

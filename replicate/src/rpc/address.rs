@@ -1,7 +1,7 @@
-//! Where a store is, as it is written on a command line or in `remotes.toml`.
+//! Addresses of stores, as written on a command line or in `remotes.toml`.
 //!
-//! An address comes from people, and parts of it end on other programs' command lines: a host or user that could be
-//! taken for an option of ssh, and control characters anywhere, are refused here.
+//! Addresses come from users, and parts of them are passed to other programs: a host or user that ssh could take for an
+//! option, and control characters anywhere, are refused here.
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -11,14 +11,14 @@ use std::str::FromStr;
 use chunkstore::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The port of a store's owner under TLS, unless another is given.
+/// The default port of a store's owner under TLS.
 pub const TLS_PORT: u16 = 7878;
 /// Longest host or user.
 const HOST_BYTES_MAX: usize = 253;
-/// Stands before a path at an ssh host that begins in the user's home directory.
+/// Prefix of a path at an ssh host that is relative to the user's home directory.
 const HOME: &str = "/~/";
 
-/// Where a store, or its owner, is.
+/// The address of a store or its owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Address {
@@ -51,7 +51,7 @@ pub struct HostPort {
 }
 
 impl Address {
-    /// Whether a text is a remote's name rather than an address: it has nothing that makes a path or a scheme.
+    /// Whether a text is a remote's name rather than an address: it has no slash and no scheme.
     pub fn is_name(text: &str) -> bool {
         !text.is_empty() && !text.contains(['/', ':']) && !text.starts_with('.')
     }
@@ -114,7 +114,7 @@ impl SshAddress {
     fn parse(text: &str) -> Result<Self, String> {
         let at = text.find('/').ok_or("it names no directory: write ssh://HOST/PATH")?;
         let (authority, path) = text.split_at(at);
-        // What is left must not look like a path from the root.
+        // The rest must not look like an absolute path.
         let path = path.strip_prefix(HOME).map_or(path, |relative| relative.trim_start_matches('/'));
         if path.is_empty() || path == "/" {
             return Err("it names no directory: write ssh://HOST/PATH".into());
@@ -125,7 +125,7 @@ impl SshAddress {
         };
         let (host, port) = split_port(host)?;
         if port == Some(0) {
-            return Err("nobody listens at port 0".into());
+            return Err("port 0 is no port to connect to".into());
         }
         Ok(Self { user, host, port, path: path.to_owned() })
     }
@@ -162,7 +162,7 @@ fn split_port(text: &str) -> Result<(String, Option<u16>), String> {
     Ok((host.to_owned(), port))
 }
 
-/// To a server, port 0 is one that the system chooses.
+/// For a server, port 0 lets the system choose.
 fn parse_port(digits: &str) -> Result<u16, String> {
     let port = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
     port.ok_or_else(|| format!("{digits:?} is no port; an IPv6 address is written in brackets"))
@@ -177,7 +177,7 @@ fn checked_ipv6(host: &str) -> Result<&str, String> {
     Err(format!("{host:?} is no IPv6 address"))
 }
 
-/// A word that no program takes for an option or for several words.
+/// A word that no program takes for an option or splits.
 fn checked_word<'a>(what: &str, word: &'a str) -> Result<&'a str, String> {
     let is_allowed = |c: char| !c.is_control() && !c.is_whitespace() && !"/@:[]\\'\"`$;&|<>(){}*?!#%".contains(c);
     if word.is_empty() {

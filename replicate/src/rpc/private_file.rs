@@ -1,4 +1,4 @@
-//! Small files of a store that only its user may read: tokens, keys, remotes. They are read whole and replaced whole.
+//! Small files of a store that only its user may read: tokens, keys, remotes. They are read and replaced as a whole.
 //!
 //! Unlike the catalog's files they never exist with permissions for others, not even while they are being written.
 
@@ -15,14 +15,14 @@ use serde::de::DeserializeOwned;
 /// Longest file: some ten thousand tokens.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// Whom a file's permissions must keep out.
+/// The users that a file's permissions must exclude.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeepOut {
     /// Everyone but its user.
     GroupAndOthers,
-    /// Who is neither its user nor of its group: keys are often shared with a group.
+    /// Everyone but its user and its group: keys are often shared with a group.
     Others,
-    /// Nobody: it holds no secret.
+    /// No user: it holds no secret.
     Nobody,
 }
 
@@ -39,8 +39,7 @@ impl KeepOut {
 /// Reads a file that must be there.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Refused`] if it is open to those whom it must keep out; [`Error::Invalid`] if it is
-/// too long to be what is looked for.
+/// [`Error::NotFound`]; [`Error::Refused`] if excluded users may read it; [`Error::Invalid`] if it is too long.
 pub(crate) fn read(path: &Path, keep_out: KeepOut) -> Result<Vec<u8>> {
     read_if_present(path, keep_out)?.ok_or_else(|| Error::not_found(format!("file {}", path.display())))
 }
@@ -68,8 +67,8 @@ pub(crate) fn read_if_present(path: &Path, keep_out: KeepOut) -> Result<Option<V
     Ok(Some(bytes))
 }
 
-/// Creates or replaces a file, atomically: written aside with mode 0600 and synced, which makes the bytes permanent,
-/// then renamed, then the directory synced, which makes the name permanent.
+/// Creates or replaces a file, atomically: it is written under another name with mode 0600 and synced, which makes the
+/// bytes permanent, then renamed, then the directory is synced, which makes the name permanent.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = aside(path);
     match fs::remove_file(&aside) {
@@ -125,10 +124,10 @@ pub(crate) fn to_toml<T: Serialize>(comment: &str, content: &T) -> Vec<u8> {
     format!("{comment}\n{text}").into_bytes()
 }
 
-/// The name of a token or remote; the same names are allowed as for images.
+/// The name of a token or remote, by the rules for image names.
 ///
 /// # Errors
-/// [`Error::Invalid`], which tells what is allowed.
+/// [`Error::Invalid`], which names the rules.
 pub(crate) fn checked_name(what: &str, name: &str) -> Result<()> {
     let rule = "letters, digits, '.', '_' or '-' are allowed, the first a letter or digit, at most 128";
     let error = |_| Error::invalid(format!("not a {what}'s name: {name:?}: {rule}"));

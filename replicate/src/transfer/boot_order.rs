@@ -1,5 +1,5 @@
-//! The order in which a guest first reads a snapshot travels along, so that the next site can boot it as fast. It is
-//! only a hint: that it can't be had fails nothing.
+//! Sends a snapshot's boot order along, so that the next site can boot it as fast. It is only a hint: if it can't be
+//! read or stored, nothing else fails.
 
 use chunkstore::catalog::boot_order::BootOrder;
 use chunkstore::{Error, Result};
@@ -8,13 +8,13 @@ use tokio::task::JoinHandle;
 use super::plan::Item;
 use crate::rpc::client::Client;
 
-/// Asks for a snapshot's order while its records travel.
+/// Requests a snapshot's boot order while its records are sent.
 pub(super) fn begin(source: &Client, item: &Item) -> JoinHandle<Result<Option<BootOrder>>> {
     let (source, name) = (source.clone(), item.name.clone());
     tokio::spawn(async move { source.boot_order(&name, false).await })
 }
 
-/// Brings it, if there is one.
+/// Stores it at the receiver, if there is one.
 pub(super) async fn bring(order: JoinHandle<Result<Option<BootOrder>>>, sink: &Client, item: &Item) {
     let brought = match order.await {
         Ok(Ok(Some(order))) => sink.put_boot_order(&item.name, &order).await,
@@ -22,8 +22,8 @@ pub(super) async fn bring(order: JoinHandle<Result<Option<BootOrder>>>, sink: &C
         Ok(Err(error)) => Err(error),
     };
     match brought {
-        // One of the stores does not know of orders, or may not be told.
+        // One of the stores is too old for boot orders, or refuses them.
         Ok(()) | Err(Error::Invalid { .. } | Error::Denied { .. }) => {}
-        Err(error) => tracing::warn!("{}: its boot order did not travel: {error}", item.name),
+        Err(error) => tracing::warn!("{}: its boot order was not copied: {error}", item.name),
     }
 }

@@ -1,9 +1,9 @@
-//! Bringing snapshots from one store to another: push and pull are the same, seen from either end.
+//! Copies snapshots from one store to another: push and pull are the same, seen from either end.
 //!
-//! Both stores are [`Client`]s. For each snapshot the manifest tree is walked beside that of a snapshot of the image
-//! which both have, so that only what differs is considered (`walk`). What is left is claimed at the receiving store in
-//! batches, many under way at once; what it lacks is read from the sending store as stored and put (`send`): as a delta
-//! where the receiver has the base, otherwise encoded anew. The snapshot is published last.
+//! Both stores are [`Client`]s. For each snapshot the manifest tree is compared with that of a snapshot of the image
+//! that both have, so that only differences are considered (`walk`). These records are claimed at the receiving store
+//! in batches, many in flight at once; missing ones are read from the sending store as stored and put (`send`): as a
+//! delta if the receiver has the base, otherwise encoded again. The snapshot is published last.
 
 mod boot_order;
 mod nodes;
@@ -35,14 +35,14 @@ pub enum Direction {
     Pull,
 }
 
-/// What to transfer, and how.
+/// The snapshots to transfer, and how.
 #[derive(Clone, Debug)]
 pub struct TransferOptions {
     /// From here or to here.
     pub direction: Direction,
     /// Which snapshots.
     pub wanted: Wanted,
-    /// Only finds out what would travel.
+    /// Only determines what would be sent.
     pub dry_run: bool,
 }
 
@@ -52,7 +52,7 @@ pub struct Ends {
     pub near: Client,
     /// The catalog of the store on this side.
     pub catalog: Catalog,
-    /// The owner of the store on the other side; several connections share what travels.
+    /// The owner of the store on the other side; several connections share the work.
     pub far: Vec<Client>,
 }
 
@@ -70,15 +70,15 @@ impl Ends {
 ///
 /// # Errors
 /// [`Error::Refused`] if the stores cut chunks differently; [`Error::NotFound`] if there is no such snapshot;
-/// [`Error::Unreachable`] if a connection was lost: what the receiver has stored need not travel again.
+/// [`Error::Unreachable`] if a connection was lost: records that the receiver has stored are not sent again.
 pub async fn transfer(ends: &Ends, options: &TransferOptions, progress: &Arc<Progress>) -> Result<TransferReport> {
     let mut report = TransferReport::default();
     transfer_on(ends, options, progress, &mut report).await?;
     Ok(report)
 }
 
-/// As [`transfer`], after attempts whose connections were lost. What this one did is added to the report of those, also
-/// if it fails.
+/// As [`transfer`], after attempts whose connections were lost. This attempt is added to their report, even if it
+/// fails.
 ///
 /// # Errors
 /// As [`transfer`].
@@ -107,7 +107,7 @@ async fn attempt(
     check_params(ends.near.welcome(), ends.far[0].welcome())?;
     let mut plan = Plan::make(ends, options).await?;
     report.dry_run = options.dry_run;
-    // An attempt before this one may have brought some.
+    // An earlier attempt may have sent some.
     report.snapshots_present = plan.present.saturating_sub(report.snapshots_sent.len() as u64);
     report.snapshots_failed.clear();
     let mut seen = Arc::new(send::Seen::default());
@@ -116,7 +116,7 @@ async fn attempt(
         let item = plan.items[number].clone();
         let mut sent = one(ends, options, &item, &Shared { counters, seen: &seen, progress }).await;
         if let Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) = &sent {
-            // It may be the parent that is damaged, or gone since the plan was made, or what was sent before.
+            // The parent, or a record sent before, may be damaged, or gone since the plan was made.
             tracing::debug!("{} is sent once more, without a parent: {error}", item.name);
             seen = Arc::default();
             let shared = Shared { counters, seen: &seen, progress };
@@ -124,7 +124,7 @@ async fn attempt(
         }
         match sent {
             Ok(()) => report.snapshots_sent.push(item.name.to_string()),
-            // Damage to one must not keep the others from being safe elsewhere.
+            // Damage to one snapshot must not keep the others from being copied.
             Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => {
                 tracing::error!("{}: {error}", item.name);
                 report.snapshots_failed.push(item.name.to_string());
@@ -138,7 +138,7 @@ async fn attempt(
     Ok(())
 }
 
-/// What the transfers of several snapshots share.
+/// Shared by the transfers of several snapshots.
 struct Shared<'a> {
     counters: &'a Arc<TransferCounters>,
     seen: &'a Arc<send::Seen>,
@@ -164,7 +164,7 @@ pub fn check_params(near: &Welcome, far: &Welcome) -> Result<()> {
 async fn one(ends: &Ends, options: &TransferOptions, item: &Item, shared: &Shared<'_>) -> Result<()> {
     let source = ends.source(options.direction).clone();
     let sinks = ends.sinks(options.direction);
-    // gc leaves what is read alone meanwhile.
+    // gc keeps the snapshot meanwhile.
     let reading = ClientSession::begin(&source, Purpose::Read, Some(&item.name)).await?;
     let first = ClientSession::begin(&sinks[0], Purpose::Receive, item.parent_there().as_ref()).await?;
     let mut sessions = Vec::with_capacity(sinks.len());

@@ -1,4 +1,4 @@
-//! Manifest nodes on both sides of a transfer: the near store is asked first, because it costs no link.
+//! Manifest nodes on both sides of a transfer: the near store is read first, because it needs no link.
 
 use chunkstore::format::manifest::Node;
 use chunkstore::format::{Codec, NodeId, Record, RecordCodec, RecordId};
@@ -8,17 +8,17 @@ use super::Direction;
 use crate::rpc::client::{Arrived, Bases, Client, broken, decode};
 use crate::rpc::wire::Fetch;
 
-/// Where nodes come from.
+/// The sources of nodes.
 #[derive(Clone)]
 pub(super) struct Nodes {
     pub(super) source: Client,
     pub(super) near: Client,
-    /// Which store has the parent's: the near one, but for a dry run of a pull.
+    /// The store with the parent's nodes: the near one, except in a dry run of a pull.
     pub(super) of_parent: Client,
     pub(super) direction: Direction,
 }
 
-/// A node of the snapshot that travels.
+/// A node of the snapshot that is sent.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) node: Node,
@@ -33,7 +33,7 @@ impl Nodes {
         found.into_iter().map(|found| Ok(found?.node)).collect()
     }
 
-    /// Nodes of the snapshot that travels.
+    /// Nodes of the snapshot that is sent.
     pub(super) async fn travelling(&self, ids: &[NodeId]) -> Result<Vec<Found>> {
         if self.direction == Direction::Push {
             return fetch(&self.near, ids).await?.into_iter().collect();
@@ -49,7 +49,7 @@ impl Nodes {
         nodes.collect()
     }
 
-    /// Nodes from the other side, as stored there; where the base can't be had, once more and whole.
+    /// Nodes from the other side, as stored there; if the base is missing, requested again as full records.
     async fn travelled(&self, ids: &[NodeId]) -> Result<Vec<Result<Found>>> {
         let mut records = stored(&self.source, ids, Fetch::Stored).await?;
         let needs = |record: &Result<Record>| record.as_ref().ok().and_then(|record| record.header.base);
@@ -90,7 +90,10 @@ async fn stored(client: &Client, ids: &[NodeId], fetch: Fetch) -> Result<Vec<Res
             })
             .await?;
     }
-    Ok(found.into_iter().map(|record| record.unwrap_or_else(|| Err(broken("a node did not come")))).collect())
+    Ok(found
+        .into_iter()
+        .map(|record| record.unwrap_or_else(|| Err(broken("a node is missing from an answer"))))
+        .collect())
 }
 
 /// Nodes of one store, with their records.
@@ -116,6 +119,6 @@ async fn fetch(client: &Client, ids: &[NodeId]) -> Result<Vec<Result<Found>>> {
             Ok(())
         })
         .await?;
-    let missing = |id: &NodeId| Error::damaged(format!("manifest node {id}"), "it did not come");
+    let missing = |id: &NodeId| Error::damaged(format!("manifest node {id}"), "it is missing from the answer");
     Ok(nodes.into_iter().zip(ids).map(|(node, id)| node.unwrap_or_else(|| Err(missing(id)))).collect())
 }

@@ -1,4 +1,4 @@
-//! Which snapshots have to travel, and what each builds on.
+//! Which snapshots have to be sent, and the parent of each.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -53,7 +53,7 @@ impl Wanted {
     }
 }
 
-/// A snapshot that has to travel.
+/// A snapshot that has to be sent.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) name: SnapshotName,
@@ -71,16 +71,16 @@ impl Item {
         self.parent.as_ref().filter(|_| !self.parent_is_planned).map(Entry::name)
     }
 
-    /// The same, to travel without counting on a parent.
+    /// The same without a parent.
     pub(super) fn alone(self) -> Self {
         Self { parent: None, parent_is_planned: false, ..self }
     }
 }
 
-/// Everything that has to travel, in order.
+/// Everything that has to be sent, in order.
 pub(super) struct Plan {
     pub(super) items: Vec<Item>,
-    /// Snapshots that were wanted and are there already.
+    /// Wanted snapshots that the receiver has already.
     pub(super) present: u64,
     /// By image: snapshots that both stores have, or would have.
     common: BTreeMap<ImageName, Vec<Entry>>,
@@ -89,7 +89,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Compares what the stores have: one round trip.
+    /// Compares the stores' snapshots: one round trip.
     pub(super) async fn make(ends: &Ends, options: &TransferOptions) -> Result<Self> {
         let here = snapshots(&ends.catalog, &options.wanted)?;
         let prefixes = Prefixes(here.iter().map(|snapshot| prefix_of(snapshot.entry_id())).collect());
@@ -165,14 +165,14 @@ fn item(encoding: Vec<u8>) -> Result<Item> {
     Ok(Item { name, entry, encoding: snapshot.entry_encoding().to_vec(), parent: None, parent_is_planned: false })
 }
 
-/// The whole snapshots here of the images that are concerned.
+/// The whole local snapshots of these images.
 fn snapshots(catalog: &Catalog, wanted: &Wanted) -> Result<Vec<Snapshot>> {
     let mut snapshots = Vec::new();
     for listed in catalog.list(None)?.into_iter().filter(|listed| wanted.concerns(&listed.name.image)) {
         match listed.snapshot {
             Ok(snapshot) if !snapshot.state.partial => snapshots.push(snapshot),
             Ok(_) => {}
-            // One unreadable entry must not keep the others from being safe elsewhere.
+            // An unreadable entry must not keep the other snapshots from being copied.
             Err(error) => tracing::error!("left out: {error}"),
         }
     }
@@ -193,7 +193,7 @@ fn chosen(catalog: &Catalog, wanted: &Wanted, here: &[Snapshot]) -> Result<HashS
         let name = catalog.resolve(selector)?;
         if !all.contains(&name) {
             catalog.read(&name)?.check_whole()?;
-            return Err(Error::refused(format!("snapshot {name} is not whole here")));
+            return Err(Error::refused(format!("snapshot {name} is partial here")));
         }
         chosen.insert(name);
     }

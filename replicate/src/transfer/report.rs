@@ -1,11 +1,11 @@
-//! What a transfer did.
+//! The report of a transfer.
 
 use chunkstore::metrics::Counter;
 use serde::{Deserialize, Serialize};
 
 use crate::rpc::client::Client;
 
-/// What the tasks of a transfer count.
+/// The counters of a transfer's tasks.
 #[derive(Debug, Default)]
 pub(super) struct TransferCounters {
     pub(super) chunks_considered: Counter,
@@ -16,8 +16,8 @@ pub(super) struct TransferCounters {
     pub(super) plain_bytes_sent: Counter,
 }
 
-/// What a transfer did, in all its attempts. Bytes are those of the connections to the other site, all of them, before
-/// encryption; the hand-shake is told apart.
+/// The report of a transfer, over all its attempts. Bytes are those of the connections to the other site, all of them,
+/// before encryption; the handshake is counted separately.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TransferReport {
     /// Whether nothing was changed.
@@ -32,27 +32,27 @@ pub struct TransferReport {
     pub wire_bytes_sent: u64,
     /// Bytes that this side received.
     pub wire_bytes_received: u64,
-    /// Bytes sent after encryption; 0 where there is none.
+    /// Bytes sent after encryption; 0 without encryption.
     pub tls_bytes_sent: u64,
-    /// Of `wire_bytes_*`: bytes of the hand-shakes, both ways.
+    /// Of `wire_bytes_*`: bytes of the handshakes, both ways.
     pub handshake_bytes: u64,
-    /// Bytes of the records that travelled or, in a dry run, would.
+    /// Bytes of the records that were sent or, in a dry run, would be.
     pub record_bytes: u64,
-    /// Bytes of all else but the hand-shakes, both ways.
+    /// All other bytes except the handshakes', both ways.
     pub negotiation_bytes: u64,
-    /// How often the link's latency was waited for, but for the hand-shakes.
+    /// Number of waits for the link's latency, without the handshakes.
     pub round_trips: u64,
     /// Chunks that differ from the snapshot before; in the last attempt.
     pub chunks_considered: u64,
-    /// Chunks that travelled.
+    /// Chunks that were sent.
     pub chunks_sent: u64,
     /// Of those: as deltas.
     pub deltas_sent: u64,
-    /// Plain bytes of the chunks that differ and did not have to travel.
+    /// Plain bytes of the chunks that differ and did not have to be sent.
     pub saved_bytes: u64,
     /// Wall time, without the pauses between attempts.
     pub elapsed_s: f64,
-    /// Plain bytes of the chunks that travelled.
+    /// Plain bytes of the chunks that were sent.
     #[serde(skip)]
     plain_bytes_sent: u64,
 }

@@ -1,7 +1,7 @@
-//! Claims what the receiver may lack, reads what it does lack, and puts it.
+//! Claims records that the receiver may lack, reads those that it does lack, and puts them.
 //!
-//! Batches are claimed and sent beside each other, so that while one waits for an answer others fill the link. What
-//! another sender has taken on is asked for again in the end.
+//! Batches are claimed and sent concurrently, so that others fill the link while one waits for an answer. Records that
+//! another sender has claimed are claimed again at the end.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,21 +25,22 @@ use crate::rpc::wire::Fetch;
 const TASKS: usize = 12;
 /// Records that are read together.
 const GROUP_RECORDS: usize = 32;
-/// Ids that are remembered as being at the receiver; beyond, some are asked for twice, and a dry run counts some twice.
+/// Most ids that are remembered as present at the receiver; beyond, some are claimed twice, and a dry run counts some
+/// twice.
 const SEEN_MAX: usize = 1 << 20;
-/// While so many are elsewhere, no more are claimed.
+/// While this many records are claimed by others, no more are claimed.
 const ELSEWHERE_MAX: usize = 32 << 10;
-/// How often progress is told, at least.
+/// Longest interval between progress updates.
 const STEP: Duration = Duration::from_millis(200);
-/// The receiver gives what another sender does not send to somebody else, long before so much time has passed.
+/// Longest wait for another sender. The receiver lets a claim lapse long before.
 const ELSEWHERE_TIME_MAX: Duration = Duration::from_mins(30);
 
-/// What the receiver is known to have, over several snapshots.
+/// Records that the receiver is known to have, over several snapshots.
 #[derive(Default)]
 pub(super) struct Seen {
     ids: Mutex<HashSet<RecordId>>,
     full: Mutex<HashSet<RecordId>>,
-    /// What a dry run would have sent whole of the snapshot under way: it can be a base once that is published.
+    /// Full records of the current snapshot that a dry run would have sent: they can be bases once it is published.
     planned_full: Mutex<HashSet<RecordId>>,
 }
 
@@ -63,7 +64,7 @@ impl Seen {
     }
 }
 
-/// The sending of one snapshot. Cheap to clone: its tasks share it.
+/// The transfer of one snapshot. Cheap to clone: its tasks share it.
 #[derive(Clone)]
 pub(super) struct Sending {
     source: Client,
@@ -91,7 +92,7 @@ impl Sending {
         Self { source, sinks, dry_run, counters, seen, progress, elsewhere: Arc::default() }
     }
 
-    /// Sends what the batches name, until they end and nothing is elsewhere any more.
+    /// Sends the batches' records, until the batches end and no record is claimed by another sender.
     pub(super) async fn run(&self, mut batches: mpsc::Receiver<Vec<Candidate>>) -> Result<()> {
         let mut tasks: JoinSet<Result<()>> = JoinSet::new();
         let mut asking: JoinSet<Result<Vec<Wanted>>> = JoinSet::new();
@@ -106,7 +107,7 @@ impl Sending {
             if elsewhere == 0 {
                 decided_last = Instant::now();
             } else if decided_last.elapsed() > ELSEWHERE_TIME_MAX {
-                return Err(broken("it says for ever that another sender sends the rest"));
+                return Err(broken("records stayed claimed by another sender for 30 minutes"));
             }
             if elsewhere > 0 && asking.is_empty() {
                 let this = self.clone();
@@ -146,7 +147,7 @@ impl Sending {
         self.progress.set_transfer(self.counters.record_bytes.get(), saved);
     }
 
-    /// Claims a batch and sends what is lacking.
+    /// Claims a batch and sends the missing records.
     async fn claim_and_send(&self, number: usize, batch: Vec<Candidate>) -> Result<()> {
         self.count_considered(&batch);
         let batch: Vec<_> = batch.into_iter().filter(|candidate| !self.seen.has(candidate.id)).collect();
@@ -176,30 +177,30 @@ impl Sending {
         }
     }
 
-    /// Asks what became of what is elsewhere, and returns what has to be sent after all.
+    /// Asks for the outcome of records claimed by others, and returns those that have to be sent after all.
     async fn ask_again(&self) -> Result<Vec<Wanted>> {
         let mut wanted = Vec::new();
         let decided = self.sinks[0].decided().await?;
         if decided.is_empty() {
-            // The receiver waits itself before it says so; one that does not is not asked on and on.
+            // A receiver waits before it answers with nothing; one that does not wait is not polled without end.
             sleep(STEP).await;
         }
         for Decided { request, position, claim } in decided {
             let candidate = self.elsewhere.lock().remove(&(request, position));
-            // An answer to a claim may be overtaken by what became of it.
+            // The outcome of a claim may overtake the answer to it.
             let Some(candidate) = candidate else { continue };
             match claim {
                 Claim::Present => Seen::add(&self.seen.ids, [candidate.id]),
                 Claim::Yours | Claim::YoursWhole => {
                     wanted.push(Wanted { candidate, whole: claim == Claim::YoursWhole });
                 }
-                Claim::Elsewhere => return Err(broken("what is elsewhere was said to be decided")),
+                Claim::Elsewhere => return Err(broken("a record that another session has claimed counts as decided")),
             }
         }
         Ok(wanted)
     }
 
-    /// Reads and puts records, in groups; returns when the receiver has taken them.
+    /// Reads and puts records, in groups; returns when the receiver has them.
     async fn send(&self, number: usize, mut wanted: Vec<Wanted>) -> Result<()> {
         let sink = &self.sinks[number % self.sinks.len()];
         let mut answers = Vec::new();
@@ -246,7 +247,7 @@ impl Sending {
         }
     }
 
-    /// The records of a group as stored at the source, each with what else could be its base.
+    /// The records of a group as stored at the source, each with another possible base.
     async fn read(&self, group: Vec<Wanted>) -> Result<Vec<(Record, Option<RecordId>)>> {
         let mut records = Vec::with_capacity(group.len());
         let (mut stored, mut whole) = (Vec::new(), Vec::new());
@@ -283,7 +284,7 @@ impl Sending {
         Ok(records)
     }
 
-    /// Makes deltas fit: where the receiver lacks the base, another is taken, or none.
+    /// Adapts deltas: if the receiver lacks the base, they are encoded against another one, or as full records.
     async fn fit(&self, records: Vec<(Record, Option<RecordId>)>) -> Result<Vec<(Record, Option<RecordId>)>> {
         let is_delta = |(record, _): &&(Record, Option<RecordId>)| record.header.codec == Codec::Delta;
         let bases: HashSet<RecordId> = records
@@ -301,7 +302,7 @@ impl Sending {
         Ok(fitting)
     }
 
-    /// Which of these are there as full records.
+    /// Which of these are present as full records.
     async fn full_at_sink(&self, ids: &HashSet<RecordId>) -> Result<HashSet<RecordId>> {
         let (mut full, mut unknown) = (HashSet::new(), Vec::new());
         for id in ids {
@@ -332,7 +333,7 @@ impl Sending {
         encoded.map_err(|_| failed())?
     }
 
-    /// The plain bytes of a record of the source, if they can be had.
+    /// The plain bytes of a record of the source, if it can be read.
     async fn plain(&self, id: RecordId) -> Result<Option<Vec<u8>>> {
         match self.fetch(&[(id, None)], Fetch::Whole).await {
             Ok(mut records) => {

@@ -1,4 +1,4 @@
-//! The walk over a snapshot's tree beside its parent's: names every record that the receiver may lack.
+//! The walk over a snapshot's tree and its parent's: names every record that the receiver may lack.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -26,10 +26,10 @@ const BATCHES: usize = 4;
 pub(super) struct Candidate {
     pub(super) id: RecordId,
     pub(super) plain_bytes: u32,
-    /// Of a node: its record. Chunks are read when they are wanted.
+    /// Of a node: its record. Chunks are read on demand.
     pub(super) node: Option<Record>,
     pub(super) is_chunk: bool,
-    /// The chunk that the parent has in its place.
+    /// The parent's chunk at the same offset.
     pub(super) like: Option<RecordId>,
 }
 
@@ -43,7 +43,7 @@ struct Pair {
     first_segment: u64,
 }
 
-/// Starts the walk. The batches end with it; its result tells whether they are all.
+/// Starts the walk. The batches end with it; its result tells whether they are complete.
 pub(super) fn start(
     nodes: Nodes,
     item: &Item,
@@ -75,7 +75,7 @@ impl Walk {
             pairs[0].old = self.old_root(&old, height).await?;
         }
         pairs.retain(Pair::differs);
-        // The last comes first, so that segments come in order and little waits.
+        // The last is taken first, so that segments come in order and few wait.
         while !pairs.is_empty() {
             self.progress.check()?;
             let group = pairs.split_off(pairs.len().saturating_sub(GROUP_NODES));
@@ -87,8 +87,7 @@ impl Walk {
         self.send().await
     }
 
-    /// The parent's tree at the height of the new one: the root itself or, of a taller tree, what lies in its first
-    /// slots.
+    /// The parent's tree at the height of the new one: the root itself or, of a taller tree, its first slots.
     async fn old_root(&self, old: &Entry, height: u8) -> Result<Option<(NodeId, u8)>> {
         let Some(mut id) = old.root else { return Ok(None) };
         let mut own = height_for(old.virtual_bytes);
@@ -179,7 +178,7 @@ impl Walk {
         if batch.is_empty() {
             return Ok(());
         }
-        // Whoever took the batches has failed, and tells why.
+        // The task that takes the batches has failed, and reports why.
         self.out.send(batch).await.map_err(|_| Error::Interrupted)
     }
 }
@@ -194,7 +193,7 @@ impl Pair {
         self.old.filter(|(_, height)| *height == self.height).map(|(id, _)| id)
     }
 
-    /// What the parent has below: its node's children, or the node itself in the first slot if it is lower.
+    /// The parent's nodes below: its node's children, or the node itself in the first slot if it is lower.
     fn old_children(&self, beside: Option<Node>) -> Result<HashMap<u8, (NodeId, u8)>> {
         match (self.old, beside) {
             (Some((id, height)), None) if height < self.height => Ok(HashMap::from([(0, (id, height))])),

@@ -1,4 +1,4 @@
-//! What these tests share: stores in temporary directories behind owners in this process, images in memory, and streams
+//! Helpers of these tests: stores in temporary directories behind owners in this process, images in memory, and streams
 //! that count or cut.
 
 #![allow(

@@ -1,7 +1,7 @@
-//! Who may do what at a store: what a token or a client's certificate grants, and how much it may store.
+//! Access rights: what a token or a client's certificate grants, and how much it may store.
 //!
-//! A store keeps only hashes of tokens. A token's text exists at the client, in a file that nobody else may read or in
-//! the environment; it never appears in messages, logs or `Debug` output.
+//! A store keeps only hashes of tokens. A token's text exists only at the client, in a file that only its user may read
+//! or in the environment; it never appears in messages, logs or `Debug` output.
 
 use std::fmt;
 
@@ -20,10 +20,10 @@ pub use token::{Token, TokenHash, client_token};
 pub(crate) use token::{from_hex, hex};
 pub use token_file::{Holder, TokenEntry, TokenFile};
 
-/// The variable that holds a client's token, where no file does.
+/// The environment variable with a client's token, if no file holds one.
 pub const TOKEN_VARIABLE: &str = "VMSTORE_TOKEN";
 
-/// What a client may do.
+/// The role of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -31,7 +31,7 @@ pub enum Role {
     Read,
     /// Push snapshots, and neither read nor remove any.
     Push,
-    /// Everything; with patterns of images, only to read and push those.
+    /// Do everything; with patterns of images, only read and push those.
     Admin,
 }
 
@@ -55,21 +55,21 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// What a client must be allowed for a request that names no image.
+/// The right that a request without an image needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Right {
-    /// To read some image.
+    /// Read some image.
     Read,
-    /// To manage the whole store.
+    /// Manage the whole store.
     Admin,
-    /// To change the store's files anyway: the store's own user and root, on this machine.
+    /// Change the store's files directly: the store's own user and root, on this machine.
     Local,
 }
 
-/// What one client may do.
+/// The rights of one client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The token's name; none for whoever could change the store's files anyway.
+    /// The token's name; none for a client that can change the store's files directly.
     token: Option<String>,
     role: Role,
     images: Vec<ImagePattern>,
@@ -77,32 +77,32 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// What the store's own user may do: everything.
+    /// The rights of the store's own user: everything.
     pub fn local() -> Self {
         Self { token: None, role: Role::Admin, images: Vec::new(), quota_bytes: None }
     }
 
-    /// What the holder of a token may do with images of these patterns, or with all if none is given.
+    /// The rights of a token's holder, for images that match these patterns, or for all images if there is none.
     pub fn of_token(name: String, role: Role, images: Vec<ImagePattern>, quota_bytes: Option<u64>) -> Self {
         Self { token: Some(name), role, images, quota_bytes }
     }
 
-    /// Whether the client could change the store's files anyway.
+    /// Whether the client can change the store's files directly.
     pub fn is_local(&self) -> bool {
         self.token.is_none()
     }
 
-    /// Who it is, for messages.
+    /// Its name, for messages.
     pub fn name(&self) -> &str {
         self.token.as_deref().unwrap_or("the store's user")
     }
 
-    /// What it may do at most.
+    /// Its role.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// How much it may store, in bytes as stored; without limit if not given.
+    /// Its quota in stored bytes; unlimited if not given.
     pub fn quota_bytes(&self) -> Option<u64> {
         self.quota_bytes
     }
@@ -112,7 +112,7 @@ impl Grant {
         self.images.is_empty() || self.images.iter().any(|pattern| pattern.matches(image))
     }
 
-    /// Whether it may read; only images that it [covers](Self::covers). A stolen token for pushing shows nothing.
+    /// Whether it may read the images that it [covers](Self::covers). A stolen push token reveals nothing.
     pub(crate) fn may_read(&self) -> bool {
         self.role != Role::Push
     }
@@ -127,7 +127,7 @@ impl Grant {
         self.may_push_anything() && self.covers(image)
     }
 
-    /// Whether it may do what concerns the whole store. A grant that is bound to some images may not.
+    /// Whether it may manage the whole store. A grant that is limited to some images may not.
     pub(crate) fn may_admin(&self) -> bool {
         self.role >= Role::Admin && self.images.is_empty()
     }
@@ -141,13 +141,13 @@ impl Grant {
         }
     }
 
-    /// What a snapshot that it pushes is marked with; nothing, if it is the operator's own.
+    /// The mark of the snapshots that it pushes; none for the operator.
     pub fn received_from(&self) -> Option<String> {
         self.token.clone()
     }
 }
 
-/// Locks what is whole whatever its holders do.
+/// Locks data that is consistent whenever a holder panics.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! Patterns over images' names.
+//! Patterns of image names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,22 +10,22 @@ use serde::{Deserialize, Serialize};
 /// Longest pattern, as the longest name.
 const BYTES_MAX: usize = 128;
 
-/// A glob over images' names: `*` is any text, `?` any one character, everything else itself.
+/// A glob over image names: `*` matches any text, `?` any one character, everything else itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImagePattern(String);
 
 impl ImagePattern {
-    /// Whether the whole name is as the pattern says.
+    /// Whether the pattern matches the whole name.
     pub fn matches(&self, image: &ImageName) -> bool {
         matches(self.0.as_bytes(), image.as_ref().as_bytes())
     }
 }
 
-/// Goes back only to the last `*`, so the time is at most the product of the lengths.
+/// It backtracks only to the last `*`, so the time is at most the product of the lengths.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut at, mut done) = (0, 0);
-    // Where to go on if the last `*` is to take one character more.
+    // Where to continue if the last `*` takes one more character.
     let mut retry = None;
     while done < name.len() {
         match pattern.get(at) {

@@ -1,7 +1,8 @@
 //! How much each token has stored, kept in `quota.toml`.
 //!
-//! Bytes are charged before they are stored, and are not given back: a push that broke finds what it had sent, so
-//! nothing is charged twice, and nobody fills the disk with what he never publishes. Only the store's owner uses this.
+//! Bytes are charged before they are stored and are never refunded: a broken push resumes with the records already
+//! sent, so nothing is charged twice, and no client can fill the disk without publishing. Only the store's owner uses
+//! this.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,14 +16,14 @@ use crate::rpc::private_file::{self, KeepOut};
 
 /// The file's name in a store.
 const FILE: &str = "quota.toml";
-/// What has been charged since the file was written is forgotten when the owner is killed: at most so much.
+/// Charges since the file was last written are lost when the owner is killed: at most this much.
 const UNSAVED_BYTES_MAX: u64 = 16 << 20;
 
 const COMMENT: &str = "\
 # How many bytes each token has stored. The store's owner writes it; change it only while none runs.
 ";
 
-/// What tokens have stored.
+/// The bytes that tokens have stored.
 #[derive(Debug)]
 pub struct Quota {
     path: PathBuf,
@@ -48,7 +49,7 @@ impl Quota {
         Self { path: dir.join(FILE), state: Mutex::default() }
     }
 
-    /// Checks that so much more may be stored.
+    /// Checks that this many more bytes may be stored.
     ///
     /// # Errors
     /// [`Error::Denied`] if not; [`Error::Invalid`] if the file is not right.
@@ -59,10 +60,10 @@ impl Quota {
         self.with_state(|state| fit(grant, state.used.of(grant.name()), bytes).map(drop))
     }
 
-    /// Notes that so much more is going to be stored.
+    /// Charges this many bytes before they are stored.
     ///
     /// # Errors
-    /// As [`Quota::check`], and then nothing is noted; [`Error::Io`] if it can't be written down.
+    /// As [`Quota::check`], and then nothing is charged; [`Error::Io`] if the file can't be written.
     pub fn charge(&self, grant: &Grant, bytes: u64) -> Result<()> {
         if grant.is_local() || bytes == 0 {
             return Ok(());
@@ -75,7 +76,7 @@ impl Quota {
         })
     }
 
-    /// Writes down what has been charged; also done when this is dropped.
+    /// Writes the charges to the file; also done on drop.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -83,7 +84,7 @@ impl Quota {
         self.with_state(|state| if state.unsaved_bytes == 0 { Ok(()) } else { self.write(state) })
     }
 
-    /// What a token has stored, in bytes as stored.
+    /// A token's stored bytes.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the file is not right.
@@ -91,10 +92,10 @@ impl Quota {
         self.with_state(|state| Ok(state.used.of(name)))
     }
 
-    /// Begins to count a token's bytes from nothing.
+    /// Resets a token's count to zero.
     ///
     /// # Errors
-    /// [`Error::Io`] if it can't be written down.
+    /// [`Error::Io`] if the file can't be written.
     pub fn reset(&self, name: &str) -> Result<()> {
         self.with_state(|state| {
             state.used.used_bytes.remove(name);
@@ -102,7 +103,7 @@ impl Quota {
         })
     }
 
-    /// The file is read when it is first needed.
+    /// The file is read on first use.
     fn with_state<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let mut state = self.state.lock();
         let state = match &mut *state {
@@ -139,7 +140,7 @@ impl Used {
     }
 }
 
-/// What is used with `bytes` more.
+/// The usage with `bytes` added.
 fn fit(grant: &Grant, used: u64, bytes: u64) -> Result<u64> {
     let sum = used.saturating_add(bytes);
     match grant.quota_bytes() {
@@ -147,7 +148,7 @@ fn fit(grant: &Grant, used: u64, bytes: u64) -> Result<u64> {
             "{} may store {quota} bytes, and has stored {used}; the operator of the store can allow more",
             grant.name()
         ))),
-        // What TOML can hold.
+        // The largest number that TOML can hold.
         _ => Ok(sum.min(i64::MAX as u64)),
     }
 }

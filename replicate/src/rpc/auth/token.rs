@@ -1,4 +1,4 @@
-//! A token's text, its hash, and where a client finds it.
+//! A token's text, its hash, and the places where a client looks for it.
 
 use std::fmt::{self, Write as _};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::rpc::private_file::{self, KeepOut};
 const PREFIX: &str = "vms_";
 const RANDOM_BYTES: usize = 32;
 
-/// A secret that admits whoever knows it: `vms_` and 64 hex digits of random bytes.
+/// A bearer secret: `vms_` and 64 hex digits of random bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -29,12 +29,12 @@ impl Token {
         Ok(Self(format!("{PREFIX}{}", hex(&random))))
     }
 
-    /// The secret itself, for the one who is to hold it.
+    /// The secret itself, for its holder.
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// What a store keeps of it. A plain hash is enough, as nobody can try all random bytes.
+    /// The hash that a store keeps. A plain hash is enough, because 32 random bytes can't be guessed.
     pub fn hash(&self) -> TokenHash {
         let hash = digest(&SHA256, self.0.as_bytes());
         TokenHash(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
@@ -91,8 +91,8 @@ impl fmt::Debug for TokenHash {
     }
 }
 
-/// The token that a client uses: from the file that it was told on the command line, else from the environment, else
-/// from the file that is configured for the remote; none if it has none.
+/// The token that a client uses: from the file named on the command line, else from the environment, else from the file
+/// configured for the remote; otherwise none.
 ///
 /// # Errors
 /// As [`Token::from_file`]; [`Error::Invalid`] if the environment holds something else.

@@ -1,7 +1,7 @@
-//! `tokens.toml`: who is admitted to a store, and to what.
+//! `tokens.toml`: the clients that a store admits, and their rights.
 //!
-//! The file is looked at for every client, and read again when it has changed, so that a removed token admits nobody
-//! from then on. While it can't be read nobody is admitted.
+//! The file is checked for every client and read again when it has changed, so a removed token is refused from then on.
+//! While it can't be read, no client is admitted.
 
 use std::fs;
 use std::io;
@@ -25,30 +25,30 @@ const COMMENT: &str = "\
 # A token itself is not here, only its SHA-256.
 ";
 
-/// How the one who is admitted shows who he is.
+/// How a client authenticates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// By knowing the token that has this hash.
+    /// With the token that has this hash.
     Token(TokenHash),
-    /// By a certificate for this name.
+    /// With a certificate for this name.
     Certificate(String),
 }
 
-/// One who is admitted.
+/// A client that is admitted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct TokenEntry {
-    /// What it is called, here and in the snapshots that it pushes.
+    /// Its name, here and in the snapshots that it pushes.
     pub name: String,
-    /// What it may do.
+    /// Its role.
     pub role: Role,
-    /// With which images; with all if empty.
+    /// The images that it may use; all if empty.
     pub images: Vec<ImagePattern>,
-    /// How much it may store, in bytes as stored.
+    /// Its quota in stored bytes.
     pub quota_bytes: Option<u64>,
     /// When it was added.
     pub created: Timestamp,
-    /// How it shows who it is.
+    /// How it authenticates.
     pub holder: Holder,
 }
 
@@ -89,7 +89,7 @@ struct Known {
     tokens: Arc<Vec<TokenEntry>>,
 }
 
-/// Differs when a file's content may differ.
+/// Changes whenever the file's content may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -99,12 +99,12 @@ struct Stamp {
 }
 
 impl TokenFile {
-    /// The file of the store in `dir`, which need not be there: then nobody is admitted.
+    /// The file of the store in `dir`. If it does not exist, no client is admitted.
     pub fn new(dir: &Path) -> Self {
         Self { path: dir.join(FILE), known: Mutex::default() }
     }
 
-    /// Adds a token, and returns it: it can't be had again.
+    /// Adds a token and returns it; its text is not stored.
     ///
     /// # Errors
     /// As [`TokenFile::add_entry`].
@@ -114,7 +114,7 @@ impl TokenFile {
         Ok(token)
     }
 
-    /// Adds one who is admitted by a certificate for this name.
+    /// Adds a client with a certificate for this name.
     ///
     /// # Errors
     /// As [`TokenFile::add_entry`].
@@ -122,11 +122,11 @@ impl TokenFile {
         self.add_entry(TokenEntry::new(grant, created, Holder::Certificate(client_name.to_owned())))
     }
 
-    /// Adds an entry. Comments that somebody wrote into the file are not kept.
+    /// Adds an entry. Comments in the file are lost.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is one of that name, or for that certificate; [`Error::Invalid`] if the name is none,
-    /// or the file is not right.
+    /// [`Error::Refused`] if there is one of that name, or for that certificate; [`Error::Invalid`] if the name is
+    /// none, or the file is not right.
     pub fn add_entry(&self, entry: TokenEntry) -> Result<()> {
         self.change(|tokens| {
             tokens.push(entry);
@@ -154,7 +154,7 @@ impl TokenFile {
         self.tokens().map(Arc::unwrap_or_clone)
     }
 
-    /// What a token grants; nothing, if it is not known.
+    /// The grant of a token, if it is known.
     ///
     /// # Errors
     /// As [`TokenFile::list`].
@@ -163,7 +163,7 @@ impl TokenFile {
         self.find_holder(&Holder::Token(token.hash()))
     }
 
-    /// What a verified certificate for this name grants; nothing, if it is not known.
+    /// The grant of a verified certificate for this name, if it is known.
     ///
     /// # Errors
     /// As [`TokenFile::list`].
@@ -177,7 +177,7 @@ impl TokenFile {
 
     fn tokens(&self) -> Result<Arc<Vec<TokenEntry>>> {
         let mut known = self.known.lock();
-        // Before the content, so that what changes in between is noticed the next time.
+        // Before the content, so that a change in between is noticed the next time.
         let Some(stamp) = Stamp::of(&self.path)? else {
             *known = None;
             return Ok(Arc::default());
@@ -228,7 +228,7 @@ impl TokenEntry {
         Self { name, role, images: grant.images.clone(), quota_bytes: grant.quota_bytes, created, holder }
     }
 
-    /// What it grants.
+    /// Its grant.
     pub fn grant(&self) -> Grant {
         Grant::of_token(self.name.clone(), self.role, self.images.clone(), self.quota_bytes)
     }

@@ -1,9 +1,9 @@
-//! Reading a store's packs beside its owner, who only tells where records lie.
+//! Reads a store's packs directly; the owner only says where records lie.
 //!
-//! For clients on the store's own machine that may open its packs. What the owner says is a hint: every record is checked
-//! against its id, so gc may move what is being read, and an owner that lies achieves an error. What can't be read here
-//! is asked of the owner as a client elsewhere asks for it, who then also says what is wrong. Where packs can't be opened
-//! at all, or the owner tells no places, everything is.
+//! For clients on the store's own machine that may open its packs. The owner's answer is a hint: every record is
+//! checked against its id, so gc may move a record meanwhile, and a wrong answer causes an error and no more. Records
+//! that can't be read here are requested from the owner as by a client on another machine, and the owner reports the
+//! reason. If packs can't be opened at all, or the owner gives no locations, all records are.
 
 use std::fmt;
 use std::path::Path;
@@ -21,18 +21,18 @@ use tokio::runtime::Handle;
 
 use crate::rpc::wire::{IDS_MAX, Located};
 
-/// Places that are kept; at about 80 bytes each.
+/// Cached locations, of about 80 bytes each.
 const PLACES_KEPT: usize = 1 << 19;
-/// A pack is closed when it was not used for so long, or at the latest so long after it was removed.
+/// A pack is closed after this time without use, and at the latest this long after it was removed.
 const CLOSE_AFTER: Duration = Duration::from_secs(10);
 
-/// What local clients of one store share: places that the owner told, and open packs.
+/// Shared by the local clients of one store: cached locations and open packs.
 pub struct LocalPacks {
     files: PackFiles,
     places: Cache<RecordId, Located>,
-    /// The store's, as the first connection tells.
+    /// The store's, set by the first connection.
     codec: OnceLock<RecordCodec>,
-    /// The owner is asked for everything.
+    /// Everything is requested from the owner.
     is_disabled: AtomicBool,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for LocalPacks {
 }
 
 impl LocalPacks {
-    /// The packs of the store in `dir`. The runtime closes those that are not used any more.
+    /// The packs of the store in `dir`. The runtime closes unused ones.
     pub fn new(dir: &Path, runtime: &Handle) -> Arc<Self> {
         let places = Cache::new(PLACES_KEPT);
         let (codec, is_disabled) = (OnceLock::new(), AtomicBool::new(false));
@@ -73,7 +73,7 @@ impl LocalPacks {
         !self.is_disabled.load(Ordering::Relaxed)
     }
 
-    /// Where the packs' files are.
+    /// The storage of the packs' files.
     pub(crate) fn storage(&self) -> &dyn Storage {
         self.files.storage()
     }
@@ -84,7 +84,7 @@ impl LocalPacks {
         }
     }
 
-    /// Keeps places that the owner told.
+    /// Caches locations from the owner.
     pub(crate) fn keep(&self, ids: &[RecordId], located: &[Option<Located>]) {
         for (id, located) in ids.iter().zip(located) {
             match located {
@@ -106,7 +106,7 @@ impl LocalPacks {
     }
 }
 
-/// Whoever tells places, and gives what can't be read at them.
+/// A connection to the owner, which gives locations, and records that can't be read at them.
 pub(crate) trait OwnerConnection: Send + Sync {
     /// Where records lie; as many as were asked for, at most [`IDS_MAX`].
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>>;
@@ -118,7 +118,7 @@ pub(crate) trait OwnerConnection: Send + Sync {
     fn fetch_nodes(&self, ids: &[NodeId], each: &mut dyn FnMut(usize, Result<Node>) -> Result<()>) -> Result<()>;
 }
 
-/// Reads packs whose owner can be asked.
+/// Reads packs with locations from the owner.
 pub(crate) struct LocalReader<'a> {
     packs: &'a LocalPacks,
     owner: &'a dyn OwnerConnection,
@@ -129,7 +129,7 @@ impl<'a> LocalReader<'a> {
         Self { packs, owner }
     }
 
-    /// Asks for places and keeps them. One owner that tells none is not asked again.
+    /// Asks for locations and caches them. An owner that gives none is not asked again.
     fn ask_owner(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
         let mut located = Vec::with_capacity(ids.len());
         for group in ids.chunks(IDS_MAX) {
@@ -154,7 +154,7 @@ impl<'a> LocalReader<'a> {
             && self.packs.are_readable()
             && let Err(error) = self.ask_owner(&ids)
         {
-            tracing::debug!("places are asked for later: {error}");
+            tracing::debug!("locations are requested later: {error}");
         }
     }
 }
@@ -164,7 +164,7 @@ impl Locator for LocalReader<'_> {
         self.packs.codec()
     }
 
-    /// While the owner is gone, the places that are kept.
+    /// While the owner is gone, the cached locations.
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>> {
         let mut known = self.packs.known(ids);
         let unknown: Vec<usize> = (0..ids.len()).filter(|at| known[*at].is_none()).collect();
@@ -172,7 +172,7 @@ impl Locator for LocalReader<'_> {
         match self.ask_owner(&asked) {
             Ok(located) => unknown.into_iter().zip(located).for_each(|(at, located)| known[at] = located),
             Err(error) if unknown.len() == ids.len() => return Err(error),
-            Err(error) => tracing::debug!("only records whose places are known are read: {error}"),
+            Err(error) => tracing::debug!("only records with cached locations are read: {error}"),
         }
         Ok(self.packs.note(&known))
     }
@@ -195,11 +195,11 @@ impl Locator for LocalReader<'_> {
     }
 
     fn absent(&self, what: &str) -> Error {
-        Error::damaged(what, "the store's owner knows no place of it")
+        Error::damaged(what, "the store's owner has no location for it")
     }
 }
 
-/// Places as they were told; nobody is asked.
+/// Cached locations only.
 struct CachedLocator<'a>(&'a LocalPacks);
 
 impl Locator for CachedLocator<'_> {
@@ -275,7 +275,7 @@ impl ChunkSource for LocalReader<'_> {
     }
 }
 
-/// Hands over what was read; what was not is left for the owner, who knows why.
+/// Hands over a record that was read; one that was not is left to the owner, which knows the reason.
 fn hand_over<T>(
     at: usize,
     read: Result<T>,

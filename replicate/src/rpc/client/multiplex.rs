@@ -1,4 +1,4 @@
-//! One connection: sends requests, and gives the frames of each answer to whoever waits for them.
+//! One connection, shared by many requests: sends them, and gives each answer's frames to its request.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,32 +23,32 @@ use crate::rpc::wire::{
     shown, write_preamble,
 };
 
-/// Both sides say that they live so often while nothing else is said.
+/// Interval of keep-alives on an idle connection.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(20);
-/// A side that was not heard for so long is taken for dead.
+/// A side that was silent for this long counts as dead.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// A side that says that it lives, and answers nothing that it was asked, is given up after so long: more than it takes to
-/// look through the largest image.
+/// A far side that sends keep-alives and no answer is given up after this time: longer than a walk over the largest
+/// image takes.
 const ANSWER_TIME_MAX: Duration = Duration::from_mins(30);
-/// More than this side's pings in that time.
+/// More than this side's keep-alives in that time.
 const IDLE_BYTES_MAX: u64 = 16 << 10;
-/// Frames that wait to be written.
+/// Most frames that wait to be written.
 const OUT_FRAMES: usize = 4;
-/// Bytes of answers that have come and that nobody has taken yet: more than all requests together ask for.
+/// Most bytes of received answers that wait to be processed: more than all requests together ask for.
 const UNREAD_BYTES_MAX: usize = 192 << 20;
-/// Buffer before the stream: small frames travel together.
+/// Write buffer of a stream: small frames are sent together.
 pub(crate) const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
-/// What is particular of a connection's link.
+/// The properties of a connection's link.
 #[derive(Clone, Debug, Default)]
 pub struct Link {
-    /// How fast it may be used, together with others that share the limit.
+    /// Its rate limit, which other connections may share.
     pub limit: Option<Arc<RateLimit>>,
-    /// What passes after encryption; nothing is counted where there is none.
+    /// Bytes sent after encryption; 0 without encryption.
     pub tls_bytes_sent: Counter,
-    /// The store's packs, where the client can open them itself.
+    /// The store's packs, if the client can open them itself.
     pub packs: Option<Arc<LocalPacks>>,
-    /// Whether the other side is another machine, which may pretend to work. An owner here may take as long as it likes.
+    /// Whether the other side is another machine, which may pretend to work. A local owner may take any time.
     pub is_far: bool,
 }
 
@@ -64,15 +64,15 @@ struct Shared {
     next_request: AtomicU32,
     round_trips: AtomicU64,
     welcome: Welcome,
-    /// Of the protocol, which both sides know.
+    /// The negotiated version of the protocol.
     version: u16,
     codec: RecordCodec,
     meter: Arc<Meter>,
     unread_bytes: Arc<AtomicUsize>,
-    /// Bytes of the hand-shake, which are not the requests'.
+    /// Bytes of the handshake, which no request caused.
     handshake_bytes: u64,
     link: Link,
-    /// Tells the tasks that read and write that the connection ended; they also end with this.
+    /// Tells the reading and the writing task that the connection ended; they also end when this is dropped.
     ended: watch::Sender<bool>,
     runtime: Handle,
 }
@@ -81,17 +81,17 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     answers: HashMap<u32, UnboundedSender<Unread>>,
-    /// Bytes that came for requests that were given up, since the last that were waited for.
+    /// Bytes received for abandoned requests since the last frame that a request waited for.
     ignored_bytes: usize,
     /// Why the connection ended.
     ended: Option<String>,
     activity: LastActivity,
 }
 
-/// When a connection was last seen to do more than to say that it lives.
+/// When a connection last did more than send keep-alives.
 struct LastActivity {
     at: Instant,
-    /// What this side had said by then.
+    /// Bytes that this side had sent by then.
     sent_bytes: u64,
 }
 
@@ -101,7 +101,7 @@ impl Default for LastActivity {
     }
 }
 
-/// A frame that nobody has taken yet.
+/// A received frame that its request has not taken yet.
 struct Unread {
     frame: Frame,
     /// Of the connection.
@@ -110,7 +110,7 @@ struct Unread {
 
 impl Unread {
     /// # Errors
-    /// If there are too many already: who sends on and on must not fill the memory.
+    /// If there are too many already: a peer must not fill the memory.
     fn new(frame: Frame, bytes: &Arc<AtomicUsize>) -> Result<Self> {
         let before = bytes.fetch_add(frame.payload.len(), Ordering::Relaxed);
         let unread = Self { frame, bytes: Arc::clone(bytes) };
@@ -125,11 +125,11 @@ impl Drop for Unread {
 }
 
 impl Client {
-    /// Shakes hands over a fresh stream.
+    /// Performs the handshake over a new stream.
     ///
     /// # Errors
-    /// [`Error::Denied`] if the other side does not admit the client; [`Error::Refused`] if it speaks no common version;
-    /// [`Error::Unreachable`] if it can't be talked to.
+    /// [`Error::Denied`] if the other side does not admit the client; [`Error::Refused`] if it speaks no common
+    /// version; [`Error::Unreachable`] if the connection fails.
     pub async fn start(mut stream: Stream, hello: &Hello, link: &Link) -> Result<Self> {
         let meter = Arc::new(Meter::default());
         write_preamble(&mut stream, &meter).await?;
@@ -172,7 +172,7 @@ impl Client {
         Ok(Self { shared })
     }
 
-    /// What the other side said of itself.
+    /// The other side's introduction.
     pub fn welcome(&self) -> &Welcome {
         &self.shared.welcome
     }
@@ -195,22 +195,22 @@ impl Client {
         &self.shared.codec
     }
 
-    /// What passed through the connection.
+    /// The bytes that passed through the connection.
     pub fn meter(&self) -> &Meter {
         &self.shared.meter
     }
 
-    /// Bytes of the hand-shake, both directions.
+    /// Bytes of the handshake, both directions.
     pub fn handshake_bytes(&self) -> u64 {
         self.shared.handshake_bytes
     }
 
-    /// Bytes sent after encryption; 0 where there is none.
+    /// Bytes sent after encryption; 0 without encryption.
     pub(crate) fn tls_bytes_sent(&self) -> u64 {
         self.shared.link.tls_bytes_sent.get()
     }
 
-    /// The store's packs, if they are read beside the owner and not through the connection.
+    /// The store's packs, if they are read directly and not through the connection.
     pub(crate) fn packs(&self) -> Option<&Arc<LocalPacks>> {
         self.shared.link.packs.as_ref().filter(|packs| packs.are_readable())
     }
@@ -225,24 +225,24 @@ impl Client {
         self.shared.waiting().ended.is_some()
     }
 
-    /// Waits, on a thread that is none of the runtime's, for a future of this client.
+    /// Waits for a future of this client, on a thread outside the runtime.
     pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
         self.shared.runtime.block_on(future)
     }
 
-    /// Does something that blocks, for a task.
+    /// Runs blocking work for a task.
     pub(crate) async fn block<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Result<T> {
         let this = self.clone();
         let done = self.shared.runtime.spawn_blocking(move || work(&this)).await;
         done.map_err(|_| Error::Interrupted)
     }
 
-    /// Does something on the client's runtime.
+    /// Spawns a task on the client's runtime.
     pub(crate) fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) {
         self.shared.runtime.spawn(future);
     }
 
-    /// Sends a request. The answer's frames come out of the result.
+    /// Sends a request. The result yields the answer's frames.
     pub(crate) async fn send(&self, kind: Kind, payload: impl Into<Bytes>) -> Result<Answer> {
         let (request, frames) = self.shared.register()?;
         let answer = Answer { request, frames, shared: Arc::clone(&self.shared) };
@@ -257,7 +257,7 @@ impl Client {
     }
 }
 
-/// The rest of the hand-shake.
+/// The rest of the handshake.
 async fn welcomed(
     mut read: ReadHalf<Stream>,
     meter: &Arc<Meter>,
@@ -265,16 +265,16 @@ async fn welcomed(
     let version = read_preamble(&mut read, meter).await?;
     let mut reader = FrameReader::new(read, Arc::clone(meter));
     let frame = reader.read(IDLE_TIMEOUT).await?.ok_or_else(|| Error::Unreachable {
-        what: "the other side closed the connection instead of saying who it is".into(),
+        what: "the other side closed the connection during the handshake".into(),
     })?;
     match frame.kind {
         Kind::Reply => Ok((version, Welcome::from_bytes(&frame.payload).map_err(broken)?, reader)),
         Kind::Error => Err(WireError::from_bytes(&frame.payload).map_err(broken)?.into()),
-        _ => Err(broken("it does not say who it is".to_owned())),
+        _ => Err(broken("its first message is no Welcome".to_owned())),
     }
 }
 
-/// What breaks the protocol.
+/// An error of a peer that breaks the protocol.
 pub(crate) fn broken(what: impl Into<String>) -> Error {
     Error::Unreachable { what: format!("the other side breaks the protocol: {}", what.into()) }
 }
@@ -305,7 +305,7 @@ impl Shared {
         Error::Unreachable { what: ended.unwrap_or_else(|| "the connection ended".to_owned()) }
     }
 
-    /// Fails all that waits and all that comes.
+    /// Fails all waiting and all later requests.
     fn end(&self, error: &Error) {
         let mut waiting = self.waiting();
         let what = match error {
@@ -317,7 +317,7 @@ impl Shared {
         self.ended.send_replace(true);
     }
 
-    /// Fails if the other side only says that it lives.
+    /// Fails if the other side only sends keep-alives.
     fn check_activity(&self) -> Result<()> {
         let sent_bytes = self.meter.sent_bytes();
         let is_slowed = self.link.limit.as_ref().is_some_and(|limit| limit.holds_back());
@@ -327,13 +327,13 @@ impl Shared {
             *activity = LastActivity { at: Instant::now(), sent_bytes };
         }
         if self.link.is_far && activity.at.elapsed() > ANSWER_TIME_MAX {
-            let what = format!("the other side lives, and did nothing for {} minutes", ANSWER_TIME_MAX.as_secs() / 60);
+            let what = format!("the other side sent only keep-alives for {} minutes", ANSWER_TIME_MAX.as_secs() / 60);
             return Err(Error::Unreachable { what });
         }
         Ok(())
     }
 
-    /// Gives a frame to whoever waits for it.
+    /// Gives a frame to the request that waits for it.
     fn deliver(&self, frame: Frame) -> Result<()> {
         if frame.kind == Kind::Ping {
             return self.check_activity();
@@ -345,32 +345,32 @@ impl Shared {
             if is_last { waiting.answers.remove(&frame.request) } else { waiting.answers.get(&frame.request).cloned() };
         if let Some(waiter) = known {
             waiting.ignored_bytes = 0;
-            // Whoever has given up waiting does not want it.
+            // An abandoned request does not want it.
             let _ = waiter.send(Unread::new(frame, &self.unread_bytes)?);
             return Ok(());
         }
-        // Answers to requests that were given up still come.
+        // Answers to abandoned requests still arrive.
         let last = self.next_request.load(Ordering::Relaxed);
         if frame.request == 0 || frame.request >= last {
-            return Err(broken("it answers what was not asked"));
+            return Err(broken("it answers a request that was not sent"));
         }
-        // Who says on and on what nobody waits for never says the rest.
+        // A peer that keeps answering abandoned requests may never answer the others.
         waiting.ignored_bytes += frame.payload.len();
         if waiting.ignored_bytes > UNREAD_BYTES_MAX {
-            return Err(broken("it goes on with an answer that was given up"));
+            return Err(broken("it continues an abandoned answer without end"));
         }
         Ok(())
     }
 }
 
-/// Ends a connection that nobody reads any more, also if the task that did was dropped with its runtime: who waits on
-/// another thread would wait for ever.
+/// Ends a connection that is no longer read, even if the reading task was dropped with its runtime: other threads would
+/// wait for ever.
 struct Reading(std::sync::Weak<Shared>);
 
 impl Drop for Reading {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
-            shared.end(&Error::Unreachable { what: "the connection was given up".into() });
+            shared.end(&Error::Unreachable { what: "the connection was dropped".into() });
         }
     }
 }
@@ -409,7 +409,7 @@ async fn write_all(
 ) {
     let written = tokio::select! {
         written = write_queue(&mut queue, &mut writer, limit.as_deref()) => written,
-        // The stream is closed, although the other side takes nothing any more.
+        // The stream is closed although the other side has stopped reading.
         () = failed(ended) => return,
     };
     if let Err(error) = written
@@ -420,7 +420,7 @@ async fn write_all(
     writer.shutdown().await;
 }
 
-/// Waits until a connection has ended or nobody uses it any more.
+/// Waits until a connection has ended or is no longer used.
 async fn over(mut ended: watch::Receiver<bool>) {
     // An error says that the sender is gone, and the connection with it.
     let _ = ended.wait_for(|ended| *ended).await;
@@ -429,12 +429,12 @@ async fn over(mut ended: watch::Receiver<bool>) {
 /// Waits until a connection has ended.
 async fn failed(mut ended: watch::Receiver<bool>) {
     if ended.wait_for(|ended| *ended).await.is_err() {
-        // What was sent before the connection was given up is still written.
+        // Frames queued before the connection was dropped are still written.
         std::future::pending::<()>().await;
     }
 }
 
-/// Writes what comes, with pings where nothing does, until nobody can send any more.
+/// Writes queued frames, and keep-alives between them, until all senders are gone.
 pub(crate) async fn write_queue<W: AsyncWrite + Unpin>(
     queue: &mut mpsc::Receiver<Frame>,
     writer: &mut FrameWriter<W>,
@@ -460,7 +460,7 @@ pub(crate) async fn write_queue<W: AsyncWrite + Unpin>(
     }
 }
 
-/// An answer that is on its way. Dropped, it is not waited for any more.
+/// An answer in progress. Dropping it abandons the request.
 pub(crate) struct Answer {
     request: u32,
     frames: UnboundedReceiver<Unread>,
@@ -482,7 +482,7 @@ impl Answer {
         }
     }
 
-    /// The last frame's message, where none comes before it.
+    /// The message of an answer of one frame.
     pub(crate) async fn reply(mut self) -> Result<Reply> {
         let frame = self.frame().await?;
         match frame.kind {
@@ -511,7 +511,7 @@ mod tests {
         assert!(!client.has_ended(), "nothing was asked");
         let asked = Instant::now();
         let error = client.call(&Request::Full { ids: Ids(Vec::new()) }).await.unwrap_err();
-        assert!(matches!(&error, Error::Unreachable { what } if what.contains("did nothing")), "{error}");
+        assert!(matches!(&error, Error::Unreachable { what } if what.contains("only keep-alives")), "{error}");
         let waited = asked.elapsed();
         assert!((ANSWER_TIME_MAX..ANSWER_TIME_MAX + 2 * PING_EVERY).contains(&waited), "{waited:?}");
         assert!(client.has_ended());

@@ -1,4 +1,4 @@
-//! What a mount with an upstream asks of the owner of its own store.
+//! Requests of a mount with an upstream to the owner of its local store.
 
 use chunkstore::Result;
 use chunkstore::catalog::boot_order::BootOrder;
@@ -11,8 +11,8 @@ use super::{Client, ClientSession};
 use crate::rpc::wire::{IDS_MAX, Ids, Reply, Request};
 
 impl Client {
-    /// Publishes a snapshot, by its entry's encoding, of which nothing need be here. It is durable when this returns; one
-    /// that is here already is left as it is.
+    /// Publishes a snapshot of which nothing need be present, by its entry's encoding. It is durable when this returns;
+    /// an existing one is left as it is.
     ///
     /// # Errors
     /// [`chunkstore::Error::Refused`] if there is another of its name; [`chunkstore::Error::Denied`].
@@ -21,7 +21,7 @@ impl Client {
         published(&self.call(&Request::PublishPartial { entry }).await?, id)
     }
 
-    /// Which records are there, sound as far as is known, and can be read.
+    /// Which records are present, undamaged as far as is known, and readable.
     ///
     /// # Errors
     /// If the connection fails; [`chunkstore::Error::Denied`].
@@ -29,7 +29,8 @@ impl Client {
         self.bits(ids, |ids| Request::Has { ids }).await
     }
 
-    /// Reports records that could not be read. Tells which of them indeed can't be: from then on they count as absent.
+    /// Reports records that could not be read. Returns which of them the owner can't read either: those count as absent
+    /// from then on.
     ///
     /// # Errors
     /// As [`Client::has`].
@@ -48,10 +49,11 @@ impl Client {
         Ok(all)
     }
 
-    /// The order in which a guest first read a snapshot or, if that will do, another night of its image.
+    /// The order in which a guest first read a snapshot or, with `or_nearest`, another snapshot of its image.
     ///
     /// # Errors
-    /// [`chunkstore::Error::NotFound`] if there is no such snapshot; [`chunkstore::Error::Invalid`] if the other side does not know of orders.
+    /// [`chunkstore::Error::NotFound`] if there is no such snapshot; [`chunkstore::Error::Invalid`] if the other side
+    /// is too old for boot orders.
     pub async fn boot_order(&self, snapshot: &SnapshotName, or_nearest: bool) -> Result<Option<BootOrder>> {
         let request = Request::BootOrder { snapshot: snapshot.to_string(), or_nearest };
         match self.call(&request).await? {
@@ -60,7 +62,7 @@ impl Client {
         }
     }
 
-    /// Keeps such an order with a snapshot, durably, in place of an earlier one.
+    /// Stores a snapshot's boot order durably and replaces an earlier one.
     ///
     /// # Errors
     /// As [`Client::boot_order`]; [`chunkstore::Error::Denied`].
@@ -71,10 +73,10 @@ impl Client {
 }
 
 impl ClientSession {
-    /// Makes all that the session has put durable, and readable by everybody.
+    /// Makes everything that the session has put durable and readable.
     ///
     /// # Errors
-    /// If the session or the connection failed: nobody then knows which of it is there.
+    /// If the session or the connection failed: some of the records may be durable then.
     pub async fn flush(&self) -> Result<()> {
         expect_done(&self.client().call(&Request::Flush { session: self.id() }).await?)
     }

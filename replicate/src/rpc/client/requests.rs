@@ -1,4 +1,4 @@
-//! What a client can ask for, but for what belongs to a session.
+//! Requests of a client outside of sessions.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use crate::rpc::wire::{
 
 /// Longest report of a job.
 const REPORT_BYTES_MAX: usize = 256 << 20;
-/// Bytes of entries that a selection brings at most: some hundred thousand snapshots.
+/// Most bytes of entries in one selection: some hundred thousand snapshots.
 const SELECTED_BYTES_MAX: usize = 64 << 20;
 
-/// What another store has and this one lacks.
+/// Snapshots that another store has and this one lacks.
 #[derive(Debug, Default)]
 pub struct Selected {
     /// Encodings of the entries that were not named as present.
@@ -30,24 +30,24 @@ pub struct Selected {
     pub selected: u32,
 }
 
-/// What a request for records brings.
+/// One result of a request for records.
 #[derive(Debug)]
 pub enum Arrived {
     /// A base of deltas that follow ([`Fetch::WithBases`]).
     Base(Record),
-    /// What was asked for at this position, or why it can't be given.
+    /// The record requested at this position, or the reason why it can't be given.
     Wanted(usize, Result<Record>),
 }
 
 /// An unexpected answer.
 pub(crate) fn unexpected(reply: &Reply) -> Error {
     let debug = format!("{reply:?}");
-    broken(format!("an answer to another question: {}", debug.split([' ', '(']).next().unwrap_or_default()))
+    broken(format!("an answer of the wrong kind: {}", debug.split([' ', '(']).next().unwrap_or_default()))
 }
 
 impl Client {
-    /// Fetches records and hands each to `each`, in any order; what can't be given is handed over as an error in its
-    /// place. A base comes before the deltas against it.
+    /// Fetches records and passes each to `each`, in any order; a record that can't be given is passed as an error. A
+    /// base comes before the deltas against it.
     ///
     /// # Errors
     /// If the connection fails, or `each` does.
@@ -90,12 +90,12 @@ impl Client {
                     records.into_iter().try_for_each(|record| each(Arrived::Base(record)))?;
                 }
                 Kind::Reply => return wanted.missing(&Reply::from_bytes(&frame.payload).map_err(broken)?, each),
-                _ => return Err(broken("an answer with what is no record")),
+                _ => return Err(broken("an answer with a frame that has no records")),
             }
         }
     }
 
-    /// Which records are there as full ones, so that they can be bases.
+    /// Which records are present as full ones, so that they can be bases.
     ///
     /// # Errors
     /// If the connection fails.
@@ -106,14 +106,14 @@ impl Client {
         }
     }
 
-    /// Where records lie; those have no place that can't be read, or not yet.
+    /// Where records lie; no location for those that can't be read, or not yet.
     ///
     /// # Errors
-    /// If the connection fails; [`Error::Denied`] to clients elsewhere.
+    /// If the connection fails; [`Error::Denied`] for clients on other machines.
     pub async fn locations(&self, ids: &[RecordId]) -> Result<Vec<Option<Located>>> {
         match self.call(&Request::Locate { ids: Ids(ids.to_vec()) }).await? {
             Reply::Locations(Locations(places)) if places.len() == ids.len() => Ok(places),
-            Reply::Locations(_) => Err(broken("places of another number of records")),
+            Reply::Locations(_) => Err(broken("locations for a different number of records")),
             reply => Err(unexpected(&reply)),
         }
     }
@@ -129,10 +129,10 @@ impl Client {
         }
     }
 
-    /// The entries of snapshots that are there and not among `have`.
+    /// The entries of snapshots that the other store has and that are not among `have`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if a selector means nothing; [`Error::Refused`] if there are more than fit into memory.
+    /// [`Error::NotFound`] if a selector matches nothing; [`Error::Refused`] if there are more than fit into memory.
     pub async fn select(&self, names: Names, have: Prefixes) -> Result<Selected> {
         let mut answer = self.send(Kind::Request, Request::Select { names, have }.to_bytes()).await?;
         let (mut selected, mut bytes) = (Selected::default(), 0);
@@ -157,8 +157,8 @@ impl Client {
         }
     }
 
-    /// Has the owner do something, and returns its report as JSON. While it goes on, `progress` follows it; if
-    /// `progress` is asked to stop, the connection is given up and the owner stops, too.
+    /// Makes the owner run a job and returns its report as JSON. `progress` follows the job; if `progress` is asked to
+    /// stop, the request is abandoned and the owner stops the job.
     ///
     /// # Errors
     /// As the job.
@@ -176,11 +176,11 @@ impl Client {
         serde_json::from_slice(&report).map_err(|error| broken(format!("metrics that can't be read: {error}")))
     }
 
-    /// Asks for something of a family of requests that the owner's program registered.
+    /// Sends a request of a family that the owner's program registered.
     ///
     /// # Errors
     /// [`Error::Refused`] if the owner is too old or does not have the family; [`Error::Invalid`] if the body is longer
-    /// than [`FAMILY_BODY_BYTES_MAX`]; [`Error::Denied`]; what the family answers.
+    /// than [`FAMILY_BODY_BYTES_MAX`]; [`Error::Denied`]; the family's own errors.
     pub async fn family(&self, name: &str, body: Vec<u8>) -> Result<Vec<u8>> {
         self.check_version(FAMILY_VERSION, "families of requests")?;
         if body.len() > FAMILY_BODY_BYTES_MAX {
@@ -216,7 +216,7 @@ impl Client {
         }
     }
 
-    /// Asks the owner to end when its clients have gone.
+    /// Asks the owner to end once its clients are gone.
     ///
     /// # Errors
     /// [`Error::Busy`] if it is a service, or others use it.
@@ -244,14 +244,14 @@ impl Client {
     }
 }
 
-/// Ends when the user asks to stop.
+/// Waits until the user asks to stop.
 async fn stopped(progress: &Progress) {
     while progress.check().is_ok() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Positions that wait for records.
+/// Positions that still need a record.
 struct Wanted<'a> {
     ids: &'a [RecordId],
     positions: HashMap<RecordId, Vec<usize>>,
@@ -278,7 +278,7 @@ impl<'a> Wanted<'a> {
         positions.into_iter().try_for_each(|position| each(Arrived::Wanted(position, Ok(record.clone()))))
     }
 
-    /// Hands over why the rest was not given.
+    /// Passes on the reasons why the rest was not given.
     fn missing(mut self, reply: &Reply, each: &mut (dyn FnMut(Arrived) -> Result<()> + Send)) -> Result<()> {
         let Reply::Given { missing } = reply else { return Err(unexpected(reply)) };
         let distinct = self.distinct();

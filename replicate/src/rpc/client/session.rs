@@ -1,5 +1,5 @@
-//! A session at the store's owner: what it writes appears with [`ClientSession::publish`], and what it counts on is
-//! safe from gc until it ends.
+//! A session at the store's owner: its records become visible with [`ClientSession::publish`], and gc keeps the records
+//! that it relies on until it ends.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -21,7 +21,7 @@ use crate::rpc::wire::{
 /// Batches of an ingest that are under way to the store.
 const UNANSWERED_MAX: usize = 8;
 
-/// Records that take fewer bytes go through the connection, where nobody waits for an answer.
+/// Fewer bytes of records are sent through the connection, without waiting for an answer.
 const DIRECT_BYTES_MIN: u64 = 256 << 10;
 
 static NEXT_SESSION: AtomicU32 = AtomicU32::new(1);
@@ -33,20 +33,20 @@ pub struct ClientSession {
     secret: SessionSecret,
     trusts_parent: bool,
     published: AtomicBool,
-    /// Answers to batches that an ingest has put and does not wait for yet.
+    /// Answers to batches of an ingest that were not awaited yet.
     unanswered: Mutex<VecDeque<Answer>>,
     /// For writing into packs.
     pub(super) direct_writer: DirectWriter,
 }
 
-/// What became of a record that was elsewhere.
+/// The outcome for a record that another session had claimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decided {
     /// The number of the claim.
     pub request: u32,
     /// The position in it.
     pub position: usize,
-    /// What it is now.
+    /// The record's claim now.
     pub claim: Claim,
 }
 
@@ -72,7 +72,7 @@ impl ClientSession {
         client.wait(Self::begin(client, purpose, snapshot))
     }
 
-    /// Takes part in the session by another connection.
+    /// Joins the session from another connection.
     ///
     /// # Errors
     /// If there is no such session any more.
@@ -111,7 +111,7 @@ impl ClientSession {
         self.trusts_parent
     }
 
-    /// Asks which records the store lacks, and takes them on. Returns the claim's number, too.
+    /// Claims the records that the store lacks. Returns the claim's number too.
     ///
     /// # Errors
     /// If the session or the connection failed.
@@ -126,7 +126,7 @@ impl ClientSession {
         if claims.len() == ids.len() { Ok((number, claims)) } else { Err(broken("a claim has another length")) }
     }
 
-    /// Waits until something is known of records that were [`Claim::Elsewhere`]; perhaps nothing.
+    /// Waits for the outcome of records that were [`Claim::Elsewhere`]; the result may be empty.
     ///
     /// # Errors
     /// If the session or the connection failed.
@@ -148,7 +148,7 @@ impl ClientSession {
         RecordBatch::for_session(self.id)
     }
 
-    /// Puts a batch of records. They are the store's when the result says so, and durable when published.
+    /// Puts a batch of records. The store has them when the result yields success; they are durable when published.
     pub(crate) async fn put(&self, batch: RecordBatch) -> Result<Answer> {
         self.client.send(Kind::Records, batch.into_payload()).await
     }
@@ -175,8 +175,8 @@ impl ClientSession {
         Ok(())
     }
 
-    /// Puts records without waiting until the store has taken them: that is known when [`ClientSession::settle`]
-    /// returns, and a failure at the latest then. Only so many batches are under way.
+    /// Puts records without waiting for the answer; [`ClientSession::settle`] waits for it and reports failures. The
+    /// number of batches in flight is bounded.
     ///
     /// # Errors
     /// As [`ClientSession::put_all`], also of an earlier batch.
@@ -204,10 +204,10 @@ impl ClientSession {
         }
     }
 
-    /// Waits until the store has taken all that was put.
+    /// Waits until the store has all records that were put.
     ///
     /// # Errors
-    /// If it has not taken some of it.
+    /// If it refused some of them.
     pub(crate) async fn settle(&self) -> Result<()> {
         let unanswered = std::mem::take(&mut *self.unanswered.lock());
         for answer in unanswered {
@@ -231,7 +231,7 @@ impl ClientSession {
     }
 }
 
-/// The snapshot that was published, which must be that with this entry.
+/// The published snapshot, which must have this entry.
 pub(crate) fn published(reply: &Reply, entry: EntryId) -> Result<Snapshot> {
     let Reply::Published(file) = reply else { return Err(unexpected(reply)) };
     let snapshot = Snapshot::read_file(file)?;
@@ -242,7 +242,7 @@ pub(crate) fn published(reply: &Reply, entry: EntryId) -> Result<Snapshot> {
     }
 }
 
-/// Fails unless a request was done.
+/// Fails unless the answer is [`Reply::Done`].
 pub(crate) fn expect_done(reply: &Reply) -> Result<()> {
     if *reply == Reply::Done { Ok(()) } else { Err(unexpected(reply)) }
 }

@@ -1,5 +1,5 @@
-//! The owner's content as a [`ChunkSource`], and a session as a [`Sink`]: what reads and ingests can't tell a store in
-//! this process from one behind a connection. Both are for plain threads; everything that comes back is verified here.
+//! The owner's content as a [`ChunkSource`], and a session as a [`Sink`]: readers and ingests need not know whether the
+//! store is in this process or behind a connection. Both are for plain threads; everything received is verified here.
 
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ impl Client {
         .await
     }
 
-    /// Fetches in groups, on a thread that may wait, and hands over what `verify` makes of each.
+    /// Fetches in groups, on a thread that may block, and passes on the result of `verify` for each.
     fn fetch_all<I: Copy + Into<RecordId>, T>(
         &self,
         ids: &[I],
@@ -186,7 +186,7 @@ impl ExtentAllocator for ClientSession {
 }
 
 impl ClientSession {
-    /// Asks only which bases there are, and reads them; `None` if one can't be read here.
+    /// Asks only for the bases' ids and locations and reads them here; `None` if one can't be read.
     fn read_bases(&self, packs: &LocalPacks, like: &[Like]) -> Result<Option<Vec<Option<Base>>>> {
         let request = Request::BaseIds { session: self.id(), like: resemblances(like) };
         let (ids, places) = match self.client().wait(self.client().call(&request))? {
@@ -195,7 +195,7 @@ impl ClientSession {
         };
         let found: Vec<RecordId> = ids.iter().flatten().map(|id| RecordId::from_bytes(*id)).collect();
         if ids.len() != like.len() || places.len() != found.len() {
-            return Err(broken("bases of another number of records"));
+            return Err(broken("bases for a different number of records"));
         }
         packs.keep(&found, &places);
         let bases = RecordReader::new(&LocalReader::new(packs, self.client())).bases(found.iter().copied())?;
@@ -219,7 +219,7 @@ impl ClientSession {
                     return Err(broken("it sends more bases than were asked for"));
                 }
                 for record in records {
-                    // A backup goes on beside damage.
+                    // A backup continues despite damage.
                     if let Err(error) = keep(self.client().codec(), &mut bases, &record) {
                         tracing::warn!("not used as base: {error}");
                     }

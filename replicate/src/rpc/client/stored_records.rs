@@ -1,4 +1,4 @@
-//! Reading records as they are stored beside the store's owner: what a transfer sends on.
+//! Reads records as stored, directly from packs, for a transfer to send on.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::rpc::wire::Fetch;
 const GROUP_RECORDS: usize = 64;
 
 impl Client {
-    /// [`Client::records`] for a client that reads packs: what can't be had from them in this form comes through the
-    /// connection.
+    /// [`Client::records`] for a client that reads packs: records that can't be read there in this form come through
+    /// the connection.
     pub(super) async fn read_records(
         &self,
         packs: &Arc<LocalPacks>,
@@ -73,7 +73,7 @@ impl Client {
     }
 }
 
-/// Whether a record has the form in which it was asked for.
+/// Whether a record has the requested form.
 fn is_wanted(record: &Record, fetch: Fetch, bases: &HashSet<RecordId>) -> bool {
     match fetch {
         Fetch::Stored => true,

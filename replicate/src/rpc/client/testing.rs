@@ -1,4 +1,4 @@
-//! Another side for tests, which answers as it is told.
+//! A peer for tests, with scripted answers.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::rpc::wire::{
     write_preamble,
 };
 
-/// A client of another side, far or near, that gives these answers, or none, and says that it lives.
+/// A client of a peer, far or near, that gives these answers, or none, and sends keep-alives.
 pub(crate) async fn client_of(
     is_far: bool,
     answer: impl Fn(Request) -> Option<Reply> + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! The answers to requests.
+//! Handlers of requests for records, sessions and snapshots.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::rpc::wire::{
     records_of,
 };
 
-/// Records that are read from the store together.
+/// Records read from the store at a time.
 const GROUP_IDS: usize = 32;
-/// Entries that are sent together.
+/// Bytes of entries sent in one frame.
 const GROUP_ENTRIES_BYTES: usize = 256 << 10;
 
 impl Connection {
-    /// Takes records into a session.
+    /// Puts records into a session.
     pub(super) async fn put(self: Arc<Self>, session: SessionId, records: Bytes) -> Result<Reply> {
         let (session, server) = (self.session(session)?, Arc::clone(&self.server));
         let put = move |_: &Arc<Store>| session.put(&server, records_of(&records).map_err(Error::invalid)?);
@@ -35,7 +35,7 @@ impl Connection {
 
     pub(super) async fn end_session(self: Arc<Self>, session: SessionId) -> Result<Reply> {
         let ended = self.end(session);
-        // Dropping it may wait for the disk.
+        // Dropping it may block on the disk.
         let drop_it = move |_: &Arc<Store>| {
             drop(ended);
             Ok(())
@@ -152,7 +152,7 @@ impl Connection {
         self.server.work(find).await
     }
 
-    /// Sends records in groups, so that no answer is in memory as a whole.
+    /// Sends records in groups, so that no answer is in memory at once.
     pub(super) async fn get(self: Arc<Self>, number: u32, Ids(ids): Ids, fetch: Fetch) -> Result<Reply> {
         let mut missing = Vec::new();
         let mut bases_sent = HashSet::new();
@@ -211,7 +211,7 @@ impl Connection {
     }
 }
 
-/// Where records lie that are in sealed packs.
+/// The locations of records in sealed packs.
 fn locations(store: &Store, ids: &[RecordId]) -> Result<Locations> {
     let located = |location: RecordLocation| Some(Located { pack: store.packs().row(location.pack)?.id, location });
     Ok(Locations(store.locate(ids)?.into_iter().map(|location| location.and_then(located)).collect()))
@@ -224,11 +224,11 @@ fn like_of(like: &Resemblance) -> Like {
     }
 }
 
-/// Bases that were found for one group of new records, as stored: the client decodes and verifies them.
+/// Bases found for one group of new records, as stored: the client decodes and verifies them.
 struct Bases {
     ids: Vec<Option<RecordId>>,
     records: Vec<Record>,
-    /// All that were sent in this answer, or will be.
+    /// All bases of this answer, sent or about to be.
     sent: HashSet<RecordId>,
 }
 
@@ -239,7 +239,7 @@ impl Bases {
         wanted.dedup();
         let mut records = Vec::with_capacity(wanted.len());
         store.records(&wanted, &mut |_, record| {
-            // One that can't be read is no base; the client does without.
+            // An unreadable record is no base; the client encodes without one.
             records.extend(record.ok().filter(|record| record.header.codec != Codec::Delta));
             Ok(())
         })?;
@@ -247,7 +247,7 @@ impl Bases {
     }
 }
 
-/// What was read for one group of ids.
+/// The records read for one group of ids.
 struct Read {
     records: Vec<Record>,
     bases: Vec<Record>,
@@ -289,14 +289,14 @@ fn whole(store: &Store, record: Record) -> Result<Record> {
     Ok(store.codec().encode(header.kind, header.id, &plain, None))
 }
 
-/// The beginning of an entry's id.
+/// The first bytes of an entry's id.
 pub(crate) fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
     *id.as_bytes().first_chunk().expect("an id is longer than its beginning")
 }
 
 fn lacks(catalog: &Catalog, prefixes: &Prefixes) -> Result<Bits> {
     let listed = catalog.list(None)?;
-    // One that is here in part lacks something.
+    // A partial snapshot lacks records.
     let whole = listed.iter().flat_map(|listed| &listed.snapshot).filter(|snapshot| !snapshot.state.partial);
     let there: HashSet<_> = whole.map(|snapshot| prefix_of(snapshot.entry_id())).collect();
     Ok(prefixes.0.iter().map(|prefix| !there.contains(prefix)).collect())
@@ -319,7 +319,7 @@ impl Selection {
                 snapshot => snapshot?,
             };
             if snapshot.state.partial {
-                // Not all of it is here.
+                // A partial snapshot can't be sent.
                 continue;
             }
             selection.selected += 1;

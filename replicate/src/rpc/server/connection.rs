@@ -21,16 +21,16 @@ use crate::rpc::wire::{
     WireError, read_preamble, write_preamble,
 };
 
-/// Requests of one connection that are worked on at a time.
+/// Most concurrent requests of one connection.
 const REQUESTS_MAX: usize = 16;
-/// Frames of answers that wait to be written.
+/// Most frames of answers that wait to be written.
 const OUT_FRAMES: usize = 2;
-/// Sessions of one connection.
+/// Most sessions of one connection.
 const SESSIONS_MAX: usize = 64;
-/// Longest first message.
+/// Longest `Hello`.
 const HELLO_BYTES_MAX: usize = 4 << 10;
 
-/// A client that was admitted.
+/// An admitted client, with its stream.
 pub(super) struct Admitted {
     connection: Arc<Connection>,
     reader: FrameReader<ReadHalf<Stream>>,
@@ -39,7 +39,7 @@ pub(super) struct Admitted {
     _connected: Connected,
 }
 
-/// What the requests of a connection share.
+/// The state that the requests of a connection share.
 pub(super) struct Connection {
     pub(super) server: Arc<Server>,
     pub(super) grant: Grant,
@@ -48,14 +48,14 @@ pub(super) struct Connection {
     sessions: Mutex<HashMap<SessionId, Arc<Session>>>,
 }
 
-/// The work on a request, not begun yet.
+/// The handling of a request, not started yet.
 type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
 
-/// When a request is worked on.
+/// When a request is handled.
 pub(super) enum Turn {
     /// Before the next request is read, because later ones rely on it.
     Next(Answer),
-    /// At the same time as others.
+    /// Concurrently with others.
     Any(Answer),
 }
 
@@ -71,13 +71,13 @@ impl Turn {
 
 /// How a client was admitted.
 enum Credential {
-    /// By its user, as the kernel says.
+    /// By its user, from the kernel's credentials.
     User,
     Token(String),
     Certificate(String),
 }
 
-/// Serves one stream until it ends: for tests, and for a store that is opened by the command itself.
+/// Serves one stream until it ends: for tests, and for a store that the command itself opened.
 pub async fn serve_stream(server: Arc<Server>, stream: Stream, peer: Peer) {
     match welcome(&server, stream, peer).await {
         Ok(admitted) => admitted.serve().await,
@@ -85,7 +85,7 @@ pub async fn serve_stream(server: Arc<Server>, stream: Stream, peer: Peer) {
     }
 }
 
-/// Bytes on their way between a client and an owner in one process.
+/// Buffer between a client and an owner in one process.
 const DUPLEX_BYTES: usize = 256 << 10;
 
 impl Server {
@@ -101,10 +101,10 @@ impl Server {
     }
 }
 
-/// Shakes hands. Who is not admitted is told why.
+/// Performs the handshake. A client that is not admitted gets the reason.
 pub(super) async fn welcome(server: &Arc<Server>, mut stream: Stream, peer: Peer) -> Result<Admitted> {
     let meter = Arc::clone(&server.counters.meter);
-    // Said before anything is read, so that a client of other versions can tell.
+    // Sent before anything is read, so that a client of another version learns the reason.
     write_preamble(&mut stream, &meter).await?;
     let (mut read, write) = tokio::io::split(stream);
     let mut writer = FrameWriter::new(BufWriter::with_capacity(WRITE_BUFFER_BYTES, write), Arc::clone(&meter));
@@ -146,8 +146,8 @@ async fn admit(
 }
 
 impl Server {
-    /// What a client may do: whoever can write the store's files may do all, others what their certificate or token
-    /// grants.
+    /// The grant of a client: users that can write the store's files may do everything, others what their certificate
+    /// or token grants.
     fn grant_of(&self, peer: &Peer, token: Option<String>) -> Result<(Grant, Credential)> {
         if let Peer::Local { uid, .. } = peer {
             let (store, root) = (self.uid()?, 0);
@@ -164,7 +164,7 @@ impl Server {
         Ok((self.grant_by(&credential)?, credential))
     }
 
-    /// What a credential grants now.
+    /// The current grant of a credential.
     fn grant_by(&self, credential: &Credential) -> Result<Grant> {
         let known = match credential {
             Credential::User => Some(Grant::local()),
@@ -194,13 +194,13 @@ impl Server {
 }
 
 impl Admitted {
-    /// Serves the client until it goes.
+    /// Serves the client until it disconnects.
     pub(super) async fn serve(self) {
         let Self { connection, mut reader, mut writer, mut queue, _connected } = self;
         let writing = tokio::spawn(async move {
             let written = write_queue(&mut queue, &mut writer, None).await;
             writer.shutdown().await;
-            // From now on nothing can be answered: requests under way end when they try.
+            // From now on no answer can be sent: running requests end when they try.
             drop(queue);
             written
         });
@@ -237,9 +237,9 @@ impl Admitted {
         if let Err(error) = ended {
             tracing::info!("lost {}: {error}", connection.grant.name());
         }
-        // Nobody waits for the answers; work on the store itself is not cut short, but its result is dropped.
+        // The answers are not needed; work on the store itself is completed, but its result is dropped.
         requests.shutdown().await;
-        // Not on a thread that drives connections: a session that ends may wait for the disk.
+        // Not on a thread of the runtime: ending a session may block on the disk.
         let sessions = std::mem::take(&mut *connection.sessions.lock());
         let _ = tokio::task::spawn_blocking(move || drop(sessions)).await;
         drop(connection);
@@ -248,14 +248,14 @@ impl Admitted {
 }
 
 impl Server {
-    /// Waits until there is room for a request's bytes among those that wait.
+    /// Waits until a request's bytes fit into the common budget.
     async fn room_for(&self, bytes: u32) -> tokio::sync::OwnedSemaphorePermit {
         Arc::clone(&self.waiting_bytes).acquire_many_owned(bytes).await.expect("the room is never closed")
     }
 }
 
 impl Connection {
-    /// Works on a request and answers it.
+    /// Handles a request and sends the answer.
     async fn answer(&self, number: u32, answer: Answer) {
         let result = match self.check_grant() {
             Ok(()) => answer.await,
@@ -264,10 +264,10 @@ impl Connection {
         self.finish(number, result).await;
     }
 
-    /// Checks that the client may still do what it was admitted for.
+    /// Checks that the client's grant has not changed since it was admitted.
     fn check_grant(&self) -> Result<()> {
         if self.server.grant_by(&self.credential)? != self.grant {
-            return Err(Error::denied("what the client may do has changed; connect anew"));
+            return Err(Error::denied("the client's rights have changed; connect again"));
         }
         Ok(())
     }
@@ -313,7 +313,7 @@ impl Connection {
         self.sessions.lock().get(&id).cloned().ok_or_else(|| Error::not_found("the session"))
     }
 
-    /// Ends a session, for this connection.
+    /// Ends a session for this connection.
     pub(super) fn end(&self, id: SessionId) -> Option<Arc<Session>> {
         self.sessions.lock().remove(&id)
     }
@@ -339,13 +339,13 @@ impl Connection {
                 (Kind::Error, WireError::from(&error).to_bytes())
             }
         };
-        // A client that is gone wants no answer.
+        // A disconnected client needs no answer.
         let _ = self.part(kind, request, payload).await;
     }
 }
 
 impl Server {
-    /// An index that turned out to be damaged is rebuilt at the next open: this owner ends, so that there is one.
+    /// A damaged index is rebuilt at the next open: this owner ends, so that the next one does it.
     fn note(&self, error: &Error) {
         if matches!(error, Error::IndexDamaged { .. }) {
             tracing::error!("{error}; the owner ends, so that the next one rebuilds it");

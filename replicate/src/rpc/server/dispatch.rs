@@ -1,4 +1,4 @@
-//! Decodes what a frame asks for, once, and hands it to the method that answers it.
+//! Decodes each request once and selects the method that answers it.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use super::rights;
 use crate::rpc::wire::{ForStream, Frame, Kind, Request, split_session};
 
 impl Connection {
-    /// Decodes a frame and checks that its client may ask this. Nothing is done yet.
+    /// Decodes a frame and checks its client's rights. The returned work has not started.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is no request; [`Error::Denied`].
+    /// [`Error::Invalid`] if the frame is no request; [`Error::Denied`].
     #[expect(clippy::needless_pass_by_value, reason = "the payload is freed as soon as it is decoded")]
     pub(super) fn dispatch(self: &Arc<Self>, frame: Frame) -> Result<Turn> {
         match frame.kind {

@@ -1,6 +1,6 @@
-//! Requests that this crate does not know: families that the owner's program registers, each answered by its own code.
+//! Request families: requests that this crate does not know, and that code registered by the owner's program answers.
 //!
-//! So what stands above `replicate` is served by the owner without being imported here.
+//! So crates above `replicate` are served by the owner without being imported here.
 
 use std::fmt;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use super::rights;
 use crate::rpc::auth::{Grant, Right};
 use crate::rpc::wire::Reply;
 
-/// What answers a request of a family: bytes in the family's own encoding.
+/// The answer to a request of a family, in the family's own encoding.
 pub type FamilyAnswer = Pin<Box<dyn Future<Output = Result<Vec<u8>>> + Send>>;
 
 /// A family of requests.
@@ -23,11 +23,11 @@ pub trait RequestFamily: Send + Sync {
     /// Its name on the wire.
     fn name(&self) -> &'static str;
 
-    /// What a client must be allowed to ask for anything of the family.
+    /// The right that every request of the family needs.
     fn right(&self) -> Right;
 
-    /// Answers a request. The future is dropped when the client goes. `grant` is what the client may do, for checks
-    /// that depend on the request.
+    /// Answers a request. The future is dropped when the client disconnects. `grant` has the client's rights, for
+    /// checks that depend on the request.
     fn answer(&self, grant: &Grant, body: Bytes) -> FamilyAnswer;
 }
 
@@ -39,7 +39,7 @@ impl Families {
     /// Adds a family.
     ///
     /// # Panics
-    /// If there is one of this name.
+    /// If a family of this name is registered already.
     #[must_use]
     pub fn with(mut self, family: Arc<dyn RequestFamily>) -> Self {
         assert!(self.0.iter().all(|other| other.name() != family.name()), "{} is registered twice", family.name());
@@ -65,7 +65,7 @@ impl Connection {
         if !self.grant.has(family.right()) {
             return Err(rights::denied(&self.grant, &format!("use {name}")));
         }
-        // On a task of its own, so that a panic is an answer; dropped with this one, if the client goes.
+        // On a task of its own, so that a panic becomes an error; aborted when this one is dropped.
         let mut answering = JoinSet::new();
         answering.spawn(family.answer(&self.grant, body.into()));
         let answered = answering.join_next().await.expect("one was spawned");

@@ -1,4 +1,4 @@
-//! Work on the whole store, done by its owner on behalf of a client.
+//! Jobs on the whole store, run by its owner for a client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use super::Server;
 use super::connection::Connection;
 use crate::rpc::wire::{ForStream, Job, Kind, Reply};
 
-/// How often a client is told how far its job is.
+/// Interval of a job's progress messages.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-/// Bytes of a report that are sent together.
+/// Bytes of a report in one frame.
 const REPORT_PART_BYTES: usize = 1 << 20;
 
 impl Connection {
-    /// Runs a job on a thread of its own, telling how far it is. When the client goes the job is asked to stop.
+    /// Runs a job on a thread of its own and sends its progress. When the client disconnects, the job is asked to stop.
     pub(super) async fn run(self: Arc<Self>, number: u32, job: Job) -> Result<Reply> {
         let progress = Arc::new(Progress::default());
         let _stop = StopOnDrop(Arc::clone(&progress));
@@ -63,7 +63,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Does a job on a store that this process owns. Returns its report as JSON.
+/// Runs a job on a store that this process owns. Returns its report as JSON.
 ///
 /// # Errors
 /// As the job.
@@ -123,13 +123,13 @@ fn json(report: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 impl Server {
-    /// An index that was opened on a full disk can't be changed. The owner ends then, and the next one, which a command
-    /// that frees space starts, gives up the store's reserve before it opens the index.
+    /// An index that was opened on a full disk can't be changed. The owner ends then, and the next one, started by a
+    /// command that frees space, releases the store's reserve before it opens the index.
     fn room_made<T>(&self, done: Result<T>) -> Result<T> {
         match done {
             Err(Error::OutOfSpace { .. }) if self.store.is_read_only() && self.options.is_temporary => {
                 self.leave();
-                Err(Error::unreachable("the store's owner had started on a full disk and makes place for another"))
+                Err(Error::unreachable("the store's owner had started on a full disk and ends for another one"))
             }
             done => done,
         }

@@ -1,9 +1,8 @@
-//! The owner of a store: takes connections, and does what their clients ask and may.
+//! The owner of a store: accepts connections and handles their requests.
 //!
-//! Every connection has a task that reads its frames, and one that writes. Requests of one connection run beside each
-//! other; what touches the store runs on threads of its own, a few at a time, so that neither a slow disk nor a slow
-//! peer holds others up. What a connection may hold in memory is bounded: frames that wait to be worked on by a budget
-//! common to all, answers by short queues.
+//! Every connection has a task that reads its frames, and one that writes. Requests of one connection run concurrently;
+//! work on the store runs on its own threads, a few at a time, so that neither a slow disk nor a slow peer delays
+//! others. The memory of a connection is bounded: waiting requests by a common budget, answers by short queues.
 
 mod answers;
 mod connection;
@@ -35,25 +34,25 @@ use crate::rpc::auth::{Quota, TokenFile};
 use crate::rpc::transport::{Acceptor, Raw};
 use crate::rpc::wire::{Meter, SessionSecret};
 
-/// Connections whose client has not said who it is; the oldest goes when there are more.
+/// Most connections before authentication; beyond, the oldest is dropped.
 const UNAUTHENTICATED_MAX: usize = 256;
-/// Connections in all.
+/// Most connections.
 const CONNECTIONS_MAX: usize = 1024;
-/// A client must have said who it is by then.
+/// Time limit for the handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(15);
-/// Bytes of requests that wait to be worked on, of all connections.
+/// Most bytes of waiting requests, of all connections.
 const WAITING_BYTES_MAX: usize = 48 << 20;
-/// How long connections may go on when the owner has to end.
+/// Time that connections get to finish when the owner has to end.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How an owner behaves.
+/// The options of an owner.
 #[derive(Clone, Debug, Default)]
 pub struct ServeOptions {
-    /// Ends when nobody was connected for so long; never if not given.
+    /// The owner ends after this time without connections; never if not given.
     pub idle_exit: Option<Duration>,
-    /// Whether it was started by a command rather than by an operator: it may then be asked to end.
+    /// Whether a command started it rather than an operator: clients may then ask it to end.
     pub is_temporary: bool,
-    /// Requests that it serves besides those of this crate.
+    /// Request families that it serves besides this crate's requests.
     pub families: Families,
 }
 
@@ -63,7 +62,7 @@ const ERRORS: Description = Description::new("errors_total", Unit::Count, "Reque
 const PUSHES: Description =
     Description::new("pushes_total", Unit::Count, "Snapshots received from other stores, by push or pull.");
 
-/// What the owner counts in the store's registry.
+/// The owner's counters in the store's registry.
 struct Counters {
     meter: Arc<Meter>,
     requests: Counter,
@@ -91,7 +90,7 @@ pub struct Server {
     counters: Counters,
     sessions: Mutex<HashMap<SessionSecret, Weak<Session>>>,
     flushes: Arc<Flushes>,
-    /// What works on the store at a time.
+    /// Limits concurrent work on the store.
     workers: Arc<Semaphore>,
     waiting_bytes: Arc<Semaphore>,
     connections: AtomicUsize,
@@ -102,7 +101,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// An owner of an open store. `seed` must be random and secret: sessions' secrets are made from it.
+    /// An owner of an open store. `seed` must be random and secret: the secrets of sessions are derived from it.
     pub fn new(store: Arc<Store>, options: ServeOptions, seed: [u8; 32]) -> Arc<Self> {
         let dir = store.dir().to_path_buf();
         let counters = Counters::registered(store.metrics());
@@ -129,14 +128,14 @@ impl Server {
         server
     }
 
-    /// Asks the owner to end: it takes no new connections, and ends when those that it has are gone or some seconds
+    /// Asks the owner to end: it accepts no new connections, and ends when the existing ones are closed or some seconds
     /// have passed.
     pub fn leave(&self) {
         self.leaving.send_replace(true);
     }
 
-    /// Takes connections until it has to end: by [`Server::leave`], or because nobody used it for long or its store is
-    /// gone. When this returns, all that was acknowledged is durable.
+    /// Accepts connections until it has to end: by [`Server::leave`], or because it was idle for long or its store is
+    /// gone. When this returns, everything acknowledged is durable.
     pub async fn serve(self: &Arc<Self>, acceptors: Vec<Acceptor>) {
         let unauthenticated = Arc::new(Unauthenticated::default());
         let loops: Vec<_> = acceptors
@@ -157,7 +156,7 @@ impl Server {
         });
         let flushed = flushed.await;
         if let Ok(Err(error)) = flushed {
-            tracing::warn!("what was not published yet is lost: {error}");
+            tracing::warn!("unpublished records are lost: {error}");
         }
     }
 
@@ -174,12 +173,12 @@ impl Server {
                 return tracing::warn!("the store is gone from {}", self.store.dir().display());
             }
             if self.options.idle_exit.is_some_and(|most| self.idle_time().is_some_and(|idle| idle >= most)) {
-                return tracing::info!("nobody uses the store");
+                return tracing::info!("the store is idle");
             }
         }
     }
 
-    /// For how long nobody has been connected.
+    /// The time since the last connection closed, if there is none.
     fn idle_time(&self) -> Option<Duration> {
         let last_used = *self.last_used.lock();
         (self.connections.load(Ordering::SeqCst) == 0).then(|| last_used.elapsed())
@@ -191,7 +190,7 @@ impl Server {
         }
     }
 
-    /// Does work on the store on a thread of its own, when it is its turn.
+    /// Runs work on the store on a blocking thread, within the limit.
     async fn work<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Arc<Store>) -> Result<T> + Send + 'static,
@@ -206,7 +205,7 @@ impl Server {
     }
 }
 
-/// The work on a request panicked.
+/// The error for a request whose work panicked.
 fn failed() -> Error {
     Error::refused("the owner failed at this request; its log tells why")
 }
@@ -221,7 +220,7 @@ impl Connected {
         let before = server.connections.fetch_add(1, Ordering::SeqCst);
         let connected = Self(Arc::clone(server));
         if before >= CONNECTIONS_MAX {
-            return Err(Error::busy("the store", format!("{CONNECTIONS_MAX} clients, which is all it takes")));
+            return Err(Error::busy("the store", format!("{CONNECTIONS_MAX} clients, the most it accepts")));
         }
         Ok(connected)
     }
@@ -234,12 +233,12 @@ impl Drop for Connected {
     }
 }
 
-/// Connections that have not said yet who they are, the oldest first.
+/// Connections before authentication, the oldest first.
 #[derive(Default)]
 struct Unauthenticated(Mutex<std::collections::VecDeque<tokio::task::AbortHandle>>);
 
 impl Unauthenticated {
-    /// Adds one; the oldest goes if there are too many.
+    /// Adds one, and drops the oldest if there are too many.
     fn add(&self, connection: tokio::task::AbortHandle) {
         let mut unauthenticated = self.0.lock();
         unauthenticated.retain(|connection| !connection.is_finished());
@@ -260,7 +259,7 @@ async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, unauthenticated
                 unauthenticated.add(connection.abort_handle());
             }
             Err(error) => {
-                // Out of descriptors, most likely: some will be free again.
+                // Most likely out of descriptors, which will be free again.
                 tracing::warn!("can't take a connection: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -268,7 +267,7 @@ async fn accept_all(server: Arc<Server>, mut acceptor: Acceptor, unauthenticated
     }
 }
 
-/// Shakes hands with a connection, and serves who is none any more on a task of its own.
+/// Performs the handshake of a connection, and serves an admitted client on a task of its own.
 async fn greet(server: Arc<Server>, raw: Raw) {
     let greeted = timeout(HANDSHAKE_TIME_MAX, async {
         let (stream, peer) = raw.handshake().await?;
@@ -277,6 +276,6 @@ async fn greet(server: Arc<Server>, raw: Raw) {
     match greeted.await {
         Ok(Ok(admitted)) => drop(tokio::spawn(admitted.serve())),
         Ok(Err(error)) => tracing::info!("a connection was not admitted: {error}"),
-        Err(_) => tracing::info!("a connection did not say who it is in time"),
+        Err(_) => tracing::info!("a connection did not complete the handshake in time"),
     }
 }

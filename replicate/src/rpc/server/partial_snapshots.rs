@@ -1,5 +1,4 @@
-//! The answers to what a mount with an upstream asks: for partial snapshots, for records that it could not read, and for
-//! boot orders.
+//! Handlers of requests from a mount with an upstream: for partial snapshots, unreadable records and boot orders.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a client may ask for. One function decides, before anything is done.
+//! The rights that each request needs. One function decides, before anything is done.
 
 use chunkstore::catalog::{ImageName, Selector, SnapshotName};
 use chunkstore::{Error, Result};
@@ -10,7 +10,7 @@ pub(super) fn denied(grant: &Grant, what: &str) -> Error {
     Error::Denied { what: format!("{} may not {what} here", grant.name()) }
 }
 
-/// Checks a request against what its client may do. Requests about a session need no more than the session.
+/// Checks a request against its client's grant. Requests of a session need only the session.
 ///
 /// # Errors
 /// [`Error::Denied`], naming what was denied.
@@ -21,11 +21,11 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         | Request::Do(_)
         | Request::Leave
         | Request::PublishPartial { .. }
-        // Each makes packs, however little is in them.
+        // Each creates packs, however small.
         | Request::Flush { .. }
         | Request::Has { .. }
         | Request::Suspect { .. } => grant.may_admin(),
-        // Who can't open the packs has no use for them.
+        // They are useless to clients that can't open the packs.
         Request::Locate { .. } | Request::BaseIds { .. } | Request::Reserve { .. } | Request::AppendWritten { .. } => {
             grant.is_local()
         }
@@ -46,7 +46,7 @@ pub(super) fn check(grant: &Grant, request: &Request) -> Result<()> {
         | Request::Full { .. }
         | Request::Publish { .. }
         | Request::Lacks { .. }
-        // Its family decides.
+        // The family decides.
         | Request::Family { .. } => true,
     };
     if allowed { Ok(()) } else { Err(denied(grant, what(request))) }
@@ -70,7 +70,7 @@ fn image_of(snapshot: &str) -> Result<ImageName> {
     Ok(snapshot.parse::<SnapshotName>()?.image)
 }
 
-/// A push may build on what it could have pushed.
+/// A push may use a parent that it could have pushed.
 fn check_parent(grant: &Grant, parent: Option<&str>) -> Result<()> {
     if !grant.may_push_anything() {
         return Err(denied(grant, "push"));
@@ -102,7 +102,7 @@ fn check_select(grant: &Grant, names: &Names) -> Result<()> {
         return Err(denied(grant, "read"));
     }
     match names {
-        // Only what it may read is selected.
+        // Only snapshots that it may read are selected.
         Names::All => Ok(()),
         Names::Image(image) => check_image(grant, &image.parse()?),
         Names::Selectors(selectors) => {
@@ -127,7 +127,7 @@ mod tests {
     const OWN: &str = "web01@20261120T020000Z";
     const OTHERS: &str = "db01@20261120T020000Z";
 
-    /// Who may ask; an administrator that is bound to images counts with readers and pushers.
+    /// Who may send a request; an administrator limited to some images counts as a reader and a pusher.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     enum Who {
         All,
@@ -137,7 +137,7 @@ mod tests {
         Local,
     }
 
-    /// Every request, those that name images with one of the client's own.
+    /// Every request; those that name images name one of the client's own.
     fn requests(snapshot: &str) -> Vec<Request> {
         let (session, ids) = (SessionId(1), Ids(vec![ChunkId::of(b"x").into()]));
         let (image, snapshot) = (snapshot.split_once('@').unwrap().0.to_owned(), snapshot.to_owned());
@@ -176,7 +176,7 @@ mod tests {
         ]
     }
 
-    /// Who may ask this, and whether only of images that it is bound to. A new request does not compile without a line.
+    /// Who may send this, and whether only for the grant's images. A new request does not compile without a line.
     fn expected(request: &Request) -> (Who, bool) {
         match request {
             Request::Attach { .. }

@@ -1,4 +1,4 @@
-//! Sessions at the owner: what a client writes, and what it counts on.
+//! Sessions at the owner: they receive a client's records and keep from gc the records that it relies on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,31 +18,32 @@ use super::rights;
 use crate::rpc::auth::Grant;
 use crate::rpc::wire::{Purpose, SessionSecret};
 
-/// Records of one session that may be elsewhere at a time.
+/// Most records of one session that other sessions have claimed.
 const ELSEWHERE_MAX: usize = 128 << 10;
-/// How long a client is kept waiting for records that others send.
+/// Longest wait for records that others send.
 const AWAIT_TIME_MAX: Duration = Duration::from_secs(8);
 const AWAIT_POLL: Duration = Duration::from_millis(50);
-/// Of those that wait, how many are looked at in one poll.
+/// Waiting records that are checked in one poll.
 const AWAIT_LOOKED_AT: usize = 4096;
-/// What a published snapshot takes besides its entry, about: a pack's frame and the rest of its file.
+/// Approximate bytes of a published snapshot besides its entry: a pack's header and table, and the rest of its catalog
+/// file.
 const PUBLISHED_BYTES: u64 = 4 << 10;
-/// How far a pushed snapshot's time may lie ahead of this machine's clock.
+/// How far a pushed snapshot's time may be ahead of this machine's clock.
 const CLOCK_SKEW_MAX: SignedDuration = SignedDuration::from_mins(5);
 
-/// A session, of one connection or several.
+/// A session of one or more connections.
 pub(super) struct Session {
     purpose: Purpose,
     grant: Grant,
     writer: WriteSession,
     secret: SessionSecret,
     elsewhere: Mutex<Vec<Waiting>>,
-    /// Whether records were put that are not published.
+    /// Whether unpublished records were put.
     has_put: AtomicBool,
     flushes: Arc<Flushes>,
 }
 
-/// Threads that make durable what ended sessions had put; `None` when the owner ends.
+/// Threads that make the records of ended sessions durable; `None` once the owner ends.
 pub(super) struct Flushes(Mutex<Option<Vec<JoinHandle<()>>>>);
 
 impl Default for Flushes {
@@ -58,7 +59,7 @@ impl Flushes {
         flushes.retain(|flush| !flush.is_finished());
         let flush = move || {
             if let Err(error) = store.flush_open_packs() {
-                tracing::warn!("what a session had put is lost: {error}");
+                tracing::warn!("the records of a session are lost: {error}");
             }
         };
         match std::thread::Builder::new().name("flush".into()).spawn(flush) {
@@ -68,7 +69,7 @@ impl Flushes {
         }
     }
 
-    /// Waits for all that have begun, and lets none begin any more: a process that ends beneath one may crash.
+    /// Waits for all running ones, and allows no new ones: a process that exits during one may crash.
     pub(super) fn finish(&self) {
         let flushes = self.0.lock().take();
         for flush in flushes.into_iter().flatten() {
@@ -77,7 +78,7 @@ impl Flushes {
     }
 }
 
-/// A record that another session has taken on.
+/// A record that another session has claimed.
 #[derive(Clone, Copy)]
 struct Waiting {
     request: u32,
@@ -113,7 +114,7 @@ impl Session {
         if self.purpose == Purpose::Read { Err(Error::refused("this session only reads")) } else { Ok(()) }
     }
 
-    /// Takes records on that the store lacks; remembers which are elsewhere.
+    /// Claims records that the store lacks; remembers those that others have claimed.
     pub(super) fn claim(&self, request: u32, ids: &[RecordId]) -> Result<Vec<Claim>> {
         self.check_writes()?;
         let claims = self.writer.claim(ids)?;
@@ -129,7 +130,7 @@ impl Session {
         Ok(claims)
     }
 
-    /// What became of records that were elsewhere; nothing, if nothing is known yet.
+    /// The outcomes for records that others had claimed, as far as they are known.
     pub(super) fn decided(&self) -> Result<Vec<(u32, u32, Claim)>> {
         let looked_at: Vec<Waiting> = self.elsewhere.lock().iter().take(AWAIT_LOOKED_AT).copied().collect();
         let ids: Vec<_> = looked_at.iter().map(|waiting| waiting.id).collect();
@@ -144,8 +145,8 @@ impl Session {
         Ok(decided.into_iter().map(|(waiting, claim)| (waiting.request, waiting.position, claim)).collect())
     }
 
-    /// Takes records. What comes from another store, or from someone who could not write packs himself, is decoded and
-    /// checked against its id.
+    /// Puts records. Records from another store, or from a client that could not write packs itself, are decoded and
+    /// checked against their ids.
     pub(super) fn put(&self, server: &Server, records: Vec<Record>) -> Result<()> {
         self.check_put(server, records.iter().map(|record| &record.header))?;
         if self.purpose == Purpose::Receive || !self.grant.is_local() {
@@ -156,29 +157,29 @@ impl Session {
 
     fn check_put<'a>(&self, server: &Server, headers: impl Iterator<Item = &'a Header> + Clone) -> Result<()> {
         self.check_writes()?;
-        // `verify` would take one for the name of a snapshot that was lost, and `repair` would publish it, past all checks.
+        // `verify` would take it for the entry of a lost snapshot, and `repair` would publish it without any check.
         if headers.clone().any(|header| header.kind == Kind::Entry) {
-            return Err(Error::refused("a snapshot's entry comes with its publication, and in no other way"));
+            return Err(Error::refused("entries are accepted only by Publish"));
         }
         server.quota.charge(&self.grant, headers.map(Header::record_bytes).sum())?;
         self.has_put.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Lends room in a pack, to be written to beside the owner.
+    /// Reserves an extent in a pack, which the client writes itself.
     pub(super) fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
         self.check_ingests()?;
         self.writer.reserve(class, bytes)
     }
 
-    /// Takes records that were written into lent room. Returns whether it was there still.
+    /// Adds records that the client wrote into an extent. Returns whether the extent still existed.
     pub(super) fn append_written(&self, server: &Server, room: Extent, headers: &[Header]) -> Result<bool> {
         self.check_ingests()?;
         self.check_put(server, headers.iter())?;
         self.writer.append_written(room, headers)
     }
 
-    /// What another store has comes by [`Session::put`], which verifies it.
+    /// Records from another store go through [`Session::put`], which verifies them.
     fn check_ingests(&self) -> Result<()> {
         if self.purpose == Purpose::Ingest && self.grant.is_local() {
             Ok(())
@@ -187,7 +188,7 @@ impl Session {
         }
     }
 
-    /// Makes what was put durable, and known to whoever reads.
+    /// Makes the records of the session durable and readable.
     pub(super) fn flush(&self) -> Result<()> {
         self.check_writes()?;
         self.writer.flush()?;
@@ -222,8 +223,8 @@ impl Session {
         Ok(published)
     }
 
-    /// Whether this very snapshot is there already, whole and durably: it was on its way when a push broke that is now repeated,
-    /// or another site has it, too.
+    /// Whether this very snapshot is already present, whole and durable: an earlier attempt of a repeated push, or
+    /// another site, has published it.
     fn is_there(&self, snapshot: &Snapshot) -> bool {
         let catalog = self.writer.store().catalog();
         let there = catalog.read(&snapshot.name());
@@ -232,7 +233,7 @@ impl Session {
     }
 }
 
-/// A snapshot of the future would be the newest until then, and retention would drop others for it.
+/// A snapshot with a time in the future would be the newest until then, and retention would drop others for it.
 fn check_time(name: &SnapshotName, now: Timestamp) -> Result<()> {
     if name.time.timestamp() > now + CLOCK_SKEW_MAX {
         return Err(Error::refused(format!("the time of snapshot {name} is in the future")));
@@ -245,7 +246,7 @@ fn parse_report(report: &[u8]) -> Result<IngestReport> {
 }
 
 impl Drop for Session {
-    /// What a cut connection had sent is kept for the next attempt.
+    /// Records from a broken connection are kept for the next attempt.
     fn drop(&mut self) {
         if self.has_put.load(Ordering::Relaxed) {
             self.flushes.begin(Arc::clone(self.writer.store()));
@@ -254,7 +255,7 @@ impl Drop for Session {
 }
 
 impl Server {
-    /// A secret that nobody can guess.
+    /// An unguessable secret.
     fn new_secret(&self) -> SessionSecret {
         let number = self.next_secret.fetch_add(1, Ordering::Relaxed);
         let hash = blake3::keyed_hash(&self.secret_seed, &number.to_le_bytes());
@@ -278,7 +279,7 @@ impl Server {
         session.ok_or_else(|| Error::not_found("the session"))
     }
 
-    /// Waits until something is known of a session's records that are elsewhere.
+    /// Waits for the outcome of any of a session's records that others have claimed.
     pub(super) async fn decided(self: &Arc<Self>, session: &Arc<Session>) -> Result<Vec<(u32, u32, Claim)>> {
         let until = tokio::time::Instant::now() + AWAIT_TIME_MAX;
         loop {

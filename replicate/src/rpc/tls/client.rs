@@ -1,4 +1,4 @@
-//! The client's side: decides whether a server is the one that is meant.
+//! The client's side: authenticates the server.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -17,18 +17,18 @@ use tokio_rustls::client::TlsStream;
 use super::{Fingerprint, PROTOCOL, connection_error, provider, read_authorities, read_chain, read_key};
 use crate::rpc::private_file::KeepOut;
 
-/// How a server must show that it is the one that is meant.
+/// How a server must authenticate.
 #[derive(Debug)]
 enum Trust {
-    /// It has this key. Its name and dates do not matter.
+    /// By this key. Its name and dates do not matter.
     Pin(Fingerprint),
-    /// Its certificate is for the name that is connected to, valid now, and signed by an authority.
+    /// By a certificate for the requested name, valid now, and signed by an authority.
     Authority(Arc<WebPkiServerVerifier>),
-    /// It can't; it is only asked for its key, for the operator to compare.
+    /// Not at all; the handshake only retrieves its key for the operator to compare.
     Nothing,
 }
 
-/// Checks one server's certificate, and keeps which key it has shown.
+/// Checks one server's certificate, and remembers the key that it presented.
 #[derive(Debug)]
 struct ServerCheck {
     trust: Trust,
@@ -44,11 +44,11 @@ pub struct TlsClient {
 }
 
 impl TlsClient {
-    /// Trusts the pinned key if there is a pin, else the authorities in the PEM file `ca`, else nobody. Shows the
-    /// certificate and key in the PEM files `client_cert`, if the server wants one.
+    /// Trusts the pinned key if there is a pin, else the authorities in the PEM file `ca`, else no server. Presents the
+    /// certificate in the PEM files `client_cert` if the server requests one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a file does not hold what it should; [`Error::Refused`] if others may read the key.
+    /// [`Error::Invalid`] if a file has other content; [`Error::Refused`] if others may read the key.
     pub fn new(pin: Option<Fingerprint>, ca: Option<&Path>, client_cert: Option<&(PathBuf, PathBuf)>) -> Result<Self> {
         let provider = provider();
         let trust = match (pin, ca) {
@@ -73,11 +73,11 @@ impl TlsClient {
         Ok(Self { config: Arc::new(config), check })
     }
 
-    /// Shakes hands with the server that `host` names. Nothing else is sent before the server has shown who it is.
+    /// Performs the handshake with the server named `host`. Nothing else is sent before the server is authenticated.
     ///
     /// # Errors
-    /// [`Error::Denied`] if it is not the one that is meant, or nothing says which one is; [`Error::Unreachable`] if
-    /// the connection fails.
+    /// [`Error::Denied`] if it is another server, or there is neither pin nor authority; [`Error::Unreachable`] if the
+    /// connection fails.
     pub async fn connect<S>(self, host: &str, stream: S) -> Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -96,7 +96,7 @@ fn authority(ca: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServ
 }
 
 impl ServerCheck {
-    /// Why a handshake failed, with the key that the server has shown.
+    /// The reason why a handshake failed, with the key that the server presented.
     fn explain(&self, host: &str, error: &std::io::Error) -> Error {
         let failed = connection_error(host, error);
         let Error::Denied { what } = &failed else { return failed };
@@ -144,7 +144,7 @@ impl ServerCertVerifier for ServerCheck {
         Err(PeerIncompatible::Tls12NotOffered.into())
     }
 
-    /// That the server has the key of the certificate it showed: without this a pin would be worth nothing.
+    /// Verifies that the server has the key of its certificate: without this a pin would be worthless.
     fn verify_tls13_signature(
         &self,
         message: &[u8],

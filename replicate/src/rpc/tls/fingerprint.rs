@@ -1,4 +1,4 @@
-//! What a server's key is known by.
+//! The fingerprint of a server's key.
 
 use std::fmt;
 use std::str::FromStr;

@@ -20,21 +20,21 @@ const CERT_FILE: &str = "cert.pem";
 /// The generated certificate's name. Clients pin the key, so it does not matter.
 const NAME: &str = "vmstore";
 
-/// Who a server is.
+/// The identity of a server.
 pub struct ServerIdentity {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
-    /// Where the key is kept, for messages.
+    /// The path of the key, for messages.
     pub(super) key_path: PathBuf,
     fingerprint: Fingerprint,
 }
 
 impl ServerIdentity {
-    /// The identity of the store in `dir`, made and kept there the first time. The caller owns the store.
+    /// The identity of the store in `dir`, created on first use. The caller owns the store.
     ///
     /// # Errors
-    /// [`Error::Refused`] if others may read the key, or the key of the certificate is gone; [`Error::Invalid`] if the
-    /// files do not hold what they should.
+    /// [`Error::Refused`] if others may read the key, or the certificate's key is missing; [`Error::Invalid`] if the
+    /// files have other content.
     pub fn load_or_create(dir: &Path) -> Result<Self> {
         let dir = dir.join(DIR);
         let (key, cert) = (dir.join(KEY_FILE), dir.join(CERT_FILE));
@@ -52,12 +52,12 @@ impl ServerIdentity {
     /// the key.
     ///
     /// # Errors
-    /// [`Error::Refused`] if everyone may read the key; [`Error::Invalid`] if the files do not hold what they should.
+    /// [`Error::Refused`] if everyone may read the key; [`Error::Invalid`] if the files have other content.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self> {
         Self::load(cert, key, KeepOut::Others)
     }
 
-    /// What clients pin.
+    /// The fingerprint that clients pin.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
@@ -76,8 +76,7 @@ impl fmt::Debug for ServerIdentity {
     }
 }
 
-/// The certificate comes last, and with it the identity is there. A key that is there already is kept: clients may have
-/// pinned it.
+/// The certificate is written last and completes the identity. An existing key is kept: clients may have pinned it.
 fn create(dir: &Path, key_path: &Path, cert_path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("creating", dir, error)),

@@ -1,8 +1,8 @@
-//! TLS 1.3 between sites: who the server is, and, if wanted, who the client is.
+//! TLS 1.3 between sites: authenticates the server and optionally the client.
 //!
-//! A server is known by its pinned key, or by a certificate of an authority that the client names. There is no third
-//! way: an unknown server is never trusted on first use, and gets nothing from the client. Sessions are not resumed, so
-//! that every connection is checked against today's certificates, and there is no early data.
+//! A server is authenticated by its pinned key, or by a certificate of an authority that the client names. An unknown
+//! server is never trusted on first use, and receives nothing from the client. Sessions are not resumed, so that every
+//! connection is checked against today's certificates, and there is no early data.
 
 use std::fmt::Display;
 use std::io;
@@ -29,10 +29,10 @@ pub use fingerprint::Fingerprint;
 pub use identity::ServerIdentity;
 pub use server::{ClientCertificates, ServerTls};
 
-/// What both sides say they speak (ALPN); a server of something else refuses the connection.
+/// The protocol's name (ALPN); a server of another protocol refuses the connection.
 const PROTOCOL: &[u8] = b"vmstore";
 
-/// The cryptography; given to every configuration, because a process-wide default is not this crate's to set.
+/// The cryptography provider; passed to every configuration, because this crate must not set a process-wide default.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -62,8 +62,8 @@ fn read_authorities(path: &Path) -> Result<Arc<RootCertStore>> {
     Ok(Arc::new(roots))
 }
 
-/// What a failure of a TLS connection means: [`Error::Denied`] if one side does not accept the other's certificate,
-/// else [`Error::Unreachable`].
+/// The error for a failed TLS connection: [`Error::Denied`] if one side does not accept the other's certificate, else
+/// [`Error::Unreachable`].
 pub fn connection_error(peer: impl Display, error: &io::Error) -> Error {
     let reason = error.get_ref().and_then(|reason| reason.downcast_ref());
     match reason {
@@ -71,7 +71,7 @@ pub fn connection_error(peer: impl Display, error: &io::Error) -> Error {
             Error::denied(format!("{peer} admits only clients with a certificate"))
         }
         Some(rustls::Error::AlertReceived(alert)) if is_about_certificates(*alert) => {
-            Error::denied(format!("{peer} does not accept the certificate it was shown: {alert:?}"))
+            Error::denied(format!("{peer} refuses the certificate: {alert:?}"))
         }
         Some(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
             Error::denied(format!("{peer} is not accepted: {error}"))

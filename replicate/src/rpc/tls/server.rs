@@ -1,4 +1,4 @@
-//! The server's side: shows its certificate, and finds out who the client is if it has one.
+//! The server's side: presents its certificate, and authenticates clients that have one.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use tokio_rustls::server::TlsStream;
 
 use super::{PROTOCOL, ServerIdentity, connection_error, provider, read_authorities};
 
-/// What a server does about certificates of clients.
+/// How a server treats client certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// Asks for none.
+    /// Requests none.
     #[default]
     Ignored,
-    /// Accepts those that an authority in this PEM file has signed. Clients without any may show a token.
+    /// Accepts those signed by an authority in this PEM file. Clients without one may use a token.
     Accepted(PathBuf),
     /// Admits only clients with such a certificate.
     Required(PathBuf),
@@ -37,7 +37,7 @@ impl ServerTls {
     /// A server of this identity.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if certificate and key do not belong together, or a file does not hold what it should.
+    /// [`Error::Invalid`] if certificate and key do not match, or a file has other content.
     pub fn new(identity: &ServerIdentity, clients: &ClientCertificates) -> Result<Self> {
         let provider = provider();
         let verifier = verifier(clients, &provider)?;
@@ -60,7 +60,7 @@ impl ServerTls {
         Self(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Shakes hands with a client, and returns the name in its certificate, if it showed one.
+    /// Performs the handshake with a client, and returns the name in its certificate, if it presented one.
     ///
     /// # Errors
     /// [`Error::Denied`] if its certificate is not accepted; [`Error::Unreachable`] if the connection fails.
@@ -124,8 +124,8 @@ fn common_name(subject: &[u8]) -> Option<String> {
     found.filter(|name| !name.is_empty() && !name.chars().any(char::is_control))
 }
 
-/// The content of a value that has this tag, and what is after it; lengths of up to two bytes, which are more than a
-/// name needs.
+/// The content of a value with this tag, and the bytes after it; lengths of up to two bytes, which is more than a name
+/// needs.
 fn der_value(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, rest) = bytes.split_first()?;
     let (first, rest) = rest.split_first()?;

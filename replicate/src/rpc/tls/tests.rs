@@ -1,4 +1,4 @@
-//! Who is admitted by whom, over a stream in memory.
+//! Authentication of both sides, over a stream in memory.
 
 use std::fs;
 use std::path::PathBuf;
@@ -80,7 +80,7 @@ fn server(identity: &ServerIdentity) -> ServerTls {
     ServerTls::new(identity, &ClientCertificates::Ignored).unwrap()
 }
 
-/// Shakes hands and sends a secret. What the client came to, and what the server came to: the client's name.
+/// Performs the handshake and sends a secret. Returns the client's result and the server's: the client's name.
 async fn meet(client: TlsClient, server: ServerTls) -> (Result<()>, Result<Option<String>>) {
     let (near, far) = duplex(1 << 16);
     tokio::join!(speak(client, near), listen(server, far))
@@ -93,7 +93,7 @@ async fn speak(client: TlsClient, stream: DuplexStream) -> Result<()> {
         stream.write_all(b"token").await?;
         stream.read_exact(&mut greeting).await
     };
-    // In TLS 1.3 a client learns only here that the server wants none of it.
+    // In TLS 1.3 a client learns only here that the server refuses it.
     spoken.await.map(drop).map_err(|error| connection_error(HOST, &error))
 }
 
@@ -142,7 +142,7 @@ async fn another_key_gets_nothing_though_its_certificate_has_the_same_name() {
     server.unwrap_err();
 }
 
-/// Whoever has been connected to knows the certificate, but not its key.
+/// A server that was once connected to knows the certificate, but not its key.
 #[tokio::test]
 async fn a_copied_certificate_without_its_key_gets_nothing() {
     let (meant, other) = (own(), own());
@@ -207,11 +207,11 @@ async fn clients_are_known_by_their_certificates() {
         (accepted.clone(), None, Ok(None)),
         (accepted.clone(), Some(&dns), Ok(Some("by-dns.example"))),
         (accepted.clone(), Some(&subject), Ok(Some("by-subject"))),
-        (accepted.clone(), Some(&foreign), Err("does not accept")),
-        (accepted, Some(&old), Err("does not accept")),
+        (accepted.clone(), Some(&foreign), Err("refuses the certificate")),
+        (accepted, Some(&old), Err("refuses the certificate")),
         (required.clone(), Some(&dns), Ok(Some("by-dns.example"))),
         (required.clone(), None, Err("only clients with a certificate")),
-        (required, Some(&foreign), Err("does not accept")),
+        (required, Some(&foreign), Err("refuses the certificate")),
     ];
     let identity = own();
     for (clients, shown, expected) in cases {

@@ -1,7 +1,7 @@
 //! The server's ends of connections.
 //!
-//! Taking a connection never waits for its client: what depends on the client, such as TLS, is done by
-//! [`Raw::handshake`], for which the server sets the time and how many there may be at once.
+//! Accepting a connection never waits for its client: steps that do, such as TLS, are part of [`Raw::handshake`], whose
+//! time and number the server limits.
 
 use std::fmt;
 use std::future::pending;
@@ -17,29 +17,29 @@ use super::{SOCKET_FILE, Stream, stdio, tcp, unix};
 use crate::rpc::address::{Address, HostPort};
 use crate::rpc::tls::ServerTls;
 
-/// Who is at the other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A process on this machine, as the kernel says.
+    /// A process on this machine, by the kernel's credentials.
     Local {
         /// Its user.
         uid: u32,
-        /// Its number, if the kernel told.
+        /// Its process id, if the kernel gives it.
         pid: Option<i32>,
     },
     /// A client over TLS.
     Tls {
-        /// Where it comes from.
+        /// Its address.
         addr: SocketAddr,
-        /// The name in its certificate, which an authority of the server's choice has signed.
+        /// The name in its certificate, signed by an authority that the server accepts.
         client_name: Option<String>,
     },
     /// A client on this machine without encryption; any user.
     Plain {
-        /// Where it comes from.
+        /// Its address.
         addr: SocketAddr,
     },
-    /// Whoever started this process, as with ssh.
+    /// The parent of this process, as with ssh.
     Stdio,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Takes connections at one place.
+/// Accepts connections at one address.
 #[derive(Debug)]
 pub struct Acceptor(Listener);
 
@@ -73,7 +73,7 @@ enum Listener {
     Unix(UnixListener),
     Tls(TcpListener, ServerTls),
     Plain(TcpListener),
-    /// Gives its one stream once.
+    /// Yields its one stream once.
     Stdio(Option<Stream>),
 }
 
@@ -89,8 +89,8 @@ impl fmt::Debug for Listener {
 }
 
 impl Acceptor {
-    /// Listens at the socket in a store's directory. The caller holds the store's lock; the socket of an owner that
-    /// died is replaced.
+    /// Listens at the socket in a store's directory. The caller holds the store's lock; a dead owner's socket is
+    /// replaced.
     ///
     /// # Errors
     /// [`Error::Refused`] if something else has the socket's name; [`Error::NotFound`] without the directory.
@@ -115,8 +115,8 @@ impl Acceptor {
         Ok(Self(Listener::Plain(tcp::listen(&at.ip().to_string(), at.port()).await?)))
     }
 
-    /// Listens at an address that an operator named; one with TLS needs `tls`. A socket that nobody listens at any more
-    /// is replaced; the caller holds the store's lock, but who names the same socket for two stores gets the second.
+    /// Listens at an address that an operator named; one with TLS needs `tls`. A socket without a listener is replaced;
+    /// the caller holds the store's lock, but a socket named for two stores belongs to the second.
     ///
     /// # Errors
     /// [`Error::Invalid`] if nothing can listen there; otherwise as the functions above.
@@ -132,7 +132,7 @@ impl Acceptor {
         }
     }
 
-    /// Takes connections from a socket that systemd opened; from the network with TLS only, or from this machine.
+    /// Accepts connections at a socket that systemd opened; over the network only with TLS.
     ///
     /// # Errors
     /// [`Error::Refused`] if others could connect without encryption.
@@ -150,7 +150,7 @@ impl Acceptor {
         }
     }
 
-    /// Takes standard input and output as its only connection.
+    /// Uses standard input and output as its only connection.
     ///
     /// # Errors
     /// [`Error::Io`] if they are closed.
@@ -158,7 +158,7 @@ impl Acceptor {
         stdio::stream().map(Some).map(Listener::Stdio).map(Self)
     }
 
-    /// Where it listens in the network, if it does.
+    /// The network address at which it listens, if there is one.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.0 {
             Listener::Tls(listener, _) | Listener::Plain(listener) => listener.local_addr().ok(),
@@ -169,8 +169,8 @@ impl Acceptor {
     /// Waits for the next connection. It may be dropped at any time without losing one.
     ///
     /// # Errors
-    /// [`Error::Io`] if none can be taken, most likely because there are no file descriptors left; it may be tried
-    /// again after a while.
+    /// [`Error::Io`] if accepting failed, most likely because no file descriptors are left; the caller may try again
+    /// later.
     pub async fn accept(&mut self) -> Result<Raw> {
         let accepted = match &mut self.0 {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Pending::Unix(stream)),
@@ -190,14 +190,14 @@ impl Acceptor {
 async fn accept_tcp(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     loop {
         match listener.accept().await {
-            // The client was gone before it was taken.
+            // The client was gone before its connection was accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             accepted => return accepted,
         }
     }
 }
 
-/// A connection whose client has not shown who it is.
+/// A connection whose client is not authenticated yet.
 pub struct Raw(Pending);
 
 enum Pending {
@@ -219,7 +219,7 @@ impl fmt::Debug for Raw {
 }
 
 impl Raw {
-    /// Finds out who the client is. It takes as long as the client likes: the caller limits the time.
+    /// Authenticates the client. The client determines how long this takes: the caller limits the time.
     ///
     /// # Errors
     /// [`Error::Denied`] if the client's certificate is not accepted; [`Error::Unreachable`] if the connection fails.

@@ -10,13 +10,13 @@ use chunkstore::{Error, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
-/// The first descriptor that is handed over.
+/// The first descriptor that systemd passes.
 const FIRST: RawFd = 3;
 /// More than a unit file would name.
 const SOCKETS_MAX: u32 = 64;
 const VARIABLES: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// A listening socket that was handed over.
+/// A listening socket from systemd.
 #[derive(Debug)]
 pub enum Inherited {
     /// On this machine.
@@ -25,14 +25,14 @@ pub enum Inherited {
     Tcp(TcpListener),
 }
 
-/// Takes the sockets that were handed over to this process, and removes the variables that say so: children are not to
-/// believe that they were meant, and a second call gets nothing. Without the variables there are none.
+/// Takes the sockets that systemd passed to this process, and removes the variables that describe them: children must
+/// not use them, and a second call returns none. Without the variables there are none.
 ///
 /// # Safety
 /// No other thread may be running, as the environment is changed; so it belongs at the beginning of `main`.
 ///
 /// # Errors
-/// [`Error::Invalid`] if something else than listening sockets was handed over.
+/// [`Error::Invalid`] if systemd passed anything but listening sockets.
 pub unsafe fn take_inherited() -> Result<Vec<Inherited>> {
     let [pid, count, _] = VARIABLES.map(|name| env::var(name).ok());
     for name in VARIABLES {
@@ -41,12 +41,12 @@ pub unsafe fn take_inherited() -> Result<Vec<Inherited>> {
     }
     let count = meant_for(std::process::id(), pid.as_deref(), count.as_deref())?;
     let fds = (FIRST..).take(count as usize);
-    // SAFETY: the process that started this one says that it has opened these for it, and as the variables are gone
-    // now, nobody takes them twice.
+    // SAFETY: the parent process says that it has opened these for this one, and as the variables are removed now, they
+    // are not taken twice.
     fds.map(|fd| inherit(unsafe { OwnedFd::from_raw_fd(fd) })).collect()
 }
 
-/// How many sockets were handed over to this process.
+/// The number of sockets that systemd passed to this process.
 fn meant_for(own_pid: u32, pid: Option<&str>, count: Option<&str>) -> Result<u32> {
     if pid.and_then(|pid| pid.parse().ok()) != Some(own_pid) {
         return Ok(0);

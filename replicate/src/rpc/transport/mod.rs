@@ -1,7 +1,7 @@
-//! Streams between a client and a store's owner: what carries the protocol, and who is at the other end.
+//! Streams between a client and a store's owner: they carry the protocol and authenticate the peer.
 //!
 //! [`connect`] gives the client's end for any [`Address`]; [`Acceptor`] gives the server's ends, each with the [`Peer`]
-//! that the kernel or TLS vouches for. Nothing here reads or writes what the protocol says.
+//! that the kernel or TLS vouches for. Nothing here knows the protocol.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -32,20 +32,20 @@ pub use activation::{Inherited, take_inherited};
 pub use rate::RateLimit;
 pub use unix::SOCKET_FILE;
 
-/// How long a connection may take to come about.
+/// Time limit for connecting.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// A stream to the other side.
 pub type Stream = Box<dyn Transport>;
 
-/// What the protocol needs of a stream.
+/// The traits that the protocol needs of a stream.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Transport for S {}
 
-/// How to connect, and whom to trust.
+/// How to connect, and which server to trust.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// The only key that a TLS server may have.
+    /// The only key that a TLS server may present.
     pub pin: Option<Fingerprint>,
     /// A PEM file of authorities, of which one must have signed a TLS server's certificate, unless there is a pin.
     pub ca: Option<PathBuf>,
@@ -53,9 +53,9 @@ pub struct ConnectOptions {
     pub client_cert: Option<(PathBuf, PathBuf)>,
     /// Whether `tcp://`, without encryption, may be used; to this machine only.
     pub allow_plain: bool,
-    /// How long it may take. ssh is given all the time it wants, as it may ask its user for something.
+    /// Time limit for connecting. ssh has none, because it may ask its user for input.
     pub timeout: Duration,
-    /// The ssh program, and options for it after spaces.
+    /// The ssh program, and its options after spaces.
     pub ssh_command: String,
     /// The program at the other side of ssh, as its shell understands it.
     pub remote_program: String,
@@ -76,7 +76,7 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The defaults, with what the environment says of ssh: `VMSTORE_SSH` and `VMSTORE_REMOTE_PROGRAM`.
+    /// The defaults, with `VMSTORE_SSH` and `VMSTORE_REMOTE_PROGRAM` from the environment.
     pub fn from_env() -> Self {
         let mut options = Self::default();
         let set = |option: &mut String, name| {
@@ -90,13 +90,13 @@ impl ConnectOptions {
     }
 }
 
-/// A fresh connection.
+/// A new connection.
 pub struct Connected {
     /// For the protocol.
     pub stream: Stream,
-    /// Whom it leads to, for messages.
+    /// The peer's address, for messages.
     pub peer: String,
-    /// What passes after encryption; nothing is counted where there is none.
+    /// Bytes sent after encryption; 0 without encryption.
     pub tls_bytes_sent: Counter,
 }
 
@@ -110,8 +110,8 @@ impl fmt::Debug for Connected {
 /// when the stream is used.
 ///
 /// # Errors
-/// [`Error::Unreachable`] if nobody answers; [`Error::Denied`] if the server is not the one that is meant, nothing says
-/// which one is, or its socket is not for this user; [`Error::Refused`] if the connection would be unprotected;
+/// [`Error::Unreachable`] if there is no answer; [`Error::Denied`] if it is another server, there is neither pin nor
+/// authority, or its socket is not for this user; [`Error::Refused`] if the connection would be unprotected;
 /// [`Error::NotFound`] if there is no such store here, or no ssh.
 pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Connected> {
     let tls_bytes_sent = Counter::default();
@@ -144,7 +144,7 @@ async fn open(address: &Address, options: &ConnectOptions, tls_bytes_sent: &Coun
 }
 
 async fn open_tls(server: &HostPort, options: &ConnectOptions, tls_bytes_sent: &Counter) -> Result<Stream> {
-    // Its files are read first: a slip in them is told without the network.
+    // Its files are read first: an error in them needs no network.
     let tls = TlsClient::new(options.pin, options.ca.as_deref(), options.client_cert.as_ref())?;
     let stream = tcp::connect(server.host(), server.port(), options.timeout).await?;
     Ok(Box::new(tls.connect(server.host(), CountedStream::new(stream, tls_bytes_sent.clone())).await?))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// So much may pass at once after a pause, in time at the limited rate.
+/// The burst that may pass at once after a pause, as time at the limited rate.
 const BURST: Duration = Duration::from_millis(50);
 
 /// A token bucket (one for all connections of a command).
@@ -15,15 +15,15 @@ const BURST: Duration = Duration::from_millis(50);
 pub struct RateLimit {
     /// 0 stands for no limit.
     bytes_per_s: AtomicU64,
-    /// When all that has passed will have been paid for.
+    /// The time at which everything that has passed is paid for.
     paid: Mutex<Instant>,
 }
 
 impl RateLimit {
-    /// A limit of so many bytes a second.
+    /// A limit of this many bytes a second.
     ///
     /// # Panics
-    /// If that is none.
+    /// If it is 0.
     pub fn new(bytes_per_s: u64) -> Self {
         assert!(bytes_per_s > 0, "callers refuse a rate of nothing");
         Self { bytes_per_s: AtomicU64::new(bytes_per_s), paid: Mutex::new(Instant::now()) }
@@ -39,17 +39,17 @@ impl RateLimit {
         self.bytes_per_s.store(bytes_per_s.map_or(0, NonZeroU64::get), Ordering::Relaxed);
     }
 
-    /// Waits until so many bytes may pass.
+    /// Waits until this many bytes may pass.
     pub(crate) async fn pass(&self, bytes: u64) {
         sleep_until(self.book(bytes, Instant::now())).await;
     }
 
-    /// Whether something waits that was slower than the link.
+    /// Whether a transfer waits for the limit.
     pub(crate) fn holds_back(&self) -> bool {
         *self.paid.lock() > Instant::now()
     }
 
-    /// Notes that bytes pass, and tells when they may.
+    /// Records that bytes pass, and returns the time at which they may.
     fn book(&self, bytes: u64, now: Instant) -> Instant {
         let mut paid = self.paid.lock();
         let start = (*paid).max(now.checked_sub(BURST).unwrap_or(now));

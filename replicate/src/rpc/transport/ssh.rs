@@ -1,7 +1,7 @@
-//! A store at the other side of ssh: the program's standard input and output are the stream.
+//! A store behind ssh: the program's standard input and output are the stream.
 //!
-//! What ssh says goes to standard error, where its user sees it, and it may ask at the terminal. When the stream is
-//! dropped ssh is killed and waited for.
+//! ssh writes messages to standard error, and may ask for input at the terminal. When the stream is dropped, ssh is
+//! killed and reaped.
 
 use std::io;
 use std::pin::Pin;
@@ -16,9 +16,9 @@ use tokio::task::JoinHandle;
 
 use crate::rpc::address::SshAddress;
 
-/// What ssh ends with when it failed itself.
+/// ssh's exit code for its own failures.
 const SSH_FAILED: i32 = 255;
-/// What a shell ends with when there is no such program.
+/// A shell's exit code for a missing program.
 const PROGRAM_NOT_FOUND: i32 = 127;
 
 /// Starts ssh.
@@ -41,7 +41,7 @@ fn command(address: &SshAddress, ssh_command: &str, remote_program: &str) -> Res
     let mut words = ssh_command.split_whitespace();
     let program = words.next().ok_or_else(|| Error::invalid("VMSTORE_SSH names no program"))?;
     let mut command = Command::new(program);
-    // Without a terminal at the other side, which would change the bytes.
+    // No terminal at the other side: it would change the bytes.
     command.args(words).arg("-T");
     if let Some(port) = address.port() {
         command.arg("-p").arg(port.to_string());
@@ -80,16 +80,16 @@ pub(super) struct SshStream {
     _dropped: oneshot::Sender<()>,
 }
 
-/// What is known of ssh's end.
+/// The state of ssh's exit.
 #[derive(Debug)]
 enum Ending {
     Running(JoinHandle<io::Result<ExitStatus>>),
-    /// With the reason, if it was no good one.
+    /// With the reason, if it failed.
     Ended(Option<String>),
 }
 
 impl SshStream {
-    /// Waits for ssh, which has closed a pipe, to end, and says why it did.
+    /// Waits for ssh, which has closed a pipe, to exit, and returns the reason.
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Ending::Running(ending) = &mut self.ending {
             let ended = ready!(Pin::new(ending).poll(cx)).map_err(io::Error::other)?;
@@ -150,7 +150,7 @@ impl AsyncWrite for SshStream {
         self.poll_stdin(cx, AsyncWrite::poll_flush)
     }
 
-    /// Ends the other side's input; what it still says can be read.
+    /// Closes the other side's input; its remaining output can still be read.
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stdin = None;
         Poll::Ready(Ok(()))

@@ -12,16 +12,16 @@ use tokio::net::unix::pipe;
 
 use super::Stream;
 
-/// What a file descriptor is; ssh gives pipes or sockets.
+/// The type of a file descriptor; ssh passes pipes or sockets.
 enum Kind {
     Pipe(File),
     Socket(OwnedFd),
-    /// A file or terminal, which a thread of tokio's reads or writes.
+    /// A file or terminal, for which tokio uses a thread.
     Other,
 }
 
 impl Kind {
-    /// Looks at a duplicate, which closes without closing the original.
+    /// Examines a duplicate; closing it leaves the original open.
     fn of(fd: impl AsFd) -> io::Result<Self> {
         let file = File::from(fd.as_fd().try_clone_to_owned()?);
         let kind = file.metadata()?.file_type();

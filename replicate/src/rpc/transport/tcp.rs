@@ -9,11 +9,11 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::time::timeout;
 
-/// A silent connection is asked whether it still is one after so long,
+/// Keep-alive: idle time before the first probe,
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(30);
-/// and then so often,
+/// the interval of probes,
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// and is given up after so many questions without an answer.
+/// and the number of unanswered probes after which the connection is closed.
 const KEEP_ALIVE_PROBES: u32 = 3;
 
 /// # Errors
@@ -25,8 +25,8 @@ pub(super) fn check_loopback(socket: &SocketAddr) -> Result<()> {
     Err(Error::refused(format!("without encryption only this machine can be used (127.0.0.1 or [::1]), not {socket}")))
 }
 
-/// Connects to the first of a host's addresses that answers. Each gets its part of `time_max`, so that one which is
-/// silent does not keep the next from being tried.
+/// Connects to the first of a host's addresses that answers. Each gets an equal part of `time_max`, so that a silent
+/// one does not block the others.
 ///
 /// # Errors
 /// [`Error::Unreachable`].
@@ -56,7 +56,7 @@ pub(super) async fn listen(host: &str, port: u16) -> Result<TcpListener> {
     TcpListener::bind((host, port)).await.map_err(|error| Error::io("listening at", format!("{host}:{port}"), error))
 }
 
-/// Frames are written whole, so nothing is won by holding them back; and a peer that is gone must be noticed.
+/// Frames are written whole, so delaying them (Nagle) gains nothing; and a dead peer must be noticed.
 pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

@@ -13,7 +13,7 @@ fn path(path: &Path) -> Address {
     Address::Path(path.to_path_buf())
 }
 
-/// Answers one connection with what it gets, and tells who it was.
+/// Echoes one connection, and returns its peer.
 async fn echo(mut acceptor: Acceptor) -> Result<Peer> {
     let (mut stream, peer) = acceptor.accept().await?.handshake().await?;
     let mut bytes = Vec::new();
@@ -23,7 +23,7 @@ async fn echo(mut acceptor: Acceptor) -> Result<Peer> {
     Ok(peer)
 }
 
-/// What comes back for some bytes, as a stream ends it.
+/// The echo of some bytes, up to the end of the stream.
 async fn exchange(mut stream: Stream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     stream.write_all(bytes).await?;
     stream.shutdown().await?;
@@ -62,7 +62,7 @@ async fn a_socket_is_private_and_replaces_a_stale_one() {
     let socket = dir.path().join(SOCKET_FILE);
     drop(Acceptor::unix(dir.path()).unwrap());
     assert!(socket.exists());
-    // A program that another test has just started holds it, too, until it has its own image.
+    // A child that another test has just forked holds it too, until its exec.
     let mut refused = connect(&path(dir.path()), &ConnectOptions::default()).await;
     while refused.is_ok() {
         refused = connect(&path(dir.path()), &ConnectOptions::default()).await;
@@ -135,7 +135,7 @@ async fn without_encryption_only_this_machine_and_only_if_asked() {
     }
 }
 
-/// A stand-in for ssh, which runs the command here, and one for vmstore there.
+/// Replacements for ssh, which runs the command here, and for the remote vmstore.
 struct FakeSsh(tempfile::TempDir);
 
 impl FakeSsh {
@@ -148,8 +148,8 @@ impl FakeSsh {
     }
 
     fn script(&self, name: &str, body: &str) {
-        // Written by another process: one that another test starts just then would inherit the open file, and what is
-        // open for writing can't be run.
+        // Written by another process: a child that another test forks just then would inherit the open file, and a file
+        // open for writing can't be executed.
         let mut write = std::process::Command::new("sh");
         write.args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\""]);
         assert!(write.arg(self.0.path().join(name)).arg(body).status().unwrap().success());
@@ -183,7 +183,7 @@ async fn how_ssh_ended_is_told() {
         ("kill -9 $$", "137"),
     ] {
         let fake = FakeSsh::new(vmstore);
-        // The shell tells of a signal by an exit code only if it is still there.
+        // The shell turns a signal into an exit code only if it still runs.
         fake.script("ssh", "while [ \"$1\" != -- ]; do shift; done\nsh -c \"exec $3\"; exit $?");
         let mut stream = fake.connect("/x").await;
         let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err().to_string();

@@ -19,11 +19,11 @@ use tokio::time::sleep;
 
 /// The name of the owner's socket in a store's directory.
 pub const SOCKET_FILE: &str = "owner.sock";
-/// Connections that wait to be taken.
+/// Backlog of connections.
 const BACKLOG: i32 = 1024;
 /// Only the store's user, and root, may connect.
 const SOCKET_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// How soon to try again when too many wait already.
+/// Delay before another attempt when the backlog is full.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// The directory and the name of a socket.
@@ -47,7 +47,7 @@ fn short_path(dir: &Path, name: &OsStr) -> Result<(OwnedFd, PathBuf)> {
 /// Connects to a socket in a directory.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no such directory; [`Error::Unreachable`] if nobody listens there; [`Error::Denied`]
+/// [`Error::NotFound`] if there is no such directory; [`Error::Unreachable`] if there is no listener; [`Error::Denied`]
 /// if it is not for this user.
 pub(super) async fn connect(dir: &Path, name: &OsStr) -> Result<UnixStream> {
     let (_open, path) = short_path(dir, name)?;
@@ -60,9 +60,9 @@ pub(super) async fn connect(dir: &Path, name: &OsStr) -> Result<UnixStream> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
             Err(error) => {
                 return Err(match error.kind() {
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => failed("nobody listens"),
-                    // It ended before it took the connection.
-                    io::ErrorKind::ConnectionReset => failed("nobody listens any more"),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => failed("no server listens"),
+                    // It ended before it accepted the connection.
+                    io::ErrorKind::ConnectionReset => failed("the server stopped listening"),
                     io::ErrorKind::PermissionDenied => Error::denied(format!("{} is another user's", shown.display())),
                     _ => Error::io("connecting to", &shown, error),
                 });
@@ -71,8 +71,8 @@ pub(super) async fn connect(dir: &Path, name: &OsStr) -> Result<UnixStream> {
     }
 }
 
-/// Listens at a socket in a directory. The caller makes sure that nobody else does, by a lock: what a dead listener
-/// left is removed.
+/// Listens at a socket in a directory. The caller holds a lock that excludes other listeners: a dead listener's socket
+/// is removed.
 ///
 /// # Errors
 /// [`Error::Refused`] if something else has that name; [`Error::Io`].
@@ -88,14 +88,13 @@ fn remove_stale(path: &Path, shown: &Path) -> Result<()> {
         Ok(found) if found.file_type().is_socket() => {
             fs::remove_file(path).map_err(|error| Error::io("removing", shown, error))
         }
-        Ok(_) => Err(Error::refused(format!("{} is there, and is no socket", shown.display()))),
+        Ok(_) => Err(Error::refused(format!("{} exists and is no socket", shown.display()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("looking at", shown, error)),
     }
 }
 
-/// The mode is set before the name exists (Linux takes it from the unbound socket), so that there is no moment in which
-/// others could connect.
+/// The mode is set before the name exists (Linux takes it from the unbound socket), so that others can never connect.
 fn listen_at(path: &Path) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

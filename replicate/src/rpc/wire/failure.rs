@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use chunkstore::Error;
 use serde::{Deserialize, Serialize};
 
-/// Longest text of an error; longer ones are cut, at both sides.
+/// Longest text of an error; both sides truncate longer ones.
 const TEXT_BYTES_MAX: usize = 8 << 10;
 
-/// An [`Error`] as it travels.
+/// An [`Error`] on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "each variant is the library's error of the same name")]
 pub enum WireError {
@@ -94,7 +94,7 @@ fn cut(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// What another process says is shown on a terminal: it must neither fill nor control it.
+/// Makes another process's text safe for a terminal, which it must neither fill nor control.
 pub fn shown(text: &str) -> String {
     cut(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -14,7 +14,7 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 2 << 20;
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX > STORED_BYTES_MAX + 4096 && FRAME_PAYLOAD_BYTES_MAX > PLAIN_BYTES_MAX);
 const _: () = assert!(FRAME_PAYLOAD_BYTES_MAX > EXTENT_RECORDS_MAX * HEADER_BYTES + 4096);
 
-/// What a frame carries.
+/// The kind of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Kind {
@@ -24,15 +24,15 @@ pub enum Kind {
     Reply = 2,
     /// Records: a request to put them, or part of an answer.
     Records = 3,
-    /// The last frame of an answer that is none: a [`super::WireError`].
+    /// The last frame of a failed request's answer: a [`super::WireError`].
     Error = 4,
-    /// How far a long request is: two numbers, done and total.
+    /// Progress of a long request: two numbers, done and total.
     Progress = 5,
-    /// Part of an answer: a [`super::Reply`] that more follow.
+    /// Part of an answer: a [`super::Reply`] that more frames follow.
     Part = 6,
-    /// Nothing: says that the sender lives.
+    /// Nothing: a keep-alive.
     Ping = 7,
-    /// Full records that deltas in the same answer are against, sent for that alone.
+    /// Full records that deltas in the same answer are encoded against.
     Bases = 8,
 }
 
@@ -45,7 +45,7 @@ impl Kind {
     }
 }
 
-/// The header as it lies on the wire.
+/// The header on the wire.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawHeader {
@@ -62,9 +62,9 @@ const _: () = assert!(size_of::<RawHeader>() == FRAME_HEADER_BYTES);
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What the payload is.
+    /// The kind of the payload.
     pub kind: Kind,
-    /// The request that it makes or belongs to; chosen by the client, 0 for none.
+    /// The number of its request; chosen by the client, 0 for none.
     pub request: u32,
     /// The payload.
     pub payload: Bytes,
@@ -95,7 +95,7 @@ impl Frame {
     }
 }
 
-/// What a header says of the payload that follows.
+/// A decoded header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) kind: Kind,
@@ -107,7 +107,7 @@ impl Head {
     /// Reads a header.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// A description of the problem.
     pub(super) fn decode(bytes: [u8; FRAME_HEADER_BYTES]) -> Result<Self, String> {
         let raw: RawHeader = zerocopy::transmute!(bytes);
         let payload_bytes = raw.payload_bytes.get() as usize;

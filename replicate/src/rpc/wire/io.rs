@@ -1,4 +1,4 @@
-//! Reading and writing frames, with time limits, and counting what passes.
+//! Reads and writes frames, with time limits, and counts bytes.
 
 use std::io;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use super::frame::{FRAME_HEADER_BYTES, Frame, Head, Kind};
 
 const MAGIC: [u8; 8] = *b"VMSTORE\0";
 const PREAMBLE_BYTES: usize = 12;
-/// Within a frame, so much must arrive or be taken in [`STEP_TIME_MAX`].
+/// Within a frame, this many bytes must be transferred in [`STEP_TIME_MAX`].
 const STEP_BYTES: usize = 64 << 10;
-/// A peer that moves less than [`STEP_BYTES`] in this time holds a connection and its buffers for nothing.
+/// A peer that transfers less than [`STEP_BYTES`] in this time blocks a connection and its buffers.
 const STEP_TIME_MAX: Duration = Duration::from_mins(1);
 
-/// Counts what passes through a connection, before encryption.
+/// Counts the bytes of connections, before encryption.
 #[derive(Debug, Default)]
 pub struct Meter {
     sent: Counter,
@@ -64,9 +64,9 @@ impl Meter {
     }
 }
 
-/// A connection that failed: whoever is at the other end may be asked again.
+/// The error for a failed connection: the request may be retried.
 fn lost(error: &io::Error) -> Error {
-    // A client learns only at its first read that a server does not admit its certificate.
+    // A client learns only at its first read that a server refuses its certificate.
     if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) {
         return crate::rpc::tls::connection_error("the other side", error);
     }
@@ -87,7 +87,7 @@ fn broken(what: impl std::fmt::Display) -> Error {
     Error::Unreachable { what: format!("the other side breaks the protocol: {what}") }
 }
 
-/// Sends what every connection begins with: who speaks, and the versions that it knows.
+/// Sends the preamble: the magic bytes, and the versions that this side speaks.
 pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Meter) -> Result<()> {
     let mut bytes = [0; PREAMBLE_BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
@@ -98,7 +98,7 @@ pub async fn write_preamble(stream: &mut (impl AsyncWrite + Unpin), meter: &Mete
     stream.flush().await.map_err(|error| lost(&error))
 }
 
-/// Reads the other side's beginning and returns the newest version that both know.
+/// Reads the other side's preamble and returns the newest version that both speak.
 ///
 /// # Errors
 /// [`Error::Refused`] if there is none; [`Error::Unreachable`] if it is not a vmstore.
@@ -134,11 +134,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { stream, meter }
     }
 
-    /// Reads a frame; `None` where the other side ended the stream between two. Waits for at most `idle_timeout` for it
-    /// to begin. Memory is taken as bytes arrive, not as the header promises.
+    /// Reads a frame; `None` if the other side ended the stream between two. Waits at most `idle_timeout` for its first
+    /// byte. Memory grows with the bytes that arrive, not with the header's length.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if the stream is cut, too slow, or holds no frames.
+    /// [`Error::Unreachable`] if the stream is cut, too slow, or has no valid frame.
     pub async fn read(&mut self, idle_timeout: Duration) -> Result<Option<Frame>> {
         let mut header = [0; FRAME_HEADER_BYTES];
         let first = timeout(idle_timeout, self.stream.read(&mut header)).await.map_err(|_| silent(idle_timeout))?;
@@ -154,7 +154,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(Some(frame))
     }
 
-    /// Reads a payload into room that at most doubles while its bytes arrive, and is not zeroed before.
+    /// Reads a payload into a buffer that at most doubles while bytes arrive, and is not zeroed first.
     async fn payload(&mut self, bytes: usize) -> Result<Bytes> {
         let mut payload = BytesMut::with_capacity(bytes.min(STEP_BYTES));
         while payload.len() < bytes {
@@ -183,10 +183,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         appended.map_err(|error| lost(&error))
     }
 
-    /// Reads a frame that can't be long, as a client's first one.
+    /// Reads a frame that must be short, as a client's first one.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if it is longer, or there is none.
+    /// [`Error::Unreachable`] if it is longer, or the stream ends.
     pub async fn read_short(&mut self, payload_bytes_max: usize) -> Result<Frame> {
         let mut header = [0; FRAME_HEADER_BYTES];
         self.fill(&mut header).await?;
@@ -225,7 +225,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Writes a frame. It may wait in a buffer until [`FrameWriter::flush`].
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if the other side is gone or takes too little.
+    /// [`Error::Unreachable`] if the other side is gone or reads too slowly.
     pub async fn write(&mut self, frame: &Frame) -> Result<()> {
         self.write_step(&frame.header()).await?;
         for step in frame.payload.chunks(STEP_BYTES) {
@@ -240,7 +240,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         written.map_err(|error| lost(&error))
     }
 
-    /// Sends what waits.
+    /// Sends the buffered bytes.
     ///
     /// # Errors
     /// As [`FrameWriter::write`].
@@ -251,7 +251,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     /// Ends the stream.
     pub async fn shutdown(&mut self) {
-        // Nobody is left to tell.
+        // There is no one to report an error to.
         let _ = timeout(STEP_TIME_MAX, self.stream.shutdown()).await;
     }
 }

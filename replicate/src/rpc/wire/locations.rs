@@ -1,4 +1,4 @@
-//! Places of records on the wire, 24 bytes each, all zero where there is none; and room for new ones.
+//! Locations of records on the wire, 24 bytes each, all zero for none; and extents for new records.
 
 use chunkstore::format::{Codec, Kind, PackId, check_lengths};
 use chunkstore::pack::{Class, Extent, RecordLocation};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::IDS_MAX;
 use super::packed::chunked;
 
-/// Bytes of a place.
+/// Bytes of a location.
 pub const LOCATION_BYTES: usize = 24;
 // Offsets. All numbers are little-endian; two bytes are reserved.
 const NUMBER: usize = 0;
@@ -19,16 +19,16 @@ const PLAIN_BYTES: usize = 16;
 const KIND: usize = 20;
 const CODEC: usize = 21;
 
-/// Where a record lies. A hint: whoever reads there checks what it finds.
+/// Where a record lies. A hint: the reader checks the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Located {
     /// The name of the pack.
     pub pack: PackId,
-    /// The place in it; the ordinal does not travel.
+    /// The location in it; the ordinal is not sent.
     pub location: RecordLocation,
 }
 
-/// Extent in a pack that the owner is writing ([`Extent`]).
+/// An extent in a pack that the owner is writing ([`Extent`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReservedExtent {
     number: u32,
@@ -87,13 +87,13 @@ impl Located {
         bytes
     }
 
-    /// Reads a place. Its lengths are those that a record can have.
+    /// Decodes a location. Its lengths are checked against a record's limits.
     fn decode(bytes: &[u8; LOCATION_BYTES]) -> Result<Self, String> {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (stored_bytes, plain_bytes) = (word(STORED_BYTES), word(PLAIN_BYTES));
         check_lengths(plain_bytes, stored_bytes)?;
-        let kind = Kind::from_number(bytes[KIND]).ok_or("a place of an unknown kind of record")?;
-        let codec = Codec::from_number(bytes[CODEC]).ok_or("a place of an unknown codec")?;
+        let kind = Kind::from_number(bytes[KIND]).ok_or("a location of an unknown kind of record")?;
+        let codec = Codec::from_number(bytes[CODEC]).ok_or("a location with an unknown codec")?;
         let pack = PackId { number: word(NUMBER), tag: word(TAG) };
         let offset = word(OFFSET);
         Ok(Self {
@@ -145,7 +145,8 @@ mod tests {
         assert_eq!(Reply::from_bytes(&bytes).as_ref(), Ok(&reply));
         let first = bytes.len() - 3 * LOCATION_BYTES;
         let second = first + LOCATION_BYTES;
-        // Where, and what no place has there: more bytes than a record, a kind, a codec, a beginning of a place.
+        // Offsets, and a byte that no location has there: too many bytes, an unknown kind or codec, the start of a
+        // location.
         for (at, byte) in [(second + STORED_BYTES + 3, 1), (second + PLAIN_BYTES + 3, 1), (second + KIND, 9)]
             .into_iter()
             .chain([(second + CODEC, 9), (first + NUMBER, 1)])

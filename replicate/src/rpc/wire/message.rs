@@ -1,4 +1,4 @@
-//! Control messages, encoded by postcard; ids travel as plain bytes.
+//! Control messages, encoded by postcard; ids are sent as plain bytes.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use super::packed::{Bits, Ids, Prefixes, as_bytes};
 pub struct Hello {
     /// The client's program and version, for messages.
     pub program: String,
-    /// Its token, where it needs one.
+    /// Its token, if it needs one.
     pub token: Option<String>,
 }
 
@@ -32,19 +32,19 @@ pub struct Welcome {
     pub program: String,
     /// The store's id.
     pub store_id: String,
-    /// Least bytes of a chunk, then on average, most, and the least run of zeros: fixed for the store.
+    /// The minimum, average and maximum bytes of a chunk, and the shortest run of zeros: fixed for the store.
     pub chunk_params: [u32; 4],
-    /// How hard the store compresses.
+    /// The store's compression level.
     pub zstd_level: i32,
-    /// What the client may do, in words.
+    /// The client's role, in words.
     pub role: String,
 }
 
-/// A session to write or to read in, as the client of one connection numbers it.
+/// A session to write or to read in; the number that the client of one connection chose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct SessionId(pub u32);
 
-/// Lets another connection take part in a session.
+/// Lets another connection join a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionSecret(pub [u8; 16]);
 
@@ -54,18 +54,18 @@ impl fmt::Debug for SessionSecret {
     }
 }
 
-/// What a session is for.
+/// The purpose of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Purpose {
     /// To ingest: the client made the records itself.
     Ingest,
-    /// To receive what another store has: every record is verified.
+    /// To receive snapshots of another store: every record is verified.
     Receive,
-    /// To read a snapshot, which gc leaves alone meanwhile.
+    /// To read a snapshot, which gc keeps meanwhile.
     Read,
 }
 
-/// In which form records are wanted.
+/// The requested form of records.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Fetch {
     /// As stored, perhaps as deltas.
@@ -76,23 +76,23 @@ pub enum Fetch {
     Whole,
 }
 
-/// What a client asks for. New variants are only added at the end.
+/// A client's request. New variants are only added at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Begins a session that protects a snapshot: the parent of what is written, or what is read.
+    /// Begins a session that protects a snapshot: the parent of a new one, or the one to read.
     Begin {
         /// The client's number for it.
         session: SessionId,
-        /// What it is for.
+        /// Its purpose.
         purpose: Purpose,
         /// The snapshot's name.
         snapshot: Option<String>,
     },
-    /// Takes part in a session of another connection.
+    /// Joins a session of another connection.
     Attach {
         /// This connection's number for it.
         session: SessionId,
-        /// As the session's [`Reply::Begun`] had it.
+        /// From the session's [`Reply::Begun`].
         secret: SessionSecret,
     },
     /// Ends a session without publishing.
@@ -100,20 +100,20 @@ pub enum Request {
         /// Which.
         session: SessionId,
     },
-    /// Asks which records the store lacks, and takes them on.
+    /// Claims the records that the store lacks.
     Claim {
         /// On whose behalf.
         session: SessionId,
         /// Which records.
         ids: Ids,
     },
-    /// Asks again for those records of this connection's claims that were [`Claim::Elsewhere`]. Answered when some of
-    /// them are decided, or after a while.
+    /// Asks for the outcome of this connection's claims that were [`Claim::Elsewhere`]. Answered when some are decided,
+    /// or after a while.
     Await {
         /// On whose behalf.
         session: SessionId,
     },
-    /// Asks which records can be bases: there, whole and sound.
+    /// Asks which records can be bases: present, full and undamaged.
     Full {
         /// Which.
         ids: Ids,
@@ -122,16 +122,16 @@ pub enum Request {
     Bases {
         /// On whose behalf.
         session: SessionId,
-        /// What they resemble.
+        /// The records or sketches that they resemble.
         like: Vec<Resemblance>,
     },
-    /// Publishes a snapshot whose records are all there.
+    /// Publishes a snapshot whose records are all present.
     Publish {
         /// The session that put them; it ends.
         session: SessionId,
         /// The snapshot's entry, as its maker encoded it.
         entry: Vec<u8>,
-        /// What an ingest reports of itself, as JSON.
+        /// The report of an ingest, as JSON.
         report: Option<Vec<u8>>,
     },
     /// Asks for records.
@@ -143,21 +143,21 @@ pub enum Request {
     },
     /// Asks which snapshots the store lacks.
     Lacks {
-        /// Beginnings of their entries' ids.
+        /// The first bytes of their entries' ids.
         prefixes: Prefixes,
     },
     /// Asks for the snapshots that the client lacks.
     Select {
         /// Of which images or single snapshots.
         names: Names,
-        /// Beginnings of the ids of the entries that the client has.
+        /// The first bytes of the ids of the entries that the client has.
         have: Prefixes,
     },
-    /// Has the store's owner do something.
+    /// Runs a job at the store's owner.
     Do(Job),
-    /// Asks the owner to end when its clients have gone, and to take no new ones.
+    /// Asks the owner to accept no new clients, and to end once all are gone.
     Leave,
-    /// Asks where records lie, to read them beside the owner.
+    /// Asks where records lie, to read them from the packs' files.
     Locate {
         /// Which.
         ids: Ids,
@@ -166,25 +166,25 @@ pub enum Request {
     BaseIds {
         /// On whose behalf.
         session: SessionId,
-        /// What they resemble.
+        /// The records or sketches that they resemble.
         like: Vec<Resemblance>,
     },
-    /// Publishes a snapshot of which nothing need be here.
+    /// Publishes a snapshot of which nothing need be present.
     PublishPartial {
         /// The snapshot's entry, as its maker encoded it.
         entry: Vec<u8>,
     },
-    /// Makes all durable and readable that a session has put.
+    /// Makes the records of a session durable and readable.
     Flush {
         /// Which.
         session: SessionId,
     },
-    /// Asks which records are there.
+    /// Asks which records are present.
     Has {
         /// Which.
         ids: Ids,
     },
-    /// Reports records that could not be read. Asks which of them can't be.
+    /// Reports records that could not be read. Asks which of them the owner can't read either.
     Suspect {
         /// Which.
         ids: Ids,
@@ -193,26 +193,26 @@ pub enum Request {
     BootOrder {
         /// The snapshot's name.
         snapshot: String,
-        /// Whether that of another night of the image will do.
+        /// Whether another snapshot of the image will do.
         or_nearest: bool,
     },
-    /// Keeps such an order with a snapshot.
+    /// Stores a snapshot's boot order.
     PutBootOrder {
         /// The snapshot's name.
         snapshot: String,
         /// The order's file.
         order: Vec<u8>,
     },
-    /// Asks for room in a pack, to write records into its file beside the owner.
+    /// Reserves an extent in a pack, to write records into its file directly.
     Reserve {
         /// On whose behalf.
         session: SessionId,
         /// The class of the records.
         class: u8,
-        /// How much they take.
+        /// Their bytes.
         bytes: u32,
     },
-    /// Puts records that fill such room.
+    /// Adds records that the client wrote into such an extent.
     AppendWritten {
         /// Into which session.
         session: SessionId,
@@ -232,7 +232,7 @@ pub enum Request {
     },
 }
 
-/// What a new record is like.
+/// A record or sketch that a new record resembles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resemblance {
     /// This record.
@@ -241,17 +241,17 @@ pub enum Resemblance {
     Sketch(u32),
 }
 
-/// Work on a whole store. Its report is JSON.
+/// A job on a whole store. Its report is JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Job {
-    /// Frees what no snapshot needs.
+    /// Frees records that no snapshot needs.
     Collect {
-        /// Only tells what would be freed.
+        /// Only reports what would be freed.
         dry_run: bool,
         /// Threads.
         threads: u32,
     },
-    /// Verifies everything, or what some snapshots need.
+    /// Verifies everything, or the records that some snapshots need.
     Verify {
         /// Which.
         snapshots: Vec<String>,
@@ -279,17 +279,17 @@ pub enum Job {
     Release {
         /// Which.
         snapshot: String,
-        /// From what it was held for; from everything if not given.
+        /// The reason of the hold; all holds if not given.
         reason: Option<String>,
     },
-    /// Counts how much of a partial snapshot is here, and notes it.
+    /// Counts how much of a partial snapshot is present, and stores the result.
     NotePresence {
         /// Which.
         snapshot: String,
     },
-    /// Mends what is damaged, as far as the store can by itself.
+    /// Repairs damage, as far as the store can by itself.
     Repair {
-        /// Only tells what would be done.
+        /// Only reports what would be done.
         dry_run: bool,
         /// Threads.
         threads: u32,
@@ -305,25 +305,25 @@ pub enum Names {
     All,
     /// Those of an image.
     Image(String),
-    /// The ones that these selectors mean, such as `web01@latest`.
+    /// Those that these selectors match, such as `web01@latest`.
     Selectors(Vec<String>),
 }
 
 /// An answer. New variants are only added at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// It is done.
+    /// Done.
     Done,
     /// A session began.
     Begun {
-        /// For other connections that shall take part.
+        /// For other connections to join.
         secret: SessionSecret,
         /// Whether chunks that the parent has need not be claimed.
         trusts_parent: bool,
     },
-    /// One byte a record: what a claim came to.
+    /// One byte a record: the result of a claim.
     Claims(#[serde(with = "as_bytes")] Vec<u8>),
-    /// Of records that were elsewhere: the claim's request, the position in it, and what it came to.
+    /// Of records that others had claimed: the claim's request, the position in it, and the result.
     Decided(Vec<(u32, u32, u8)>),
     /// One bit for each that was asked for.
     Bits(Bits),
@@ -347,24 +347,24 @@ pub enum Reply {
     },
     /// A job's report, as JSON, or the answer of a family.
     Report(#[serde(with = "as_bytes")] Vec<u8>),
-    /// Where records lie: the place of each that was asked for, if it can be read.
+    /// The location of each requested record, if it can be read.
     Locations(Locations),
     /// Bases that the client reads itself.
     BaseIds {
         /// Their ids.
         ids: Vec<Option<[u8; 32]>>,
-        /// Where those lie that there are, in their order.
+        /// The locations of those that exist, in their order.
         locations: Locations,
     },
     /// The file of a boot order, if there is one.
     BootOrder(Option<Vec<u8>>),
-    /// Extent that is the session's to write to.
+    /// An extent that the session may write to.
     Reserved(ReservedExtent),
     /// Whether the written records were added: the owner may have sealed their pack.
     Appended(bool),
 }
 
-/// A stream of messages of one type.
+/// A message with an encoding.
 pub trait ForStream: Serialize + DeserializeOwned {
     /// The message's bytes.
     fn to_bytes(&self) -> Vec<u8> {
@@ -374,7 +374,7 @@ pub trait ForStream: Serialize + DeserializeOwned {
     /// Reads a message.
     ///
     /// # Errors
-    /// What is wrong, in words; also if bytes are left over.
+    /// A description of the problem; also if bytes are left over.
     fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         match postcard::take_from_bytes(bytes) {
             Ok((message, [])) => Ok(message),
@@ -391,7 +391,7 @@ impl ForStream for Reply {}
 impl ForStream for super::WireError {}
 impl ForStream for (u64, u64) {}
 
-/// Claims as they travel.
+/// Encodes claims.
 pub fn claims_to_bytes(claims: &[Claim]) -> Vec<u8> {
     let number = |claim: &Claim| match claim {
         Claim::Present => 0,
@@ -405,7 +405,7 @@ pub fn claims_to_bytes(claims: &[Claim]) -> Vec<u8> {
 /// Reads claims.
 ///
 /// # Errors
-/// If there is an unknown one.
+/// If one is unknown.
 pub fn claims_from_bytes(bytes: &[u8]) -> Result<Vec<Claim>, String> {
     let claim = |byte: &u8| match byte {
         0 => Ok(Claim::Present),

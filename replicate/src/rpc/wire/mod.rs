@@ -1,7 +1,7 @@
-//! The bytes between two programs: a hand-shake, then frames in both directions. PROTOCOL.md describes every byte.
+//! The bytes between two programs: a handshake, then frames in both directions. PROTOCOL.md describes every byte.
 //!
 //! Nothing here touches a store or decides what is allowed. All input is hostile: a length is checked against its limit
-//! before anything is allocated, and what is left over after a message is an error.
+//! before anything is allocated, and bytes left over after a message are an error.
 
 mod failure;
 mod frame;
@@ -32,5 +32,5 @@ pub(crate) const FAMILY_VERSION: u16 = 2;
 pub const FAMILY_BODY_BYTES_MAX: usize = 1 << 20;
 /// Most ids in one request.
 pub const IDS_MAX: usize = 8192;
-/// Bytes of an entry's id that name a snapshot when two sites compare what they have.
+/// Bytes of an entry's id that identify a snapshot when two sites compare theirs.
 pub const ENTRY_PREFIX_BYTES: usize = 12;

@@ -1,4 +1,4 @@
-//! Lists that travel as one byte string: ids, prefixes of ids, bits.
+//! Lists that are encoded as one byte string: ids, prefixes of ids, bits.
 
 use chunkstore::format::RecordId;
 use serde::de::Error as _;
@@ -10,11 +10,11 @@ use super::{ENTRY_PREFIX_BYTES, IDS_MAX};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ids(pub Vec<RecordId>);
 
-/// Beginnings of entries' ids.
+/// The first bytes of entries' ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prefixes(pub Vec<[u8; ENTRY_PREFIX_BYTES]>);
 
-/// Bits, the first in the lowest place of the first byte.
+/// Bits, the first one in the least significant bit of the first byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bits(Vec<u8>);
 
@@ -32,7 +32,7 @@ impl FromIterator<bool> for Bits {
 }
 
 impl Bits {
-    /// Whether the bit is set; those that were not sent are not.
+    /// Whether the bit is set; bits that were not sent are not.
     pub fn has(&self, at: usize) -> bool {
         self.0.get(at / 8).is_some_and(|byte| byte & 1 << (at % 8) != 0)
     }

@@ -1,4 +1,4 @@
-//! Records on the wire: as they lie in packs, one after another, header and payload. They never pass through serde.
+//! Records on the wire: header and payload, one after another, as in packs. They never pass through serde.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chunkstore::format::{HEADER_BYTES, Header, Record};
@@ -30,7 +30,7 @@ impl RecordBatch {
         Self { bytes, records: 0 }
     }
 
-    /// Adds a record. A batch that is not full has room for any.
+    /// Adds a record. Any record fits into a batch that is not full.
     pub fn push(&mut self, record: &Record) {
         self.bytes.put_slice(&record.header.encode());
         self.bytes.put_slice(&record.payload);
@@ -62,10 +62,10 @@ pub(crate) fn split_session(payload: &Bytes) -> Result<(SessionId, Bytes), Strin
     Ok((SessionId(u32::from_le_bytes(*session)), payload.slice(SESSION_BYTES..)))
 }
 
-/// The records of a payload. Each matches the checksums of its header, and nothing else is known of it.
+/// The records of a payload. Each matches the checksums of its header; nothing else is verified.
 ///
 /// # Errors
-/// What is wrong with the first that is.
+/// The problem of the first invalid one.
 pub fn records_of(payload: &[u8]) -> Result<Vec<Record>, String> {
     let mut records = Vec::new();
     let mut rest = payload;
@@ -90,7 +90,7 @@ pub fn headers_to_bytes(headers: &[Header]) -> Vec<u8> {
 /// Reads headers that lie one after another.
 ///
 /// # Errors
-/// What is wrong with the first that is.
+/// The problem of the first invalid one.
 pub fn headers_from_bytes(bytes: &[u8]) -> Result<Vec<Header>, String> {
     bytes.chunks(HEADER_BYTES).map(|header| Header::decode(header).map_err(String::from)).collect()
 }
@@ -127,7 +127,8 @@ mod tests {
         for len in (1..bytes.len()).filter(|len| len % HEADER_BYTES != 0) {
             assert!(headers_from_bytes(&bytes[..len]).is_err(), "headers cut at {len}");
         }
-        // Bytes 6 of the headers are flags that may be ignored, and the last four are reserved; all are in the checksum.
+        // Bytes 6 of the headers are flags that may be ignored, and the last four are reserved; all are in the
+        // checksum.
         for bit in 0..payload.len() * 8 {
             let mut flipped = payload.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);
