@@ -88,8 +88,8 @@ impl CloneDisk {
     /// be called by a task.
     ///
     /// # Errors
-    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`Error::Refused`] if there is such a snapshot; what
-    /// the ingest returns. Nothing that was written is lost then, and the clone can be committed again.
+    /// [`chunkstore::Error::Busy`] if a commit of this clone runs; [`chunkstore::Error::Refused`] if there is such a
+    /// snapshot; what the ingest returns. Nothing that was written is lost then, and the clone can be committed again.
     pub fn commit(&self, publisher: &dyn Publisher, options: &CommitOptions, progress: &Progress) -> Result<Committed> {
         self.shared.commit(publisher, options, progress)
     }
