@@ -1,4 +1,4 @@
-//! What the view shows as a file: a snapshot, which only is read, or a clone, which is written, too.
+//! A disk: a snapshot, which can only be read, or a clone, which can be written, too.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Disk {
     /// Fills `buf` from `offset`; the caller keeps within the size.
     ///
     /// # Errors
-    /// If something can't be had, or is damaged.
+    /// If something is missing or damaged.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         match self {
             Self::Snapshot(disk) => disk.read(buf, offset).await,

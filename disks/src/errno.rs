@@ -1,11 +1,11 @@
-//! The one place where an error becomes what a system call fails with.
+//! The one mapping of errors to errno.
 
 use std::io;
 
 use chunkstore::Error;
 use rustix::io::Errno;
 
-/// What failed.
+/// The kind of operation that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Of {
     /// Finding or opening a file by its name.
@@ -14,10 +14,10 @@ pub enum Of {
     Data,
 }
 
-/// What the caller of a system call is told.
+/// The errno of a system call that failed with this error.
 pub fn errno(of: Of, error: &Error) -> Errno {
     match error {
-        // In an open file, what is not found is a part of it.
+        // In an open file, a missing part is an I/O error.
         Error::NotFound { .. } if of == Of::Name => Errno::NOENT,
         Error::Busy { .. } => Errno::BUSY,
         Error::Refused { .. } => Errno::PERM,

@@ -1,11 +1,11 @@
-//! Which snapshots there are to see: those of the local catalog, and where there is an upstream, its too.
+//! The snapshots that can be opened: those of the local catalog and, with an upstream, those of the far store.
 
 use std::path::PathBuf;
 
 use chunkstore::Result;
 use chunkstore::catalog::{Catalog, ImageName, Lease, Snapshot, SnapshotName};
 
-/// Lists and opens snapshots. Calls return soon.
+/// Lists and opens snapshots. Calls return quickly.
 pub trait Names: Send + Sync {
     /// All images, in order.
     fn images(&self) -> Result<Vec<ImageName>>;
@@ -16,15 +16,15 @@ pub trait Names: Send + Sync {
     /// Reads one.
     fn read(&self, name: &SnapshotName) -> Result<Snapshot>;
 
-    /// Reads one and keeps gc from it until the lease is dropped.
+    /// Reads one and protects it from gc until the lease is dropped.
     fn open(&self, name: &SnapshotName) -> Result<Opened>;
 }
 
-/// A snapshot that is in use.
+/// An open snapshot.
 pub struct Opened {
-    /// What it is.
+    /// The snapshot.
     pub snapshot: Snapshot,
-    /// Keeps it; none where nothing of it is here.
+    /// Protects it from gc; none where nothing of it is here.
     pub lease: Option<Lease>,
 }
 

@@ -1,7 +1,7 @@
 //! A panic in the code of one disk fails that disk, and nothing else.
 //!
-//! What a panic has interrupted may be half changed, so each later call on that clone or snapshot fails with EIO until
-//! it is opened again. Locks that hold the state of one disk stay poisoned ([`lock`]). Locks over caches and queues are
+//! A panic may leave state half changed, so each later call on that clone or snapshot fails with EIO until it is opened
+//! again. Locks that hold the state of one disk stay poisoned ([`lock`]). Locks over caches and queues are
 //! `parking_lot`'s: a panic leaves nothing half changed there, and all other disks still need them.
 
 use std::future::poll_fn;
@@ -19,13 +19,13 @@ pub(crate) const POISONED: &str = "a panic has interrupted a change of this disk
 
 /// Whether a panic has interrupted a call on a disk.
 pub(crate) struct Poison {
-    /// What logs and errors call the disk.
+    /// Name of the disk in logs and errors.
     name: String,
     is_set: AtomicBool,
 }
 
 impl Poison {
-    /// That of a disk of this name, not set.
+    /// For a disk of this name; not set.
     pub(crate) fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), is_set: AtomicBool::new(false) }
     }

@@ -1,4 +1,4 @@
-//! What a mount counts: cheap to note, and a picture of it for `vmfs status`.
+//! The counters of a mount, and a picture of them for `vmfs status`.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! What `stat` and `getxattr` say of a node.
+//! Attributes of nodes, for `stat` and `getxattr`.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,13 @@ use fuser::{FileAttr, FileType, INodeNo};
 use crate::inodes::{Inode, Node, SnapshotFile};
 use crate::namespace::{Namespace, target};
 
-/// What does not change is asked for again after this.
+/// Time to live of what does not change.
 const LONG: Duration = Duration::from_hours(1);
 /// How long the kernel may show what has changed since.
 pub(crate) const SHORT: Duration = Duration::from_secs(1);
-/// What `stat` counts in.
+/// Block size of `stat`.
 const BLOCK_BYTES: u64 = 512;
-/// What readers had best ask for.
+/// Preferred size of reads.
 const PREFERRED_BYTES: u32 = 64 << 10;
 const XATTR_PREFIX: &str = "user.vmstore.";
 
@@ -26,7 +26,7 @@ pub(crate) struct Attributes {
     pub(crate) entry_ttl: Duration,
 }
 
-/// What differs between nodes.
+/// Attributes that differ between nodes.
 struct Shape {
     kind: FileType,
     perm: u16,
@@ -39,7 +39,7 @@ struct Shape {
 }
 
 impl Namespace {
-    /// What `stat` says.
+    /// The attributes of a node.
     ///
     /// # Errors
     /// If the node is gone, or what it shows can't be read.

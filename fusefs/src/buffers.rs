@@ -1,4 +1,4 @@
-//! Memory for what is read, used again: fresh memory of a large read costs as much in page faults as the rest of it.
+//! Reusable buffers for reads: fresh memory of a large read costs as much in page faults as the rest of the read.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};

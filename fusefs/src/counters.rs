@@ -1,4 +1,4 @@
-//! What the view counts of the requests that it answers.
+//! Counters of the requests that the mount answers.
 
 use chunkstore::metrics::{Counter, Description, Metrics, Unit};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! The requests of the kernel that take more than one step.
+//! The kernel's requests that take more than one step.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -23,7 +23,7 @@ impl Shared {
         newest.map(|name| target(&name)).ok_or(Errno::ENOENT)
     }
 
-    /// What an attempt to change a node's name, owner, mode, times or attributes fails with.
+    /// The error of an attempt to change a node's name, owner, mode, times or attributes.
     pub(crate) fn unchangeable(&self, number: u64) -> Errno {
         match self.inode(number).map(|inode| Arc::clone(&inode.node)).as_deref() {
             Ok(Node::Clones | Node::Clone(_)) => Errno::EPERM,
@@ -98,7 +98,7 @@ impl Shared {
         };
         let (shared, range) = (Arc::clone(self), 0..clone.size_bytes());
         self.work(&open, Task { verb: SYNC, range }, async move { clone.sync().await }, move |_| {
-            // A failure was logged; nobody waits to be told of it.
+            // A failure was logged; no caller waits for it.
             shared.handles.remove(handle);
             then();
         });
@@ -115,7 +115,7 @@ impl Shared {
         match mode & !libc::FALLOC_FL_KEEP_SIZE {
             libc::FALLOC_FL_PUNCH_HOLE if keeps_size => {}
             libc::FALLOC_FL_ZERO_RANGE => {}
-            // What is written takes space when it is written; none can be promised before.
+            // Space is taken when data is written; none can be reserved before.
             _ => return reply.error(Errno::EOPNOTSUPP),
         }
         let work = async move {
@@ -205,7 +205,7 @@ impl Shared {
         reply: &mut ReplyDirectoryPlus,
     ) {
         for (at, name) in [".", ".."].into_iter().enumerate().skip(offset as usize) {
-            // The kernel does not remember these two, nor is it told of them.
+            // The kernel keeps no look-ups for these two.
             let Ok(own) = self.namespace.attributes(inode) else { return };
             if reply.add(INodeNo(inode.number), at as u64 + 1, name, &SHORT, &own.attr, Generation(0)) {
                 return;
@@ -252,7 +252,7 @@ impl Shared {
     }
 }
 
-/// What became of a line of a directory.
+/// Result of adding an entry to a reply.
 #[derive(PartialEq, Eq)]
 enum Added {
     Listed,

@@ -28,7 +28,7 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 const CONGESTED_AT: u16 = 48;
 
-/// What the kernel is told that this file system can do, where the kernel can, too.
+/// Capabilities to negotiate with the kernel.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
@@ -49,7 +49,7 @@ impl MountService {
 impl Filesystem for MountService {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let can = WANTED & config.capabilities();
-        // What was left out of them are those that it lacks.
+        // Only capabilities that the kernel has are requested.
         let _ = config.add_capabilities(can);
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);

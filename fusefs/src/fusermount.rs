@@ -1,4 +1,4 @@
-//! Mounting and unmounting for those who are not root: the program `fusermount3` may, and hands over the connection.
+//! Mounting and unmounting without root, by the program `fusermount3`, which hands over the connection.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,12 +15,12 @@ const PROGRAM: &str = "fusermount3";
 /// Tells the program where to send the connection.
 const SOCKET_VARIABLE: &str = "_FUSE_COMMFD";
 
-/// What came of an attempt to unmount.
+/// Result of an attempt to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmounted {
     /// It is gone.
     Gone,
-    /// Somebody uses it.
+    /// It is in use.
     Busy,
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd> {
     }
 }
 
-/// Unmounts; if `lazily`, also what somebody uses.
+/// Unmounts; if `lazily`, even while in use.
 ///
 /// # Errors
 /// If there is no such program, or it refuses.

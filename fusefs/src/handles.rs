@@ -1,4 +1,4 @@
-//! What is open: disks, directories with the listing that their reader goes through, and the status file.
+//! Open handles: disks, directories with the listing that is being read, and the status file.
 
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use crate::inodes::Inode;
 use crate::namespace::DirectoryEntry;
 use crate::open_disk::OpenDisk;
 
-/// What a handle of the kernel stands for.
+/// The object of a handle.
 #[derive(Clone)]
 pub(crate) enum Handle {
     /// A disk, and the inode that it was opened by.
@@ -28,19 +28,19 @@ pub(crate) struct Handles {
 }
 
 impl Handles {
-    /// Gives a handle out.
+    /// Adds a handle.
     pub(crate) fn add(&self, handle: Handle) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         self.open.write().insert(number, handle);
         number
     }
 
-    /// What a handle stands for.
+    /// The object of a handle.
     pub(crate) fn get(&self, number: u64) -> Option<Handle> {
         self.open.read().get(&number).cloned()
     }
 
-    /// Takes a handle back. A disk is closed, if this was its last, before anyone can open it again.
+    /// Removes a handle. The last one of a disk closes it before it can be opened again.
     pub(crate) fn remove(&self, number: u64) {
         let removed = self.open.write().remove(&number);
         if let Some(Handle::Disk(disk, inode)) = removed {

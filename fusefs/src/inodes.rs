@@ -19,7 +19,7 @@ pub(crate) const ROOT: u64 = 1;
 /// Numbers below are those of what is always there.
 const FIRST: u64 = 16;
 
-/// What a file or directory of the view shows.
+/// A file or directory of the mount.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Node {
     /// The mount's root.
@@ -44,7 +44,7 @@ pub(crate) enum Node {
     Clone(String),
 }
 
-/// What is known of a snapshot without opening it.
+/// A snapshot's attributes, known without opening it.
 #[derive(Debug)]
 pub(crate) struct SnapshotFile {
     pub(crate) name: SnapshotName,
@@ -58,7 +58,7 @@ pub(crate) struct SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// That of a snapshot.
+    /// The file of a snapshot.
     pub(crate) fn of(snapshot: &Snapshot) -> Self {
         let counted = snapshot.state.ingest.as_ref().map(|report| report.data_bytes);
         Self {
@@ -91,7 +91,7 @@ impl Hash for SnapshotFile {
 pub(crate) struct Inode {
     pub(crate) number: u64,
     pub(crate) node: Arc<Node>,
-    /// Its disk while somebody has it open. Locked while it is opened and while it may be closed.
+    /// Its disk while it is open. Locked while it is opened and while it may be closed.
     disk: Mutex<Weak<OpenDisk>>,
 }
 
@@ -106,7 +106,7 @@ impl Inode {
     }
 }
 
-/// All that the kernel knows.
+/// All inodes that the kernel knows.
 pub(crate) struct Inodes(Mutex<Known>);
 
 struct Known {
@@ -115,7 +115,7 @@ struct Known {
     by_node: HashMap<Arc<Node>, u64>,
 }
 
-/// An inode, and how many times the kernel was told of it.
+/// An inode and its look-ups.
 struct Counted {
     inode: Arc<Inode>,
     lookups: u64,
@@ -138,7 +138,7 @@ impl Inodes {
         self.lock().by_number.get(&number).map(|counted| Arc::clone(&counted.inode))
     }
 
-    /// The inode of a node that the kernel is about to be told of.
+    /// The inode of a node, for a reply: counts a look-up.
     pub(crate) fn told(&self, node: Node) -> Arc<Inode> {
         let mut known = self.lock();
         let number = known.by_node.get(&node).copied().unwrap_or_else(|| known.add(Arc::new(node)));
@@ -147,7 +147,7 @@ impl Inodes {
         Arc::clone(&counted.inode)
     }
 
-    /// The kernel has forgotten what it was told, so many times.
+    /// The kernel has dropped so many look-ups.
     pub(crate) fn forget(&self, number: u64, times: u64) {
         let mut known = self.lock();
         let Some(counted) = known.by_number.get_mut(&number) else { return };

@@ -22,7 +22,7 @@ const DEVICE: &str = "/dev/fuse";
 pub struct MountOptions {
     /// An empty directory.
     pub mountpoint: PathBuf,
-    /// Whether other users may look into it, too.
+    /// Whether other users have access.
     pub allow_other: bool,
     /// Whether the directory may hold files, which are not seen then.
     pub allow_nonempty: bool,
@@ -66,7 +66,7 @@ impl Mounted {
         &self.mount
     }
 
-    /// Waits until it is unmounted, whoever does that, and makes what was written durable.
+    /// Waits until it is unmounted, and makes all writes durable.
     ///
     /// # Errors
     /// If serving failed, or a clone can't be synced.
@@ -77,7 +77,7 @@ impl Mounted {
     }
 }
 
-/// Sees whether a view can be mounted there; returns where that is.
+/// Checks that a view can be mounted there; returns the resolved path.
 fn check(options: &MountOptions, store: &Path) -> Result<PathBuf> {
     let shown = options.mountpoint.display();
     let mountpoint = mounts::locate(&options.mountpoint).map_err(|_| Error::not_found(format!("directory {shown}")))?;
@@ -127,7 +127,7 @@ fn connect(mountpoint: &Path, store: &Path, options: &MountOptions) -> Result<Ow
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::not_found(format!("{DEVICE} (`modprobe fuse` may help)")));
         }
-        // Who may not open it may still ask the program for it.
+        // Without access to the device, the program may still mount.
         Err(_) => return by_program(mountpoint, store, options),
         Ok(connection) => OwnedFd::from(connection),
     };
@@ -160,7 +160,7 @@ fn serve(view: MountService, connection: OwnedFd, threads: usize) -> io::Result<
     let mut config = Config::default();
     config.n_threads = Some(threads.max(1));
     config.clone_fd = true;
-    // The kernel lets in whom the mount's options name.
+    // The kernel enforces the mount's options.
     let session = Session::from_fd(view, connection, SessionACL::All, config)?;
     thread::Builder::new().name("vmfs".to_owned()).spawn(move || session.run())
 }

@@ -12,7 +12,7 @@ use rustix::mount::UnmountFlags;
 use crate::fusermount;
 pub use crate::fusermount::Unmounted;
 
-/// What `mount` and the kernel call a mounted view.
+/// The type of a mounted view in `/proc/self/mountinfo`.
 pub const TYPE: &str = "fuse.vmfs";
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 /// Symbolic links that a path may go through at its end.
@@ -27,12 +27,12 @@ pub struct Mount {
     pub device: String,
     /// The kind of file system.
     pub kind: String,
-    /// What is mounted: a view's store.
+    /// The source: a view's store.
     pub source: PathBuf,
 }
 
 impl Mount {
-    /// Unmounts, unless somebody uses it.
+    /// Unmounts, unless it is in use.
     ///
     /// # Errors
     /// If that is not allowed, or fails.
@@ -103,7 +103,7 @@ pub fn views() -> Result<Vec<Mount>> {
     Ok(all()?.into_iter().filter(|mount| mount.kind == TYPE).collect())
 }
 
-/// What is mounted on `path` itself, on top of whatever lies below.
+/// The topmost mount on `path` itself.
 ///
 /// # Errors
 /// If the path or the mounts can't be read.
@@ -116,7 +116,7 @@ pub fn at(path: &Path) -> Result<Option<Mount>> {
 ///
 /// # Errors
 /// If its directory does not exist.
-pub fn locate(path: &Path) -> Result<PathBuf> {
+pub(crate) fn locate(path: &Path) -> Result<PathBuf> {
     let failed = |error| Error::io("finding", path, error);
     let mut path_now = std::path::absolute(path).map_err(failed)?;
     for _ in 0..LINKS_MAX {
@@ -139,7 +139,7 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
 /// # Errors
 /// [`Error::Refused`].
 pub fn refuse_on_view(path: &Path, what: &str) -> Result<()> {
-    // What is not there yet lies where the first directory above it lies.
+    // A path that does not exist yet belongs to its first existing parent.
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let Some(metadata) = absolute.ancestors().find_map(|path| fs::metadata(path).ok()) else { return Ok(()) };
     let device = format!("{}:{}", rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));

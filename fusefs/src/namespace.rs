@@ -1,4 +1,4 @@
-//! What the view's directories hold, asked anew at every look: snapshots come and go while it is mounted.
+//! The content of the mount's directories, read anew at each look-up: snapshots come and go while it is mounted.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ pub(crate) const HIDDEN: &str = ".vmfs";
 /// The file in it.
 pub(crate) const STATUS: &str = "status.json";
 
-/// Where everything that is shown comes from.
+/// The directories of a mount and their sources.
 pub(crate) struct Namespace {
     pub(crate) names: Arc<dyn Names>,
     pub(crate) clones: Arc<Clones>,
@@ -36,14 +36,14 @@ pub(crate) struct Namespace {
     pub(crate) started: SystemTime,
 }
 
-/// A line of a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryEntry {
     pub(crate) name: String,
     target: EntryTarget,
 }
 
-/// What a line leads to: what costs more than a name is looked up when the reader gets there.
+/// The target of an entry. Anything more expensive than a name is read when the listing gets there.
 #[derive(Clone, Debug)]
 enum EntryTarget {
     Snapshots,
@@ -56,7 +56,7 @@ enum EntryTarget {
 }
 
 impl Namespace {
-    /// What `name` is in a directory.
+    /// The node called `name` in a directory.
     ///
     /// # Errors
     /// [`Error::NotFound`]; as [`Names::read`].
@@ -98,7 +98,7 @@ impl Namespace {
         Ok(self.names.snapshots(image)?.pop())
     }
 
-    /// What a directory holds, without `.` and `..`.
+    /// The entries of a directory, without `.` and `..`.
     ///
     /// # Errors
     /// As [`Names`].
@@ -128,7 +128,7 @@ impl Namespace {
         Ok(snapshots.chain(latest).collect())
     }
 
-    /// What a line of a directory leads to; none if it has gone since it was listed.
+    /// The node of an entry; none if it has gone since it was listed.
     pub(crate) fn resolve(&self, listed: &DirectoryEntry) -> Option<Node> {
         Some(match &listed.target {
             EntryTarget::Snapshots => Node::Snapshots,

@@ -6,7 +6,7 @@ use disks::names::Opened;
 /// A disk that is open, once for all its handles. Its snapshot is leased until the last of them and the last request
 /// are gone.
 pub(crate) struct OpenDisk {
-    /// What logs call it.
+    /// Its name in logs.
     pub(crate) name: String,
     pub(crate) disk: Disk,
     /// A snapshot with its lease; a clone keeps its own.

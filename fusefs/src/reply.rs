@@ -1,4 +1,4 @@
-//! Answers that are there at once are given at once; others wait on the runtime and hold no thread of the kernel's.
+//! Replies at once if the result is ready; otherwise a task replies later, which holds no thread of the kernel's.
 
 use std::future::Future;
 use std::task::{Context, Poll, Waker};

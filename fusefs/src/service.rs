@@ -1,4 +1,4 @@
-//! What the view does when it is asked: finds nodes, opens them, reads and writes disks.
+//! The operations of a mount: finds nodes, opens them, reads and writes disks.
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -30,17 +30,17 @@ use disks::names::Names;
 
 /// Longest name that a file system usually has.
 pub(crate) const NAME_BYTES_MAX: usize = 255;
-/// What waits is given up so long after what it waits for should have given up itself.
+/// A waiting request fails this long after the operation that it waits for should have failed itself.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What the status file says besides what the view knows itself.
+/// Adds fields to the status file.
 pub type MoreStatus = Box<dyn Fn() -> serde_json::Map<String, serde_json::Value> + Send + Sync>;
 
 /// How often, and how soon, a clone that is in use is tried again.
 const REOPEN_TRIES: u32 = 5;
 const REOPEN_PAUSE: Duration = Duration::from_millis(2);
 
-/// What a view is made of.
+/// The parts of a mount.
 pub struct Parts {
     /// Which snapshots there are.
     pub names: Arc<dyn Names>,
@@ -48,7 +48,7 @@ pub struct Parts {
     pub clones: Arc<Clones>,
     /// Where disks get their chunks.
     pub cache: Arc<ChunkCache>,
-    /// What waits, waits here.
+    /// Drives waiting requests.
     pub runtime: Runtime,
     /// The store's directory.
     pub store: PathBuf,
@@ -56,7 +56,7 @@ pub struct Parts {
     pub read_timeout: Duration,
     /// What the status file says besides what the view knows itself, such as how far background work is.
     pub more_status: MoreStatus,
-    /// Where what it counts is registered.
+    /// Registry of its counters.
     pub metrics: Metrics,
 }
 
@@ -64,7 +64,7 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct MountService(pub(crate) Arc<Shared>);
 
-/// What all threads of a view share.
+/// The state that all threads of a mount share.
 pub(crate) struct Shared {
     pub(crate) namespace: Namespace,
     pub(crate) inodes: Inodes,
@@ -78,7 +78,7 @@ pub(crate) struct Shared {
     more_status: MoreStatus,
 }
 
-/// What the kernel is to know of a file that was opened.
+/// The reply to an open.
 pub(crate) struct OpenedFile {
     pub(crate) handle: u64,
     pub(crate) flags: FopenFlags,
@@ -105,7 +105,7 @@ impl MountService {
         }))
     }
 
-    /// What the status file says.
+    /// The content of the status file.
     pub fn status(&self) -> Status {
         self.0.status()
     }
@@ -149,7 +149,7 @@ impl Shared {
         })
     }
 
-    /// What `stat` says.
+    /// The attributes of a node.
     pub(crate) fn attributes(&self, number: u64) -> Result<Attributes, Errno> {
         let inode = self.inode(number)?;
         self.count_later(&inode);
@@ -260,7 +260,7 @@ impl Shared {
         errno
     }
 
-    /// What a caller is told; what is not the caller's own mistake is logged.
+    /// The errno of an error; an I/O error is logged.
     pub(crate) fn failed(&self, what: &(impl std::fmt::Debug + ?Sized), error: &Error) -> Errno {
         let errno = Errno::from_i32(errno(Of::Name, error).raw_os_error());
         if errno.code() == libc::EIO {
@@ -303,7 +303,7 @@ impl Shared {
     }
 }
 
-/// What a request does to a disk, for logs.
+/// An operation on a disk, for logs.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) verb: &'static str,

@@ -1,11 +1,11 @@
-//! What `.vmfs/status.json` says.
+//! The content of `.vmfs/status.json`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use crate::counters::Requests;
 
-/// How a mounted view is doing.
+/// State of a mounted view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The version of the program that serves it.
@@ -18,9 +18,9 @@ pub struct Status {
     pub uptime_s: f64,
     /// Handles of disks.
     pub open_files: u64,
-    /// What was asked of it.
+    /// Counters of its requests.
     pub requests: Requests,
-    /// What the program adds.
+    /// Fields that the program adds.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }

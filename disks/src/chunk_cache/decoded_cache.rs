@@ -11,7 +11,7 @@ use chunkstore::format::{Chunk, ChunkId, NodeId};
 use quick_cache::sync::{Cache as QuickCache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
-/// What a chunk or node is found by.
+/// Key of a chunk or node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     /// A chunk.
@@ -77,14 +77,14 @@ impl Cached {
 /// An entry of a leaf with the offset where it begins.
 const LEAF_ENTRY_BYTES: usize = size_of::<chunkstore::format::manifest::Entry>() + 4;
 const CHILD_BYTES: usize = size_of::<(u8, NodeId)>();
-/// What the cache and the allocator need for an entry beside its content.
+/// Overhead of the cache and the allocator for each entry.
 const OVERHEAD_BYTES: usize = 192;
 /// A typical entry, by which the cache sizes its tables.
 const TYPICAL_BYTES: u64 = 64 << 10;
 /// The cache is divided so that threads rarely meet, into parts that hold many of the largest chunks.
 const PART_BYTES_MIN: u64 = 32 << 20;
 const PARTS_MAX: u64 = 8;
-/// What is read ahead comes in cold and must outlive the reader's way there, so a good part is left to what is cold.
+/// Content that is read ahead enters cold and must last until its reader arrives, so the cold part is large.
 const HOT_PART: f64 = 0.6;
 
 #[derive(Clone)]
@@ -96,7 +96,7 @@ impl Weighter<Key, Arc<Cached>> for ByMemory {
     }
 }
 
-/// What was decoded last or is used often.
+/// The content that was decoded last or is used often.
 pub(crate) struct DecodedCache {
     entries: QuickCache<Key, Arc<Cached>, ByMemory>,
     bytes_max: u64,

@@ -1,6 +1,6 @@
 //! The threads that load what is missing: a fixed number, demands first.
 //!
-//! A load may be queued twice, ahead and then as a demand; who comes to it second finds it taken and passes on.
+//! A load may be queued twice, ahead and then as a demand; the second thread finds it taken and skips it.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -11,11 +11,11 @@ use std::thread;
 use super::single_flight::{Load, LoadGuard, SingleFlight};
 use crate::upstream::Urgency;
 
-/// Most that a thread takes at once: enough to read neighbours with one call, few enough to share the work.
+/// Most loads that a thread takes at once: enough to read neighbours with one call, few enough to share the work.
 const DEMANDS_AT_ONCE: usize = 16;
 const AHEAD_AT_ONCE: usize = 8;
 
-/// The queue and its threads, which end when this is dropped and they have done what they are at.
+/// The queue and its threads. When this is dropped, they finish their current loads and end.
 pub(crate) struct Decoders {
     queue: Arc<Queue>,
 }
@@ -78,7 +78,7 @@ impl Queue {
 
     fn serve(&self, loads: &Arc<SingleFlight>, work: impl Fn(Vec<LoadGuard>)) {
         while let Some(batch) = self.next(loads) {
-            // Those who wait were told by the drop of what was taken; the thread is needed for the others.
+            // The dropped guards have failed the waiting readers; the thread goes on with other loads.
             if catch_unwind(AssertUnwindSafe(|| work(batch))).is_err() {
                 tracing::error!("a decoder panicked; its readers got an error");
             }

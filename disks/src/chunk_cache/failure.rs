@@ -1,10 +1,10 @@
-//! One failure told to everybody who waited for the same thing.
+//! Copies of one failure, for all readers that waited for the same load.
 
 use std::io;
 
 use chunkstore::Error;
 
-/// The same error once more, of the same kind.
+/// A copy of an error, of the same kind.
 pub(crate) fn repeated(error: &Error) -> Error {
     match error {
         Error::NotFound { what } => Error::NotFound { what: what.clone() },
@@ -25,7 +25,7 @@ fn io_again(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
 }
 
-/// Whether another try may go well: who gives the content is away or not ready.
+/// Whether another attempt may succeed: the source is away or not ready.
 pub(crate) fn is_transient(error: &Error) -> bool {
     matches!(error, Error::Unreachable { .. } | Error::Busy { .. })
 }

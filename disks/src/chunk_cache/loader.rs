@@ -1,7 +1,7 @@
-//! Loading: what was taken is asked of the local source, and what that lacks of the far one.
+//! Loads from the local source and, what that lacks, from the far one.
 //!
-//! The local source is a plain function that may take its thread for a while. The far one is asked by a task, so that a
-//! slow link holds none of the decoders.
+//! The local source blocks its thread for a short time. The far one is asked by a task, so that a slow link holds no
+//! decoder thread.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::stats::Origin;
 use crate::upstream::{FarSource, Fetching, Urgency};
 
 impl ChunkCache {
-    /// Loads what was taken, and tells who waits.
+    /// Does loads, and gives the waiting readers their outcome.
     pub(super) fn load(&self, batch: Vec<LoadGuard>) {
         let mut chunks = Vec::with_capacity(batch.len());
         for taken in batch {
@@ -33,7 +33,7 @@ impl ChunkCache {
         self.load_chunks(chunks);
     }
 
-    /// Loads what needs nobody else; gives back what does.
+    /// Loads what the source has ready; gives back what it has not.
     pub(super) fn load_at_hand(&self, taken: LoadGuard) -> Option<LoadGuard> {
         let Key::Chunk(id) = taken.load().key() else { return Some(taken) };
         match self.source.chunk_at_hand(id) {
@@ -143,7 +143,7 @@ impl ChunkCache {
         taken.tell(Ok(cached));
     }
 
-    /// Goes on with a load when the far source answers. If the cache is gone by then, who waits is told by the drop.
+    /// Ends a load when the far source answers. If the cache is gone by then, the dropped guard fails the readers.
     fn when_fetched<T: 'static>(&self, taken: LoadGuard, fetching: Fetching<T>, then: fn(&Self, LoadGuard, Result<T>)) {
         let this = self.this.clone();
         self.runtime.spawn(async move {

@@ -1,8 +1,8 @@
-//! Where all disks of a mount get their chunks: one source, one cache, one set of threads.
+//! The cache from which all disks of a mount get their chunks: one source, one bound, one set of threads.
 //!
-//! Each missing chunk or node is loaded once, whoever asks. A few threads do that, demands before readahead; a look finds
-//! what is in memory without waiting, and waiting holds no thread. What the source has at hand is loaded by who polls
-//! the read, which saves two switches of threads.
+//! Each missing chunk or node is loaded once, however many readers ask (`single_flight`). A few threads load, demands
+//! before readahead (`decoders`, `loader`). A look-up never waits, and waiting holds no thread. What the source has
+//! ready is loaded by the reader itself, which saves two thread switches. Imports `stats` and the seam to the upstream.
 
 mod decoded_cache;
 mod decoders;
@@ -39,14 +39,14 @@ use crate::stats::{Statistics, Stats};
 use crate::upstream::{FarSource, ReadObserver, Urgency};
 
 /// Default of [`ChunkCacheOptions::cache_bytes_max`].
-pub const CACHE_BYTES_MAX: u64 = 256 << 20;
+const CACHE_BYTES_MAX: u64 = 256 << 20;
 /// Default of [`ChunkCacheOptions::timeout`].
 pub const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Nodes whose bytes are remembered.
+/// Nodes whose data bytes are remembered.
 const COUNTED_NODES_MAX: usize = 64 << 10;
 
-/// How a cache works.
+/// Options of a cache.
 pub struct ChunkCacheOptions {
     /// Most memory that decoded chunks and manifest nodes take.
     pub cache_bytes_max: u64,
@@ -54,11 +54,11 @@ pub struct ChunkCacheOptions {
     pub threads: usize,
     /// How long a read waits for a source that can't be reached.
     pub timeout: Duration,
-    /// Gives what the source lacks.
+    /// The source of what the local one lacks.
     pub far: Option<Arc<dyn FarSource>>,
-    /// Where what it counts is registered.
+    /// Registry of its counters.
     pub metrics: Metrics,
-    /// Is told what is read.
+    /// Observes reads of snapshots.
     pub observer: Option<Arc<dyn ReadObserver>>,
 }
 
@@ -76,9 +76,9 @@ impl Default for ChunkCacheOptions {
     }
 }
 
-/// What the disks of a mount share.
+/// The cache that the disks of a mount share.
 pub struct ChunkCache {
-    /// This cache, for what is done for it elsewhere.
+    /// This cache, for tasks and threads that load for it.
     this: Weak<Self>,
     source: Arc<dyn ChunkSource>,
     runtime: Handle,
@@ -88,7 +88,7 @@ pub struct ChunkCache {
     decoders: Decoders,
     /// Bytes of chunks below the nodes that were counted.
     data_bytes: QuickCache<NodeId, u64>,
-    /// One counts at a time: it is for `ls`, and must not keep readers waiting.
+    /// One task counts at a time: counting is for `ls` and must not delay readers.
     counting: Semaphore,
     stats: Stats,
 }
@@ -129,12 +129,12 @@ impl ChunkCache {
         &self.source
     }
 
-    /// What drives the futures.
+    /// The runtime that drives the futures.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// What was counted so far.
+    /// The counters now.
     pub fn statistics(&self) -> Statistics {
         let (cache_bytes, cache_bytes_max) = (self.decoded.bytes(), self.decoded.bytes_max());
         Statistics { cache_bytes, cache_bytes_max, ..self.stats.picture() }
@@ -148,19 +148,19 @@ impl ChunkCache {
         &self.options
     }
 
-    /// The patience of a read that begins now.
+    /// The retries of a read that begins now.
     pub(crate) fn new_retry(&self) -> Retry {
         Retry::new(&self.runtime, self.options.timeout)
     }
 
-    /// Looks for something that a reader needs now. What is not here is on its way afterwards.
+    /// Looks up what a reader needs now, and starts to load what is missing.
     pub(crate) fn demand(&self, keys: &[Key]) -> Vec<Lookup> {
         let found: Vec<Lookup> = keys.iter().map(|key| self.look(*key)).collect();
         let new = found.iter().filter_map(|found| match found {
             Lookup::Pending(PendingLoad { load, is_new: true }) => Some(Arc::clone(load)),
             _ => None,
         });
-        // The first is at once tried or queued by the wait for it; the threads begin with the others.
+        // The reader itself tries or queues the first; the threads begin with the others.
         self.decoders.push(new.skip(1), Urgency::Demand);
         found
     }
@@ -192,7 +192,7 @@ impl ChunkCache {
         }
     }
 
-    /// Has something loaded that a reader will probably need.
+    /// Loads what a reader will probably need.
     pub(crate) fn prefetch(&self, keys: impl IntoIterator<Item = Key>) {
         let absent = keys.into_iter().filter(|key| self.decoded.peek(key).is_none());
         let loads = absent.filter_map(|key| match self.loads.find(key, Urgency::Ahead, &self.decoded) {
@@ -203,12 +203,12 @@ impl ChunkCache {
         self.decoders.push(loads, Urgency::Ahead);
     }
 
-    /// Waits for what was found to be coming. If that fails and may pass, tries again until the timeout.
+    /// Waits for a pending load. If it fails with a transient error, tries again until the timeout.
     pub(crate) async fn obtain(&self, key: Key, mut found: Lookup, retry: &mut Retry) -> Result<Arc<Cached>> {
         loop {
             let error = match self.arrival(found, retry).await {
                 Ok(cached) => {
-                    // Where the reader came too late for the load to see it.
+                    // The load may have ended before it saw this reader.
                     self.count_use(&cached);
                     return Ok(cached);
                 }
@@ -241,7 +241,7 @@ impl ChunkCache {
         })
     }
 
-    /// Fetches one thing.
+    /// Gets one chunk or node.
     pub(crate) async fn get(&self, key: Key, retry: &mut Retry) -> Result<Arc<Cached>> {
         let found = self.demand(&[key]).remove(0);
         self.obtain(key, found, retry).await

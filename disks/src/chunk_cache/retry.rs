@@ -1,4 +1,4 @@
-//! How long a read waits for what can't be had now: the store's owner restarts, the upstream is away.
+//! How long a read retries while the store's owner restarts or the upstream is away.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 const DELAYS: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
-/// The patience of one read. It holds no thread while it waits, and may first be polled outside the runtime.
+/// The retries of one read. It holds no thread while it waits, and may first be polled outside the runtime.
 pub(crate) struct Retry {
     runtime: Handle,
     until: Instant,
@@ -16,13 +16,13 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// Lasts for so long from now on.
+    /// Retries until `timeout` from now.
     pub(crate) fn new(runtime: &Handle, timeout: Duration) -> Self {
         let _entered = runtime.enter();
         Self { runtime: runtime.clone(), until: Instant::now() + timeout, delays: DELAYS }
     }
 
-    /// Waits before another try, longer each time. False at once if there is no time for one.
+    /// Waits before the next attempt, longer each time. Returns false at once if no time is left.
     pub(crate) async fn pause(&mut self) -> bool {
         let pause = {
             let _entered = self.runtime.enter();

@@ -1,7 +1,8 @@
-//! What is being loaded: everything once, whoever asks.
+//! Loads in progress: each chunk or node once, however many readers ask.
 //!
 //! A [`Load`] stands for one missing chunk or node from the first request until its outcome is known. Exactly one
-//! thread or task takes it and holds the [`LoadGuard`], which tells all who wait, in the end even if its holder panics.
+//! thread or task takes it and holds the [`LoadGuard`], which gives all waiting readers the outcome, or an error if its
+//! holder panics.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,10 +16,10 @@ use tokio::sync::watch;
 use super::decoded_cache::{Cached, DecodedCache, Key};
 use crate::upstream::Urgency;
 
-/// How a load ended, for everybody who waited.
+/// How a load ended, for all waiting readers.
 pub(crate) type Outcome = Result<Arc<Cached>, Arc<Error>>;
 
-/// One thing that is missing and was asked for.
+/// One missing chunk or node that was requested.
 pub(crate) struct Load {
     key: Key,
     began_ahead: bool,
@@ -28,19 +29,19 @@ pub(crate) struct Load {
     outcome: watch::Sender<Option<Outcome>>,
 }
 
-/// What a look for something gives.
+/// Result of a look-up.
 pub(crate) enum Lookup {
     /// It is in memory.
     Hit(Arc<Cached>),
-    /// It is on its way.
+    /// It is being loaded.
     Pending(PendingLoad),
 }
 
-/// A load to wait for.
+/// A load in progress.
 pub(crate) struct PendingLoad {
-    /// Which.
+    /// The load.
     pub(crate) load: Arc<Load>,
-    /// Whether this look began it, or is the first that demands it: it must be queued, or done.
+    /// Whether this look-up began it or is the first to demand it: the caller queues it or does it.
     pub(crate) is_new: bool,
 }
 
@@ -56,7 +57,7 @@ impl Load {
         })
     }
 
-    /// What it is.
+    /// The chunk or node.
     pub(crate) fn key(&self) -> Key {
         self.key
     }
@@ -71,7 +72,7 @@ impl Load {
         self.is_ahead.load(Ordering::Relaxed)
     }
 
-    /// How it ended, if it has.
+    /// Its outcome, if it has ended.
     pub(crate) fn ended(&self) -> Option<Outcome> {
         self.outcome.borrow().clone()
     }
@@ -119,23 +120,23 @@ impl SingleFlight {
         }
     }
 
-    /// Takes a load, to do it.
+    /// Takes a load, if no one else has.
     pub(crate) fn take(self: &Arc<Self>, load: &Arc<Load>) -> Option<LoadGuard> {
         let is_first = !load.is_taken.swap(true, Ordering::AcqRel);
         is_first.then(|| LoadGuard { load: Arc::clone(load), loads: Arc::clone(self), is_done: false })
     }
 }
 
-/// A load in the hands of who does it.
+/// The right and the duty to do a load.
 pub(crate) struct LoadGuard {
     load: Arc<Load>,
     loads: Arc<SingleFlight>,
-    /// Whether it is out of these hands.
+    /// Whether it was put back or has ended.
     is_done: bool,
 }
 
 impl LoadGuard {
-    /// What it is.
+    /// The chunk or node.
     pub(crate) fn load(&self) -> &Load {
         &self.load
     }
@@ -146,7 +147,7 @@ impl LoadGuard {
         self.load.is_taken.store(false, Ordering::Release);
     }
 
-    /// Tells the outcome to all who wait. The content must be in the cache by then.
+    /// Gives the outcome to all waiting readers. The content must be in the cache by then.
     pub(crate) fn tell(mut self, outcome: Outcome) {
         self.end(outcome);
     }

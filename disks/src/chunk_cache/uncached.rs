@@ -1,4 +1,4 @@
-//! What is read past the cache: all leaves of a snapshot, to know how many bytes it has.
+//! Reads that bypass the cache: all leaves of a snapshot, to count its bytes.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use super::{ChunkCache, Retry, failure};
 use crate::upstream::Urgency;
 
 impl ChunkCache {
-    /// Waits until nobody else counts.
+    /// Waits until no other task counts.
     pub(crate) async fn turn_to_count(&self) -> SemaphorePermit<'_> {
         self.counting.acquire().await.expect("it is never closed")
     }
 
-    /// The bytes of all chunks below a node, if someone counted them.
+    /// The bytes of all chunks below a node, if they were counted.
     pub(crate) fn known_data_bytes(&self, id: NodeId) -> Option<u64> {
         self.data_bytes.get(&id)
     }
 
-    /// Notes the bytes of all chunks below a node.
+    /// Remembers the bytes of all chunks below a node.
     pub(crate) fn keep_data_bytes(&self, id: NodeId, bytes: u64) {
         self.data_bytes.insert(id, bytes);
     }
 
-    /// Reads nodes without keeping them.
+    /// Reads nodes without caching them.
     pub(crate) async fn nodes_uncached(&self, ids: &[NodeId], retry: &mut Retry) -> Result<Vec<Node>> {
         let read = loop {
             let (source, ids) = (Arc::clone(&self.source), ids.to_vec());
@@ -47,7 +47,7 @@ impl ChunkCache {
     }
 }
 
-/// Reads nodes together, each or why it can't be had in its place.
+/// Reads nodes together, each with its own result.
 fn read_all(source: &dyn ChunkSource, ids: &[NodeId]) -> Result<Vec<Result<Node>>> {
     let mut nodes: Vec<Result<Node>> = ids.iter().map(|_| Err(Error::Interrupted)).collect();
     source.nodes(ids, &mut |at, node| {

@@ -1,4 +1,4 @@
-//! A clone's disk: written blocks come from its layers, all others from its snapshot.
+//! The disk of a clone: written blocks come from its layers, all others from its snapshot.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl CloneDisk {
     /// Fills `buf` from `offset`. What is beyond the size reads as zeros.
     ///
     /// # Errors
-    /// If something can't be had, or is damaged.
+    /// If something is missing or damaged.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.shared.poison.contain(async { self.shared.stack().read(buf, offset).await }).await
     }
@@ -43,7 +43,7 @@ impl CloneDisk {
         self.shared.poison.contain(async { self.shared.stack().next_data(offset, self.size_bytes()).await }).await
     }
 
-    /// Bytes that are not holes, no fewer than there are: what was overwritten may count twice.
+    /// An upper bound of the bytes that are not holes: overwritten blocks may count twice.
     ///
     /// # Errors
     /// If the manifest or the overlay can't be read.
@@ -59,7 +59,7 @@ impl CloneDisk {
         self.shared.poison.contain(self.try_write(bytes, offset)).await
     }
 
-    /// Makes a range read as zeros, and frees what it took. What is beyond the size is left out.
+    /// Makes a range read as zeros and frees its space. Ignores what is beyond the size.
     ///
     /// # Errors
     /// As [`CloneDisk::write`].
@@ -67,7 +67,7 @@ impl CloneDisk {
         self.shared.poison.contain(self.try_discard(range)).await
     }
 
-    /// Makes all that was written before durable. Those who ask while one is at work share the next one's.
+    /// Makes all that was written before durable. Concurrent calls share the next sync.
     ///
     /// # Errors
     /// If that fails; it then is not known what is durable, and every later write and sync fails too. Only a disk that

@@ -1,8 +1,8 @@
-//! Commit: a snapshot of what a clone's disk holds at one moment, made while the guest writes on.
+//! Commit: makes a snapshot of a clone's disk as it is at one moment, while the guest goes on writing.
 //!
-//! The written layers are frozen under a new one, and ingested. When the snapshot is durable it takes the place of the
-//! clone's old one and of the frozen layers. At every moment `clone.json` names all that the disk consists of: cut
-//! short anywhere, a commit leaves a clone with more layers, and perhaps a snapshot that it does not need.
+//! The written layers are frozen under a new one and ingested. When the snapshot is durable, it replaces the old
+//! snapshot of the clone and the frozen layers. `clone.json` names all parts of the disk at every moment: a commit that
+//! is cut short leaves a clone with more layers, and perhaps an unneeded snapshot.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,7 +24,7 @@ use super::publisher::Publisher;
 use super::{hold_reason, metadata, replaced, store_dir};
 use crate::snapshot::SnapshotDisk;
 
-/// What a commit makes.
+/// Options of a commit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CommitOptions {
     /// Of which image; by default of the one that the clone's snapshot is of.
@@ -37,18 +37,18 @@ pub struct CommitOptions {
     pub now: Timestamp,
 }
 
-/// What a commit made.
+/// Result of a commit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
-    /// The new snapshot, which the clone is of from now on.
+    /// The new snapshot, now the clone's.
     pub snapshot: Snapshot,
-    /// The one that it was of before.
+    /// The snapshot before.
     pub base: SnapshotName,
     /// Bytes of the blocks that were written or discarded; 0 if the snapshot is equal to the one before.
     pub written_bytes: u64,
 }
 
-/// What a commit has frozen.
+/// The frozen part of the disk.
 struct Frozen {
     disk: FrozenDisk,
     layers: Vec<Arc<Layer>>,
@@ -107,7 +107,7 @@ impl OpenClone {
         Ok(())
     }
 
-    /// Makes sure that the clone's snapshot is there still, and stays: what was written is ingested as a change of it.
+    /// Ensures that the clone's snapshot still exists and is held: the commit is ingested as a change of it.
     fn hold_base(&self, publisher: &dyn Publisher) -> Result<SnapshotName> {
         let metadata = self.metadata().clone();
         let held = publisher.hold(&metadata.snapshot, &hold_reason(&metadata.name))?;
@@ -173,7 +173,7 @@ impl OpenClone {
         self.change(
             |metadata| {
                 let old = metadata.snapshot.clone();
-                // What the disk was shortened to meanwhile.
+                // The size that the disk was shortened to meanwhile.
                 let last = metadata.layers.iter().rfind(|layer| is_frozen(layer.number));
                 let bytes_max = last.map_or(Some(metadata.base_bytes_max), |layer| layer.bytes_max);
                 let bytes_max = bytes_max.unwrap_or(u64::MAX).min(snapshot.entry().virtual_bytes);

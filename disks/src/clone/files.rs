@@ -1,4 +1,4 @@
-//! What clones ask of the file system: the seam at which tests record, lose what was not synced, and fail.
+//! The file system as clones use it: the seam at which tests record changes, lose unsynced data, and inject faults.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, seek};
 use rustix::io::Errno;
 
-/// Changes directories and opens files of clones. Who lists and reads goes past it. Used by several threads at once.
+/// Changes directories and opens files of clones; listing and plain reading bypass it. Used by several threads at once.
 pub(super) trait Files: Send + Sync {
     /// Makes a directory for its user alone.
     fn make_dir(&self, dir: &Path) -> io::Result<()>;
@@ -66,7 +66,7 @@ impl Files for HostFiles {
     }
 }
 
-/// What a layer needs of a file. Used by several threads at once.
+/// A file of a layer. Used by several threads at once.
 pub(super) trait LayerFile: Send + Sync {
     /// Fills `buf` from `offset`; what is beyond the end reads as zeros.
     fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;

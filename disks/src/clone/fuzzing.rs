@@ -1,4 +1,4 @@
-//! What is read of clones, as [`crate::fuzzing`] shows it to fuzzers.
+//! Decoders of a clone's files and messages, as [`crate::fuzzing`] exports them.
 
 use std::io;
 use std::ops::Range;

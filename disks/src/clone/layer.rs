@@ -23,7 +23,7 @@ use crate::poison::lock;
 
 const DATA_SUFFIX: &str = ".data";
 const MAP_SUFFIX: &str = ".map";
-/// How often is looked whether a layer is still read.
+/// Interval of checking whether a layer is still read.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// One layer of a clone.
@@ -34,7 +34,7 @@ pub(super) struct Layer {
     map: Map,
     /// Whether something was written that was not synced.
     is_changed: AtomicBool,
-    /// Whether a sync failed: nobody knows then what of the layer is permanent.
+    /// Whether a sync failed: it is unknown then what of the layer is permanent.
     has_failed: AtomicBool,
     syncing: Mutex<()>,
 }
@@ -194,7 +194,7 @@ impl Layer {
         Ok(())
     }
 
-    /// From now on nothing is written or synced.
+    /// Stops all writes and syncs.
     pub(super) fn give_up(&self) {
         self.has_failed.store(true, Ordering::SeqCst);
     }
@@ -280,7 +280,7 @@ pub(super) fn remove_later(files: &Arc<dyn Files>, dir: &Path, numbers: Vec<u32>
         for number in numbers {
             remove(&*files, &dir, number);
         }
-        // Whoever closes a file last frees it: not one who reads or writes.
+        // The last close frees the file: it must not happen in a reader or writer.
         while layers.iter().any(|layer| Arc::strong_count(layer) > 1) {
             thread::sleep(LOOK_EVERY);
         }

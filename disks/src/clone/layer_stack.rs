@@ -1,7 +1,7 @@
-//! What a clone's disk is made of at one moment: its layers, one on top of another, over a snapshot.
+//! The composition of a clone's disk at one moment: layers, one on top of another, over a snapshot.
 //!
-//! A stack does not change; a new layer or a new snapshot below makes another one, and whoever reads goes on with the
-//! one that it has. What lies beyond a layer's bound was cut off when the disk was once shorter, and reads as zeros.
+//! A stack is immutable. A new layer or a new snapshot makes another stack, and current readers keep theirs. Content
+//! beyond the bound of a layer was cut off when the disk was shorter once, and reads as zeros.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use super::layer::{Layer, blocks_of};
 use super::metadata::CloneMetadata;
 use crate::snapshot::SnapshotDisk;
 
-/// A layer and how far it counts.
+/// A layer and its bound.
 #[derive(Clone)]
 pub(super) struct BoundedLayer {
     pub(super) layer: Arc<Layer>,
-    /// What it has from here on does not count. No layer counts further than one above it.
+    /// Content from here on is ignored. No bound is above that of a higher layer.
     pub(super) bytes_max: u64,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct LayerStack {
     pub(super) base: Base,
 }
 
-/// Who has a range of the disk.
+/// The source of a range of the disk.
 enum Owner<'a> {
     Layer(&'a BoundedLayer),
     Base,
@@ -60,7 +60,7 @@ impl LayerStack {
         self.base.bytes_max = metadata.base_bytes_max.min(self.base.disk.size_bytes());
     }
 
-    /// What lies below the top.
+    /// The stack below the top.
     pub(super) fn below(&self) -> Self {
         Self { layers: self.layers[..self.layers.len() - 1].to_vec(), base: self.base.clone() }
     }
@@ -149,7 +149,7 @@ impl LayerStack {
         Ok(bytes)
     }
 
-    /// Who has the block at `offset`, and to where, `end` at most.
+    /// The source of the block at `offset`, and where that source ends, at most `end`.
     fn owner(&self, offset: u64, end: u64) -> (Owner<'_>, u64) {
         let (block, mut end_block) = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         for bounded in self.layers.iter().rev() {

@@ -1,7 +1,7 @@
-//! One process has a clone open at a time.
+//! The lock by which one process at a time has a clone open.
 //!
-//! The lock is `flock` on the file `lock` in the clone's directory: it dies with its holder, whatever kills it. Who
-//! holds it is written into the file for others to read; that text means nothing once the lock is free.
+//! It is `flock` on the file `lock` in the clone's directory, and ends with its holder, however that ends. The holder
+//! writes its name into the file for others to read; the text is meaningless once the lock is free.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -14,7 +14,7 @@ use chunkstore::store::lock::{holder, write_holder};
 use chunkstore::{Error, Result};
 
 const FILE: &str = "lock";
-/// Who only looks whether a clone is open has its lock for less.
+/// Longer than a process that only checks the lock holds it.
 const LOOK_TIME_MAX: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -52,7 +52,7 @@ impl CloneLock {
     }
 }
 
-/// The number of the process that has the clone in `dir` open; 0 if it does not say.
+/// Id of the process that has the clone in `dir` open; 0 if unknown.
 pub(super) fn open_by(dir: &Path) -> Option<u32> {
     let mut file = File::open(dir.join(FILE)).ok()?;
     match file.try_lock_shared() {
@@ -61,7 +61,7 @@ pub(super) fn open_by(dir: &Path) -> Option<u32> {
     }
 }
 
-/// The number of a process, by what it has written into the lock's file.
+/// Parses the process id from the text in the lock's file.
 pub(super) fn number_of(holder: &str) -> Option<u32> {
     holder.strip_prefix("process ")?.split(' ').next()?.parse().ok()
 }

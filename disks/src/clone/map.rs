@@ -14,7 +14,7 @@ use super::BLOCK_BYTES;
 use super::files::LayerFile;
 use crate::poison::lock;
 
-/// The unit of a map's file: what disks write whole or not at all.
+/// The unit of a map's file: disks write it atomically.
 pub(super) const SECTOR_BYTES: usize = 512;
 /// Bits of a sector; its checksum follows.
 const BITMAP_BYTES: usize = SECTOR_BYTES - 4;
@@ -139,7 +139,7 @@ impl Map {
         dirty.into_iter().map(|number| (number, encode(number, &state.sectors[&number]))).collect()
     }
 
-    /// What was taken is not in the file.
+    /// Marks taken sectors as dirty again.
     pub(super) fn put_back(&self, taken: &Taken) {
         self.state().dirty.extend(taken.iter().map(|(number, _)| number));
     }

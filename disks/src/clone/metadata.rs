@@ -19,7 +19,7 @@ use super::files::Files;
 
 /// The file's name in a clone's directory.
 pub(super) const FILE: &str = "clone.json";
-/// What metadata is written to before it is renamed.
+/// The temporary file for new metadata.
 pub(super) const ASIDE: &str = "clone.json.tmp";
 /// Endings of the directory of a clone that is being made or discarded; its name begins with a dot.
 pub(super) const NEW_SUFFIX: &str = ".new";
@@ -32,7 +32,7 @@ const LAYERS_MAX: usize = 1000;
 /// Fields of newer versions.
 type Extra = BTreeMap<String, serde_json::Value>;
 
-/// What a clone consists of.
+/// The parts of a clone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct CloneMetadata {
     version: u32,
@@ -45,7 +45,7 @@ pub(super) struct CloneMetadata {
     pub(super) entry: EntryId,
     /// Its manifest's root; none for zeros only.
     pub(super) root: Option<String>,
-    /// What the snapshot has from here on does not count.
+    /// Content of the snapshot from here on is ignored.
     pub(super) base_bytes_max: u64,
     /// The disk's size.
     pub(super) size_bytes: u64,
@@ -63,7 +63,7 @@ pub(super) struct CloneMetadata {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct LayerMetadata {
     pub(super) number: u32,
-    /// What it has from here on does not count; none for the one that is written.
+    /// Content from here on is ignored; none for the top layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bytes_max: Option<u64>,
     #[serde(flatten)]
@@ -171,7 +171,7 @@ impl CloneMetadata {
     /// The bytes of the file.
     ///
     /// # Errors
-    /// What would keep them from being read again.
+    /// Why the metadata could not be read again.
     pub(super) fn encode(&self) -> Result<Vec<u8>, &'static str> {
         self.check()?;
         let mut bytes = serde_json::to_vec_pretty(self).expect("all keys are strings");

@@ -62,7 +62,7 @@ use crate::chunk_cache::ChunkCache;
 use crate::names::Names;
 use crate::snapshot::SnapshotDisk;
 
-/// The unit in which a clone tells what was written from what was not.
+/// The unit in which writes are tracked.
 const BLOCK_BYTES: u64 = 4096;
 /// The directory of the clones in a store.
 const DIR: &str = "clones";
@@ -75,33 +75,33 @@ pub struct Clones {
     publisher: Option<Arc<dyn Publisher>>,
 }
 
-/// A clone, as it can be seen without opening it.
+/// Information about a clone that needs no opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloneInfo {
     /// Its name.
     pub name: ImageName,
-    /// The snapshot that it is of.
+    /// Its snapshot.
     pub snapshot: SnapshotName,
     /// The disk's size in bytes, as it was last synced.
     pub size_bytes: u64,
-    /// Bytes that what was written takes on the disk.
+    /// Bytes of the disk that its written blocks take.
     pub written_bytes: u64,
-    /// When it was made.
+    /// When it was created.
     pub created: Timestamp,
     /// When it was last written.
     pub modified: SystemTime,
-    /// The number of the process that has it open; 0 if that can't be read.
+    /// Id of the process that has it open; 0 if that can't be read.
     pub open_by: Option<u32>,
 }
 
 impl Clones {
-    /// Those of the store in `dir`, to be listed, read and written.
+    /// The clones of the store in `dir`, for listing, reading and writing.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let store_dir = dir.into();
         Self { dir: store_dir.join(DIR), store_dir, files: Arc::new(HostFiles), publisher: None }
     }
 
-    /// Those that can also be made, discarded and committed.
+    /// Allows creating, discarding and committing, too.
     #[must_use]
     pub fn with_publisher(self, publisher: Arc<dyn Publisher>) -> Self {
         Self { publisher: Some(publisher), ..self }
@@ -128,7 +128,7 @@ impl Clones {
         Ok(names)
     }
 
-    /// What a clone is, without opening it.
+    /// Describes a clone without opening it.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Damaged`].
@@ -169,12 +169,12 @@ impl Clones {
     fn open_alone(&self, name: &str, cache: &Arc<ChunkCache>, names: &dyn Names) -> Result<Arc<OpenClone>> {
         let dir = self.dir_of(&self.known_name(name)?);
         let lock = CloneLock::acquire(&dir)?;
-        // Who made or changed it may have been killed before these names were permanent.
+        // The process that made or changed it may have been killed before these names were permanent.
         self.sync_dir(&self.dir)?;
         self.sync_dir(&dir)?;
         let metadata = CloneMetadata::read(&dir)?;
         let stack = open_stack(&*self.files, &dir, &metadata, cache, names)?;
-        // What a shortening that was cut short has left, and what was written beyond a size that was not synced.
+        // Remains of an unfinished shortening, and data beyond a size that was not synced.
         stack.top().cut(metadata.size_bytes)?;
         stack.top().sync()?;
         Ok(Arc::new(OpenClone::new(&dir, &self.files, lock, cache, metadata, stack)))
@@ -212,7 +212,7 @@ impl Clones {
         self.dir.join(name.as_ref())
     }
 
-    /// The name of what may be a clone: nothing else is found.
+    /// Parses a name; one that no clone can have is not found.
     fn known_name(&self, name: &str) -> Result<ImageName> {
         name.parse().map_err(|_| Error::not_found(format!("clone {name:?} in {}", self.dir.display())))
     }
@@ -249,7 +249,7 @@ fn replaced(metadata: &CloneMetadata) -> Error {
     Error::refused(format!("clone {name} is of another snapshot {snapshot} than the one that has this name now"))
 }
 
-/// What a clone's snapshot is held for.
+/// The reason for which a clone's snapshot is held.
 fn hold_reason(clone: &ImageName) -> String {
     format!("clone:{clone}")
 }

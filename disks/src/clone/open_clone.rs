@@ -24,26 +24,26 @@ pub(super) struct OpenClone {
     pub(super) dir: PathBuf,
     pub(super) files: Arc<dyn Files>,
     pub(super) cache: Arc<ChunkCache>,
-    /// What is on the disk as `clone.json`. Whoever changes the stack holds it, so that both tell the same.
+    /// The content of `clone.json`. Held while the stack is changed, so that both agree.
     pub(super) metadata: Mutex<CloneMetadata>,
     pub(super) stack: RwLock<Arc<LayerStack>>,
     /// At least what the metadata says: growing is permanent with the next sync.
     pub(super) size_bytes: AtomicU64,
     pub(super) range_lock: RangeLock,
     pub(super) syncs: Syncs,
-    /// Held by the one commit that may run.
+    /// Held by the running commit.
     pub(super) committing: parking_lot::Mutex<()>,
-    /// Whether commits free the layers that they let go of. It takes time, which who only commits does not spend.
+    /// Whether commits free the layers that they drop. It takes time, so a process that only commits leaves it.
     pub(super) frees_room: AtomicBool,
     pub(super) poison: Poison,
     _lock: CloneLock,
 }
 
-/// Syncs that wait for the same work.
+/// Syncs that share one run.
 #[derive(Default)]
 pub(super) struct Syncs {
     pub(super) requested: AtomicU64,
-    /// All that were requested up to this one are done. Locked by whoever works.
+    /// All syncs up to this request are done. Locked by the running sync.
     pub(super) done: tokio::sync::Mutex<u64>,
 }
 
@@ -76,12 +76,12 @@ impl OpenClone {
         self.size_bytes.load(Ordering::SeqCst)
     }
 
-    /// What the disk is made of now. Its top stays the same while the caller holds a range lock.
+    /// The current stack. Its top stays the same while the caller holds a range lock.
     pub(super) fn stack(&self) -> Arc<LayerStack> {
         Arc::clone(&self.stack.read().expect(POISONED))
     }
 
-    /// Waits for whoever changes the same blocks; for everyone, if the disk must grow. Returns the size, too.
+    /// Locks the blocks of a range, or all if the disk must grow. Returns the size, too.
     pub(super) async fn lock_to_write(&self, range: &Range<u64>) -> (RangeGuard<'_>, u64) {
         loop {
             let grows = range.end > self.size_bytes();
@@ -114,7 +114,7 @@ impl OpenClone {
 
     pub(super) fn sync(&self) -> Result<()> {
         self.stack().layers.iter().try_for_each(|bounded| bounded.layer.sync())?;
-        // What a shorter size cut off is permanently so before this, and so can't be seen again.
+        // A cut by a shorter size is permanent before this, so the old content can't reappear.
         let has_grown = self.size_bytes() > self.metadata().size_bytes;
         if has_grown { self.change(|_| {}, |_| {}) } else { Ok(()) }
     }
@@ -159,7 +159,7 @@ impl OpenClone {
         lock(&self.metadata)
     }
 
-    /// Does what blocks on a thread of its own.
+    /// Runs blocking work on a thread of its own.
     pub(super) async fn in_background<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
@@ -170,7 +170,7 @@ impl OpenClone {
     }
 }
 
-/// What was written is there when the clone is next opened, also if nobody asked for a sync.
+/// Syncs, so that the next open finds all that was written.
 impl Drop for OpenClone {
     fn drop(&mut self) {
         let synced = self.poison.contain_blocking(|| self.sync());

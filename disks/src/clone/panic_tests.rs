@@ -1,4 +1,4 @@
-//! A panic under a lock of a clone: that clone fails until it is opened again, all else goes on.
+//! Panics under the locks of a clone: the clone fails until it is opened again, everything else goes on.
 
 use std::io;
 use std::ops::Range;

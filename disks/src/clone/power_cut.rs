@@ -1,7 +1,7 @@
-//! What a power cut may leave of recorded changes.
+//! The states that a power cut may leave, from recorded changes.
 //!
-//! Of a file, each sector of 512 bytes may be any that it was since the last sync, and so may the length. Of a
-//! directory, any of the changes since its last sync may be there, in their order; a renaming is there as a whole or
+//! Each sector of 512 bytes of a file may have any content that it had since the last sync, and so may the length. Of
+//! the changes of a directory since its last sync, any may have arrived, in their order; a rename arrives as a whole or
 //! not at all.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! What clones ask of the store's owner: the seam between this crate and the programs.
+//! The operations of the store's owner that clones need: the seam between this crate and the programs.
 
 use chunkstore::catalog::{Snapshot, SnapshotName};
 use chunkstore::ingest::IngestOptions;

@@ -1,14 +1,14 @@
-//! Who may change which blocks now: changes of the same blocks go one after another, in the order in which they came.
+//! A lock over ranges of blocks: changes of the same blocks are made one after another, in order of arrival.
 //!
-//! Completing a block from what lies below takes time, and meanwhile nobody else may change it. What concerns the
-//! whole disk, such as a new layer, takes all blocks, and so waits until the writes that were begun have ended.
+//! Completing a block from the layers below takes time, during which the block must not change. Operations on the whole
+//! disk, such as adding a layer, lock all blocks, and so wait until the running writes have ended.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::Range;
 
 use tokio::sync::Notify;
 
-/// Lets changes pass that do not meet.
+/// Allows changes of disjoint ranges at the same time.
 #[derive(Default)]
 pub(super) struct RangeLock {
     queue: Mutex<Queue>,
@@ -18,11 +18,11 @@ pub(super) struct RangeLock {
 #[derive(Default)]
 struct Queue {
     next: u64,
-    /// In the order in which they came, those that wait among them.
+    /// In order of arrival, including those that wait.
     entries: Vec<(u64, Range<u64>)>,
 }
 
-/// Leave to change some blocks, until it is dropped.
+/// The right to change some blocks; released when dropped.
 #[must_use]
 pub(super) struct RangeGuard<'a> {
     range_lock: &'a RangeLock,
@@ -30,7 +30,7 @@ pub(super) struct RangeGuard<'a> {
 }
 
 impl RangeLock {
-    /// Waits until nobody who came before changes any of these blocks.
+    /// Waits until no earlier lock overlaps these blocks.
     pub(super) async fn lock(&self, blocks: Range<u64>) -> RangeGuard<'_> {
         let guard = self.enter(blocks);
         loop {
@@ -42,7 +42,7 @@ impl RangeLock {
         }
     }
 
-    /// Waits until nobody changes anything.
+    /// Locks the whole disk.
     pub(super) async fn lock_all(&self) -> RangeGuard<'_> {
         self.lock(0..u64::MAX).await
     }

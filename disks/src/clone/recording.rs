@@ -1,6 +1,6 @@
-//! All that a store and its clones change on the disk, in the order in which they do: for power cuts and faults.
+//! Records all changes that a store and its clones make on the disk, in order, for power cuts and faults.
 //!
-//! The changes are made in a real directory, too, so that whoever lists and reads goes past this.
+//! The changes are made in a real directory, too, so listing and reading need no recording.
 
 use std::collections::BTreeMap;
 use std::fs;

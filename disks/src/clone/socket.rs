@@ -1,7 +1,7 @@
-//! How other processes ask the one that has a clone open to commit it: a socket in the clone's directory.
+//! The socket in a clone's directory, through which other processes ask its holder for commits.
 //!
-//! One line of JSON asks; lines of JSON answer, first how far it is, then what came of it. Only the user of the
-//! process, and root, are heard. Who goes away before the end stops the commit.
+//! A request is one line of JSON; the response is several lines, first of progress, then the result. Only the user of
+//! the process and root are served. A client that disconnects early stops the commit.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -28,20 +28,20 @@ use super::publisher::Publisher;
 const FILE: &str = "socket";
 /// Longest line.
 pub(super) const LINE_BYTES_MAX: u64 = 1 << 20;
-/// Who connects asks by then.
+/// Time within which a client must send its request.
 const ASK_TIME_MAX: Duration = Duration::from_secs(10);
-/// How often is told how far it is.
+/// Interval of progress messages.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 const FAILED: &str = "the commit failed; the log of the process that has the clone open tells why";
 
-/// What is asked for.
+/// A request.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Question {
     Commit(CommitOptions),
 }
 
-/// What is answered.
+/// A response.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
@@ -58,7 +58,7 @@ pub(super) enum Answer {
     Failed(WireError),
 }
 
-/// A socket on which is listened, until it is dropped.
+/// A listening socket; removed when dropped.
 pub(super) struct Listening {
     path: PathBuf,
     task: AbortHandle,
@@ -118,7 +118,7 @@ fn is_allowed(stream: &UnixStream) -> bool {
 
 async fn serve(stream: UnixStream, shared: Weak<OpenClone>, publisher: Arc<dyn Publisher>) {
     let (reading, mut writing) = stream.into_split();
-    // Whoever went away needs no answer.
+    // The client may have disconnected.
     let _ = match read_question(reading).await {
         Some(Ok(Question::Commit(options))) => commit(&mut writing, shared, publisher, options).await,
         Some(Err(error)) => tell(&mut writing, &Answer::Failed(WireError::from(&error))).await,
@@ -126,7 +126,7 @@ async fn serve(stream: UnixStream, shared: Weak<OpenClone>, publisher: Arc<dyn P
     };
 }
 
-/// What is asked; none if nothing comes.
+/// Reads a request; none if nothing arrives.
 pub(super) async fn read_question(stream: impl AsyncRead + Unpin) -> Option<Result<Question>> {
     let mut reading = tokio::io::BufReader::new(stream.take(LINE_BYTES_MAX));
     let mut line = String::new();
@@ -163,7 +163,7 @@ async fn tell(writing: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
     writing.write_all(&encode(answer)).await
 }
 
-/// Asks a commit to stop that nobody waits for.
+/// Stops a commit whose client has disconnected.
 struct StopOnDrop(Arc<Progress>);
 
 impl Drop for StopOnDrop {
@@ -195,7 +195,7 @@ pub(super) fn encode(line: &impl Serialize) -> Vec<u8> {
     line
 }
 
-/// Asks the process that has a clone open for a commit; none, if nobody listens. Blocks.
+/// Asks the process that has a clone open for a commit; none if no process listens. Blocks.
 ///
 /// # Errors
 /// What it answers; [`Error::Unreachable`] if it goes away before it does: whether there is a snapshot is not known
@@ -234,7 +234,7 @@ pub(super) fn hear(mut answers: impl BufRead, dir: &Path, progress: &Progress) -
     }
 }
 
-/// What is in use is the clone: an error that travels does not say.
+/// Names the clone in a busy error, which does not carry it over the socket.
 fn about(dir: &Path, error: Error) -> Error {
     let name = || format!("clone {}", dir.file_name().unwrap_or_default().to_string_lossy());
     match error {

@@ -1,4 +1,4 @@
-//! What the tests of clones share: a file that loses what was not synced, and a store with a publisher that can fail.
+//! Shared parts of the tests of clones: a file that loses unsynced data, and a store whose publisher can fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,4 +1,4 @@
-//! A snapshot's manifest, read through the cache: only the part that is asked for.
+//! A snapshot's manifest, read lazily through the cache.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::chunk_cache::{Cached, ChunkCache, Key, Retry};
 pub(super) struct ManifestTree {
     root: Option<NodeId>,
     height: u8,
-    /// Segments of the image; nothing lies beyond.
+    /// Number of segments of the image.
     segments: u64,
 }
 
@@ -29,10 +29,10 @@ impl CachedLeaf {
     }
 }
 
-/// What a walk down finds: the child on the way, or that the way ends.
+/// Result of one step down: a child, or the end of the way.
 enum Step {
     Down(NodeId),
-    /// All is zero here; the next segment that can hold data.
+    /// All zeros; the next segment that can hold data.
     Skip(u64),
 }
 

@@ -1,7 +1,8 @@
-//! A snapshot's bytes, by offset.
+//! A snapshot as a disk: its bytes by offset.
 //!
-//! A read copies from decoded chunks, waits for those that are missing, and fails for the range that can't be had
-//! alone. Sequential readers are followed, and what they will need is loaded before they ask.
+//! A read copies from decoded chunks and waits for those that are missing; missing or damaged content fails only the
+//! reads of that range. Sequential readers are detected (`streams`) and read ahead of (`readahead`). Imports
+//! `chunk_cache` and `poison`; knows nothing of clones, of the far store, or of FUSE.
 
 mod data_bytes;
 mod manifest_tree;
@@ -33,14 +34,14 @@ pub struct SnapshotDisk {
     inner: Arc<Inner>,
 }
 
-/// What readahead needs, too, which may outlast the disk a little.
+/// The state that is shared with readahead, which may briefly outlive the disk.
 struct Inner {
     cache: Arc<ChunkCache>,
     name: SnapshotName,
     entry: EntryId,
     tree: ManifestTree,
     size_bytes: u64,
-    /// Counted by the ingest, if the snapshot was made here.
+    /// As the ingest counted them, if the snapshot was made here.
     ingested_bytes: Option<u64>,
     streams: Mutex<Streams>,
     poison: Poison,
@@ -52,13 +53,13 @@ impl Inner {
     }
 }
 
-/// A chunk's part in a read.
+/// The part of a chunk that a read needs.
 struct Piece {
     id: ChunkId,
     chunk_bytes: u32,
-    /// Which of its bytes.
+    /// Range within the chunk.
     from: Range<usize>,
-    /// Where in the buffer.
+    /// Offset in the buffer.
     to: usize,
 }
 
@@ -89,7 +90,7 @@ impl SnapshotDisk {
     /// polled outside the runtime.
     ///
     /// # Errors
-    /// If something can't be had, or is damaged. [`Error::Unreachable`] only after the cache's timeout.
+    /// If something is missing or damaged. [`Error::Unreachable`] only after the cache's timeout.
     pub async fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.inner
             .poison
@@ -195,7 +196,7 @@ impl SnapshotDisk {
     }
 
     /// Bytes that are not holes, if that needs no reading: the ingest counted them, or someone asked before.
-    pub fn data_bytes_if_known(&self) -> Option<u64> {
+    fn data_bytes_if_known(&self) -> Option<u64> {
         let Some((root, _)) = self.inner.tree.root() else { return Some(0) };
         self.inner.ingested_bytes.or_else(|| self.inner.cache.known_data_bytes(root))
     }
@@ -212,7 +213,7 @@ impl Piece {
     }
 }
 
-/// Damage is told with the place in the image where a reader met it.
+/// Adds the place in the image to an error about damage.
 fn located(error: Error, name: &SnapshotName, range: &Range<u64>) -> Error {
     match error {
         Error::Damaged { what, detail } => {

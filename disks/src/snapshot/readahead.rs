@@ -1,4 +1,4 @@
-//! Reading ahead of sequential readers: carries out what [`Streams`](super::streams::Streams) plans.
+//! Reads ahead of sequential readers, as [`Streams`](super::streams::Streams) plans it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::manifest_tree::read_leaf;
 use super::streams::{Plan, Planned};
 use crate::chunk_cache::Key;
 
-/// Leaves that are fetched before their chunks are planned, so that a far one is there in time.
+/// Leaves that are fetched before their chunks are planned, so that far ones arrive in time.
 const LEAVES_AHEAD: u64 = 2;
 
 impl SnapshotDisk {
-    /// Follows whoever reads this range.
+    /// Notes a read, and begins to read ahead if it is part of a stream.
     pub(super) fn follow(&self, read: &Range<u64>) {
         let Some(plan) = self.inner.streams().note(read) else { return };
         let inner = Arc::clone(&self.inner);
@@ -25,7 +25,7 @@ impl SnapshotDisk {
 }
 
 impl super::Inner {
-    /// Has the chunks of a plan loaded. That something can't be had is for the reader to find out.
+    /// Loads the chunks of a plan. Errors are left for the reader to meet.
     async fn read_ahead(&self, plan: Plan) {
         let mut chunks = Vec::new();
         let until = self.plan_chunks(&plan, &mut chunks).await.unwrap_or(plan.from);

@@ -1,20 +1,20 @@
-//! Who reads on and on: finds sequential readers among the reads of a disk, and says what they will need next.
+//! Detects sequential readers among the reads of a disk, and plans what to read ahead of them.
 //!
-//! The kernel splits what a program reads, and several threads serve the parts at once, so the reads of one stream come
-//! out of order. A stream has proved itself when it has read a quarter of a MiB without leaving much out; from then on
-//! it is read ahead as far as it has read before, up to the bound. So whoever reads here and there costs nothing, and
-//! who stops early at most as much as was read.
+//! The kernel splits what a program reads, and several threads serve the parts at once, so the reads of one stream
+//! arrive out of order. A stream counts as sequential when it has read a quarter of a MiB without large gaps; from then
+//! on it is read ahead as far as it has read before, up to the bound. So random readers cost nothing, and a reader that
+//! stops early costs at most as much as it has read.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Streams that are followed at once on a disk; a new one takes the place of the one that was read least recently.
 const STREAMS_MAX: usize = 16;
-/// What a stream must have read before anything is read ahead.
+/// Bytes that a stream must have read before anything is read ahead.
 const PROOF_BYTES: u64 = 256 << 10;
-/// How far out of order reads may come.
+/// How far out of order reads may arrive.
 const DISORDER_BYTES: u64 = 1 << 20;
-/// Least that is read ahead at once, so that it isn't planned anew for every read.
+/// Least that is planned at once, so that not every read makes a plan.
 const STEP_BYTES: u64 = 512 << 10;
 
 /// The streams of one disk.
@@ -25,7 +25,7 @@ pub(super) struct Streams {
     next_number: u64,
 }
 
-/// What to read ahead.
+/// A plan of what to read ahead.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// For which stream.
@@ -54,7 +54,7 @@ struct Stream {
     reads: u64,
     /// All before was read or is being read ahead.
     ahead: u64,
-    /// What is read ahead and was not reached, in order, and its length in all.
+    /// The chunks ahead that the reader has not reached, in order, and their total length.
     planned: VecDeque<Planned>,
     planned_bytes: u64,
     is_planning: bool,

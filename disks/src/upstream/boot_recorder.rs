@@ -17,7 +17,7 @@ use super::reconnect::ReconnectingClient;
 /// A recording ends so long after the first touch.
 pub(super) const RECORDED: Duration = Duration::from_mins(2);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// What is touched is told apart in steps of this: about a chunk.
+/// Resolution of a recording: about a chunk.
 const GRANULE_BYTES: u64 = 64 << 10;
 /// Snapshots recorded at a time.
 const RECORDINGS_MAX: usize = 64;

@@ -1,7 +1,7 @@
-//! What was fetched is put into the local store, in the background and as far as there is room.
+//! Puts fetched records into the local store, in the background and as far as there is room.
 //!
-//! That it can't be kept fails no read. A record that the local owner believes to have, although it could not be read,
-//! is reported: what turns out to be damaged is put again, whole.
+//! A failure to keep a record fails no read. A record that the local owner claims to have, although it could not be
+//! read, is reported; if it turns out to be damaged, it is put again, whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,16 +21,16 @@ use super::negative_cache::NegativeCache;
 use super::reconnect::{ReconnectingClient, is_passing};
 use super::unsealed_cache::UnsealedCache;
 
-/// Bytes that wait to be kept; what comes then is not kept.
+/// Bytes that may wait to be kept; records that arrive beyond this are not kept.
 const WAITING_BYTES_MAX: u64 = 32 << 20;
 /// Records that are put together.
 const BATCH: usize = 128;
-/// What was put is sealed when it is so much, or so old: until then nobody can read it from the store.
+/// Records are sealed at this many bytes or at this age; before that they can't be read from the store.
 const UNSEALED_BYTES_MAX: usize = 16 << 20;
 const UNSEALED_TIME_MAX: Duration = Duration::from_secs(20);
-/// After a failure, nothing is kept for so long.
+/// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(15);
-/// The same, if the owner is being replaced.
+/// Pause while the owner is being replaced.
 const PAUSE_SHORT: Duration = Duration::from_secs(1);
 
 /// A record that was fetched and verified.
@@ -51,7 +51,7 @@ impl FetchedRecord {
     }
 }
 
-/// What is told of keeping.
+/// Counters of the records that were kept.
 pub(super) struct FillCounters {
     waiting_bytes: Gauge,
     pub(super) records: Counter,
@@ -76,7 +76,7 @@ impl FillCounters {
     }
 }
 
-/// Where records are offered.
+/// The queue in front of [`CacheFiller`].
 #[derive(Clone)]
 pub(super) struct FillQueue {
     sender: mpsc::UnboundedSender<FetchedRecord>,
@@ -84,13 +84,13 @@ pub(super) struct FillQueue {
 }
 
 impl FillQueue {
-    /// A fill queue, and where what it is offered comes out.
+    /// A queue and its receiver.
     pub(super) fn new(metrics: &Metrics) -> (Self, mpsc::UnboundedReceiver<FetchedRecord>) {
         let (sender, offered) = mpsc::unbounded_channel();
         (Self { sender, fill_counters: Arc::new(FillCounters::registered(metrics)) }, offered)
     }
 
-    /// Whether more waits than should. Never if the task that fills has ended: nothing would become less.
+    /// Whether too much waits. Never true after the filler has ended: the queue would not drain.
     pub(super) fn is_behind(&self) -> bool {
         !self.sender.is_closed() && self.fill_counters.waiting_bytes.get() > WAITING_BYTES_MAX / 2
     }
@@ -105,7 +105,7 @@ impl FillQueue {
     }
 }
 
-/// The task that keeps.
+/// The task that puts queued records into the local store.
 pub(super) struct CacheFiller {
     near: Arc<ReconnectingClient>,
     unsealed_cache: Arc<UnsealedCache>,
@@ -139,7 +139,7 @@ impl CacheFiller {
         }
     }
 
-    /// Keeps what is offered until it shall stop; then all that was put is sealed.
+    /// Keeps queued records until it is stopped, then seals them.
     pub(super) async fn run(
         mut self,
         mut offered: mpsc::UnboundedReceiver<FetchedRecord>,
@@ -222,7 +222,7 @@ impl CacheFiller {
         Ok(())
     }
 
-    /// Makes what was put durable and readable; from then on the local store gives it.
+    /// Makes the records durable and readable from the local store.
     async fn seal(&mut self) {
         let Some(session) = self.session.take() else { return };
         if let Err(error) = session.flush().await {
@@ -237,12 +237,11 @@ impl CacheFiller {
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // Without a sender it is as good as told.
+    // A dropped sender means stop, too.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// What the local store lacks. It was asked for these and could not give them: those that it believes to have are
-/// looked at.
+/// Claims what the local store lacks. It could not give these records, so those that it claims to have are checked.
 async fn claims(session: &ClientSession, ids: &[RecordId], fill_counters: &FillCounters) -> Result<Vec<Claim>> {
     let (_, mut claims) = session.claim(ids).await?;
     let is_present = |at: &usize| claims[*at] == Claim::Present;
@@ -265,7 +264,7 @@ async fn claims(session: &ClientSession, ids: &[RecordId], fill_counters: &FillC
     Ok(claims)
 }
 
-/// The records that are to be put: as deltas where the store has the base.
+/// The records to put: as deltas where the store has the base.
 async fn chosen(session: &ClientSession, batch: &[FetchedRecord], claims: &[Claim]) -> Result<Vec<Record>> {
     let yours = || batch.iter().zip(claims).filter(|(_, claim)| matches!(claim, Claim::Yours | Claim::YoursWhole));
     let deltas = || yours().filter(|(_, claim)| **claim == Claim::Yours).filter_map(|(kept, _)| kept.delta.as_ref());

@@ -1,5 +1,4 @@
-//! Decoding what came: bases that came along or are here, deltas against them, and the proof that it is what was asked
-//! for.
+//! Decodes fetched records: finds the bases of deltas, and verifies that the content is what was asked for.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,10 +15,10 @@ use super::cache_fill::{FetchedRecord, FillQueue};
 use super::queue::{Fetched, Queue};
 use super::unsealed_cache::UnsealedCache;
 
-/// How sure it can be that bases are here, or are not.
+/// Bound of the score by which bases are expected here or not.
 const SURE: i32 = 32;
 
-/// An error of the far store, told as such.
+/// Marks an error as one of the far store.
 pub(super) fn told(error: &Error) -> Error {
     match error {
         Error::Damaged { what, detail } => Error::damaged(what, format!("{detail} (upstream)")),
@@ -51,7 +50,7 @@ impl Counters {
     }
 }
 
-/// Where fetched records go: to the readers that wait for them, and to the local store.
+/// Hands fetched records to the readers that wait for them and to the local store.
 pub(super) struct Intake {
     pub(super) queue: Queue,
     pub(super) unsealed_cache: Arc<UnsealedCache>,
@@ -59,7 +58,7 @@ pub(super) struct Intake {
     pub(super) counters: Counters,
     /// Above 0 if most deltas have their bases here.
     pub(super) bases_here: AtomicI32,
-    /// Gives the bases that are here.
+    /// The local store, for bases.
     pub(super) local: Arc<dyn ChunkSource>,
     /// The local store's.
     codec: RecordCodec,
@@ -77,7 +76,7 @@ impl Intake {
         Self { queue, unsealed_cache, fill_queue, counters, bases_here: AtomicI32::new(0), local, codec }
     }
 
-    /// What was fetched before and can't be read from the local store yet.
+    /// The content of a record that was fetched and is not sealed in the local store yet.
     pub(super) fn unsealed(&self, id: RecordId) -> Option<Vec<u8>> {
         let record = self.unsealed_cache.get(id)?;
         let (header, payload) = (&record.header, &record.payload);
@@ -91,7 +90,7 @@ pub(super) struct Decoding<'a> {
     /// The upstream's.
     codec: RecordCodec,
     bases: HashMap<RecordId, Vec<u8>>,
-    /// Whether it was looked whether bases are here, although they came along.
+    /// Whether the local store was already checked for bases, although they came along.
     has_looked: bool,
 }
 
@@ -106,7 +105,7 @@ impl<'a> Decoding<'a> {
         decoded.map_err(|detail| Error::damaged(format!("record {}", header.id), detail))
     }
 
-    /// A base that came along. One that is not what it says is none.
+    /// Adds a base that came along, unless it fails verification.
     pub(super) fn add_base(&mut self, record: &Record) {
         let header = &record.header;
         if header.codec != Codec::Delta
@@ -116,7 +115,7 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// Decodes and gives a record; false if that needs a base that is nowhere.
+    /// Decodes a record and hands it on; false if its base is missing.
     pub(super) fn take(&mut self, (id, kind): (RecordId, Kind), record: Record, fetch: Fetch) -> bool {
         if let Some(base) = record.header.base {
             self.learn(base, kind, fetch);
@@ -131,7 +130,7 @@ impl<'a> Decoding<'a> {
                 let delta = Some(record).filter(|record| record.header.base.is_some());
                 let whole = Arc::new(whole);
                 self.intake.unsealed_cache.add(Arc::clone(&whole));
-                // First: who is answered may stop the site at once.
+                // Before the answer: a reader may stop the service at once.
                 self.intake.fill_queue.offer(FetchedRecord { whole, delta });
                 self.intake.queue.answer(id, &Ok(got));
             }
@@ -145,7 +144,7 @@ impl<'a> Decoding<'a> {
         true
     }
 
-    /// Looks for a base in the local store; remembers whether bases are there, so that they need not come along.
+    /// Looks for a base in the local store, and learns whether bases need to travel.
     fn learn(&mut self, base: RecordId, kind: Kind, fetch: Fetch) {
         let came = self.bases.contains_key(&base);
         if came && self.has_looked {
@@ -173,7 +172,7 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// The content, and the record that holds it without a base.
+    /// The verified content, and a record of it without a base.
     fn verified(&mut self, id: RecordId, kind: Kind, record: &Record) -> Result<(Fetched, Record)> {
         let header = record.header;
         if header.kind != kind {

@@ -1,8 +1,8 @@
-//! Fetching: batches leave the queue, several requests are under way at a time, and what comes is decoded, verified,
-//! given to whoever waits, and offered to the fill queue.
+//! Fetches batches from the queue with several requests at a time. Records that arrive are decoded, verified, handed to
+//! the readers that wait for them, and queued for the local store.
 //!
-//! Demands have a connection of their own, so that what is fetched ahead does not stand before them. A request that
-//! fails because the far store is away is repeated when it is back.
+//! Demands have a connection of their own, so that prefetching does not delay them. A request that fails
+//! because the far store is away is repeated when it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,7 +33,7 @@ use super::{FarSource, Fetching, Urgency};
 const REQUESTS: [usize; 2] = [12, 6];
 /// Records of a request, of each lane. Six times 32 chunks fill 100 Mbit/s at 150 ms twice.
 const IDS: [usize; 2] = [16, 32];
-/// How long is waited for the local store to take what was fetched ahead.
+/// Pause while the local store is behind.
 const BEHIND: Duration = Duration::from_millis(5);
 /// A demand counts as recent for so long.
 const RECENT: Duration = Duration::from_millis(300);
@@ -96,7 +96,7 @@ impl Fetcher {
         loop {
             let turn = Arc::clone(&turns).acquire_owned().await.expect("turns are never closed");
             while lane == OTHERS && self.intake.fill_queue.is_behind() {
-                // What is fetched ahead and not kept may be gone when it is wanted.
+                // Prefetched records that are not kept may be gone when they are wanted.
                 sleep(BEHIND).await;
             }
             let batch = self.intake.queue.take(lane, IDS[lane]).await;
@@ -122,7 +122,7 @@ impl Fetcher {
         self.lanes.iter().any(|link| link.is_up())
     }
 
-    /// The connection for what nobody waits for.
+    /// The connection for everything but demands.
     pub(super) fn link(&self) -> &Arc<ReconnectingClient> {
         &self.lanes[OTHERS]
     }
@@ -132,7 +132,7 @@ impl Fetcher {
         &self.near
     }
 
-    /// Where is read first.
+    /// The local store, which is read first.
     pub(super) fn local(&self) -> &Arc<dyn ChunkSource> {
         &self.intake.local
     }
@@ -162,7 +162,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Asks for records; what comes is decoded meanwhile. Returns the deltas whose bases are nowhere.
+    /// Requests records and decodes them as they arrive. Returns the deltas whose bases are missing.
     async fn ask(self: &Arc<Self>, client: &Client, batch: &Batch, fetch: Fetch) -> Result<Batch> {
         self.intake.counters.requests.increment();
         let ids: Vec<RecordId> = batch.iter().map(|(id, _)| *id).collect();
@@ -197,7 +197,7 @@ impl Fetcher {
         lacking
     }
 
-    /// Wants what lies beside a chunk that was missed, but for what is here.
+    /// Fetches the neighbours of a missed chunk that are not here.
     fn bring_neighbours(self: &Arc<Self>, id: ChunkId) {
         let mut ids = self.neighbourhood.missed(id);
         ids.retain(|id| !self.intake.unsealed_cache.has((*id).into()) && !self.intake.queue.has((*id).into()));
@@ -205,7 +205,7 @@ impl Fetcher {
             return;
         }
         let this = Arc::clone(self);
-        // Whoever demands may be on a thread that is none of the runtime's.
+        // The caller's thread may not be one of the runtime's.
         self.runtime.spawn(async move {
             if let Ok(lacking) = this.lacking(ids).await {
                 this.prefetch(&lacking, Urgency::Ahead);
@@ -213,7 +213,7 @@ impl Fetcher {
         });
     }
 
-    /// Which of these are neither here nor just fetched.
+    /// Which of these are neither in the local store nor just fetched.
     pub(super) async fn lacking(&self, ids: Vec<ChunkId>) -> Result<Vec<ChunkId>> {
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         let is_here = self.near.client().await?.has(&records).await?;
@@ -229,7 +229,7 @@ impl Fetcher {
         self.intake.queue.prefetch(ids.iter().map(|id| (*id).into()), Kind::Chunk, urgency);
     }
 
-    /// Waits for what was asked for, as long as there is hope.
+    /// Waits for an answer, up to the timeout.
     async fn patiently(read_timeout: Duration, answer: oneshot::Receiver<Result<Fetched>>) -> Result<Fetched> {
         match timeout(read_timeout, answer).await {
             Ok(Ok(answer)) => answer,
@@ -239,12 +239,12 @@ impl Fetcher {
     }
 }
 
-/// A [`Fetcher`] as whoever reads knows it.
+/// A [`Fetcher`] as a [`FarSource`].
 pub(super) struct FetcherSource(pub(super) Arc<Fetcher>);
 
 impl FarSource for FetcherSource {
     fn is_absent(&self, id: ChunkId) -> bool {
-        // While upstream is away, what came by other ways must be found.
+        // While upstream is away, chunks that arrived by other ways must be found.
         self.0.is_up() && self.0.negative_cache.has(id)
     }
 

@@ -45,7 +45,7 @@ pub enum HydrationState {
 /// A hydration as it is told.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Hydration {
-    /// What was asked for.
+    /// The selector as given.
     pub snapshot: String,
     /// How far it is.
     pub state: HydrationState,
@@ -121,7 +121,7 @@ impl Hydrator {
         if self.merged.catalog.read(&name)?.state.partial {
             return Err(Error::not_found(format!("snapshot {name} as upstream has it")));
         }
-        // What was absent is here now.
+        // The missing chunks are here now.
         self.fetcher.negative_cache.clear();
         tracing::info!("{name} is whole: upstream is not needed for it any more");
         Ok(())

@@ -1,7 +1,7 @@
-//! The snapshots of the local store and of a far one, side by side. Of two with the same name, the local one is shown.
+//! The snapshots of the local and the far store in one list. Of two with the same name, the local one is shown.
 //!
-//! The far list is fetched anew every few seconds; while the far store is away, the last one stays. A far snapshot that
-//! is opened is published here as a partial one first, so that gc keeps what is fetched of it.
+//! The far list is refreshed every few seconds; while the far store is away, the last one stays. Opening a far snapshot
+//! first publishes it here as a partial one, so that gc keeps what is fetched of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,26 +20,26 @@ use super::reconnect::{ReconnectingClient, is_passing};
 use super::wait_for;
 use crate::names::{LocalNames, Names, Opened};
 
-/// How often the local owner may end while a snapshot is published.
+/// Attempts to publish a snapshot while the local owner is replaced.
 const ATTEMPTS: usize = 5;
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
-/// Snapshots that a far store may have: what names them all fits into one request.
+/// Most snapshots of a far store: their names fit into one request.
 const SNAPSHOTS_MAX: usize = 150_000;
-/// Bytes of their entries: some hundred thousand usual ones.
+/// Most bytes of their entries: some hundred thousand typical ones.
 const ENTRIES_BYTES_MAX: usize = 64 << 20;
 
 /// Snapshots by image and time.
 type Snapshots = BTreeMap<ImageName, BTreeMap<SnapshotTime, FarSnapshot>>;
 
-/// A snapshot as short as can be: there may be very many.
+/// A far snapshot in little memory: there may be very many.
 #[derive(Clone)]
 struct FarSnapshot {
     id: EntryId,
-    /// Was read once before.
+    /// Known to decode.
     encoding: Arc<[u8]>,
 }
 
-/// The far store's snapshots as they were last listed.
+/// The last list of the far store's snapshots.
 pub(super) struct FarList {
     link: Arc<ReconnectingClient>,
     snapshots: RwLock<Snapshots>,
@@ -60,7 +60,7 @@ impl FarList {
         }
     }
 
-    /// Fetches the list: only what is new in it travels.
+    /// Refreshes the list; only new entries travel.
     pub(super) async fn refresh(&self) -> Result<()> {
         let known = self.known();
         let have = Prefixes(known.iter().map(|(_, snapshot)| prefix_of(snapshot.id)).collect());
@@ -99,7 +99,7 @@ impl FarList {
     }
 }
 
-/// As many as may be: a far store must not fill the memory.
+/// Bounds the list: a far store must not fill the memory.
 fn bounded(all: impl Iterator<Item = (SnapshotName, FarSnapshot)>) -> Snapshots {
     let (mut snapshots, mut count, mut bytes) = (Snapshots::new(), 0, 0);
     for (SnapshotName { image, time }, snapshot) in all {
@@ -119,13 +119,13 @@ fn prefix_of(id: EntryId) -> [u8; ENTRY_PREFIX_BYTES] {
 }
 
 fn snapshot_of(encoding: &[u8]) -> Option<Snapshot> {
-    // What is not here yet is in part here at best.
+    // A snapshot that is not published here is at most partially here.
     let state = State { partial: true, ..State::default() };
     let snapshot = Snapshot::from_entry(EntryId::of(encoding), encoding.to_vec(), state);
     snapshot.inspect_err(|error| tracing::warn!("a snapshot of upstream is left out: {error}")).ok()
 }
 
-/// What both stores have.
+/// The catalogs of both stores.
 #[derive(Clone)]
 pub(super) struct MergedCatalog {
     pub(super) catalog: Catalog,
@@ -134,14 +134,14 @@ pub(super) struct MergedCatalog {
 }
 
 impl MergedCatalog {
-    /// The snapshot that a selector means, here or there.
+    /// Resolves a selector against both stores.
     pub(super) fn resolve(&self, selector: &Selector) -> Result<SnapshotName> {
         let image = &selector.image;
         let times: Vec<SnapshotTime> = self.catalog.times(image)?.into_iter().chain(self.far.times(image)).collect();
         Ok(SnapshotName::new(image.clone(), selector.resolve(&times)?))
     }
 
-    /// Makes sure that a snapshot is in the local catalog.
+    /// Ensures that a snapshot is in the local catalog.
     ///
     /// # Errors
     /// [`Error::NotFound`] if neither store has it.
@@ -166,7 +166,7 @@ impl MergedCatalog {
     }
 }
 
-/// How a snapshot is named exactly.
+/// The selector that means exactly this snapshot.
 pub(super) fn selector_of(name: &SnapshotName) -> Selector {
     Selector { image: name.image.clone(), at: At::Prefix(name.time.to_string()) }
 }
@@ -176,7 +176,7 @@ pub(super) struct MergedNames {
     pub(super) runtime: Handle,
     pub(super) local: LocalNames,
     pub(super) merged: MergedCatalog,
-    /// Is told of snapshots that are opened and only in part here.
+    /// Receives the partial snapshots that are opened.
     pub(super) opened: mpsc::UnboundedSender<Snapshot>,
 }
 
@@ -210,7 +210,7 @@ impl Names for MergedNames {
             opened => opened?,
         };
         if opened.snapshot.state.partial {
-            // Nobody hears it when the mount ends.
+            // The receiver is gone when the mount ends.
             let _ = self.opened.send(opened.snapshot.clone());
         }
         Ok(opened)

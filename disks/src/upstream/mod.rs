@@ -1,10 +1,10 @@
-//! A far store behind the local one: what is missing here is fetched from there, verified, given, and kept here.
+//! A far store behind the local one: missing records are fetched from it, verified, read, and kept here.
 //!
-//! A read asks the local store, and what that can't give is queued here (`queue`), fetched in batches over connections
-//! that come back (`fetch`, `reconnect`), and put into the local store in the background (`cache_fill`). A far snapshot
-//! appears beside the local ones (`merged_names`); when it is first opened it becomes a partial one of the local store,
-//! and what an earlier boot of it touched is fetched ahead (`on_open`, `boot_recorder`). A hydration (`hydrate`) is a
-//! pull that gives way to readers.
+//! A read asks the local store first. Missing records are queued (`queue`), fetched in batches (`fetch`, `decode`) over
+//! connections that are renewed (`reconnect`), and put into the local store in the background (`cache_fill`). Far
+//! snapshots are listed with the local ones (`merged_names`); the first open of one publishes it here as a partial
+//! snapshot and fetches ahead what an earlier boot read (`on_open`, `boot_recorder`). A hydration (`hydrate`) is a pull
+//! that gives way to readers. Imports `replicate` and `names`; knows nothing of disks, clones or FUSE.
 
 mod boot_recorder;
 mod cache_fill;
@@ -39,23 +39,23 @@ pub use self::service::{UpstreamService, UpstreamServiceOptions, UpstreamStatus}
 /// A future that owns what it needs.
 pub type Fetching<T> = Pin<Box<dyn Future<Output = Result<T>> + Send>>;
 
-/// How soon something is needed.
+/// How soon a record is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
-    /// Nobody waits, and perhaps nobody ever will.
+    /// No reader waits, and perhaps none ever will.
     Later,
-    /// A reader will want it soon, as it goes on as it does.
+    /// A sequential reader will soon want it.
     Ahead,
     /// A reader waits.
     Demand,
 }
 
-/// Gives what the local source lacks, or has only damaged. Waiting for it holds no thread.
+/// Fetches what the local source lacks or has only damaged. Waiting for it holds no thread.
 ///
 /// Whoever reads asks the local source first, but for what [`FarSource::is_absent`] knows not to be there, and then
 /// here. Demands that come close together travel as one request.
 pub trait FarSource: Send + Sync {
-    /// Whether the local source need not be asked.
+    /// Whether the chunk is known to be missing from the local source.
     fn is_absent(&self, id: ChunkId) -> bool;
 
     /// Fetches a chunk that the local source could not give.
@@ -71,24 +71,24 @@ pub trait FarSource: Send + Sync {
     /// As [`FarSource::fetch`].
     fn fetch_node(&self, id: NodeId, urgency: Urgency) -> Fetching<Node>;
 
-    /// Tells which chunks make up a segment, in order: when one of them is demanded, others will be.
+    /// Announces the chunks of a segment, in order: after one of them is demanded, others will be.
     fn neighbours(&self, ids: &[ChunkId]);
 }
 
-/// Is told what readers of snapshots ask for, whether it is here or not.
+/// Observes the reads of snapshots.
 pub trait ReadObserver: Send + Sync {
-    /// A range of the snapshot with this entry is about to be read. Returns at once.
+    /// Called before a range of the snapshot with this entry is read. Returns at once.
     fn observe(&self, entry: EntryId, range: Range<u64>);
 }
 
-/// Waits on a thread that may wait for what runs on the runtime.
+/// Runs a future on the runtime and blocks until it is ready.
 fn wait_for<T: Send + 'static>(
     runtime: &Handle,
     future: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (answer, answered) = mpsc::channel();
     runtime.spawn(async move {
-        // Who asked is waiting.
+        // The receiver waits below.
         let _ = answer.send(future.await);
     });
     answered.recv().unwrap_or_else(|_| Err(Error::unreachable("the mount ends")))

@@ -1,4 +1,4 @@
-//! Which chunks are known not to be here, so that the local owner is not asked again and again.
+//! Chunks that are known to be missing here, so that the local owner is not asked for them repeatedly.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use chunkstore::format::ChunkId;
 use parking_lot::{Mutex, MutexGuard};
 
-/// Most chunks remembered, at half their ids.
+/// Most chunks remembered, by the first half of their ids.
 const REMEMBERED_MAX: usize = 256 << 10;
-/// So long it is believed. What came by other ways, such as a pull, is seen after that.
+/// Lifetime of an entry. Chunks that arrive by other ways, such as a pull, are seen after it.
 const BELIEVED: Duration = Duration::from_secs(30);
 
-/// A bounded set that forgets all from time to time.
+/// A bounded set that is cleared from time to time.
 pub(super) struct NegativeCache {
     state: Mutex<State>,
 }

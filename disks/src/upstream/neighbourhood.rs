@@ -1,4 +1,4 @@
-//! Which chunks lie beside one that is demanded.
+//! The chunks near one that is demanded.
 //!
 //! A round trip at 50 ms is worth 600 kB at 100 Mbit/s, which is some twenty chunks as stored: so a first miss in a
 //! segment brings its neighbourhood along, and a second, which says that the reader stays there, the rest of the
@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 
 /// Segments remembered.
 const SEGMENTS_MAX: usize = 512;
-/// What a first miss brings along.
+/// Chunks before and after that a first miss fetches, too.
 const BEFORE: usize = 2;
 const AFTER: usize = 14;
 
-/// The segments that readers look at.
+/// The segments that readers use.
 #[derive(Default)]
 pub(super) struct Neighbourhood {
     state: Mutex<State>,
@@ -24,9 +24,9 @@ pub(super) struct Neighbourhood {
 
 #[derive(Default)]
 struct State {
-    /// In which segment a chunk is, and where; of several, the last that was told.
+    /// The segment of a chunk and its position there; of several, the last one added.
     places: HashMap<ChunkId, (Arc<[ChunkId]>, usize)>,
-    /// By the segment's first chunk: its chunks, and how often one of them was missed.
+    /// By a segment's first chunk: its chunks, and its misses so far.
     segments: HashMap<ChunkId, (Arc<[ChunkId]>, u32)>,
     order: VecDeque<ChunkId>,
 }
@@ -53,7 +53,7 @@ impl Neighbourhood {
         }
     }
 
-    /// A chunk was demanded and is not here: which others of its segment should come along, those that follow first.
+    /// Notes a miss. Returns the other chunks of the segment to fetch, those that follow first.
     pub(super) fn missed(&self, id: ChunkId) -> Vec<ChunkId> {
         let mut state = self.state.lock();
         let Some((segment, at)) = state.places.get(&id).cloned() else { return Vec::new() };

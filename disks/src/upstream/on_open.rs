@@ -1,5 +1,4 @@
-//! What is done for a partial snapshot when it is first opened: its manifest is fetched, and then what a boot will
-//! touch.
+//! Handles the first open of a partial snapshot: fetches its manifest, then the chunks that a boot will read.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
@@ -22,7 +21,7 @@ use super::Urgency;
 use super::fetch::Fetcher;
 use super::manifest_walk;
 
-/// Most segments of an image whose whole manifest is fetched: 32 GiB, and at most 20 MB of nodes.
+/// Largest image, in segments, whose whole manifest is fetched: 32 GiB, at most 20 MB of nodes.
 const SEGMENTS_MAX: u64 = 8 << 10;
 /// Chunks that are looked up and wanted together.
 const BATCH: usize = 1024;
@@ -30,12 +29,12 @@ const BATCH: usize = 1024;
 const HELD_MAX: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Attends to snapshots that are opened.
+/// Handles snapshots that are opened.
 pub(super) struct OpenHandler {
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) catalog: Catalog,
     pub(super) storage: LocalDir,
-    /// Those that were handled, with what holds them at the far store.
+    /// The handled snapshots, each with the session that holds it at the far store.
     pub(super) handled: Mutex<Handled<ClientSession>>,
 }
 
@@ -87,7 +86,7 @@ impl<S> Handled<S> {
 }
 
 impl OpenHandler {
-    /// Attends to what is opened, for ever.
+    /// Handles opened snapshots for ever.
     pub(super) async fn run(self: Arc<Self>, mut opened: mpsc::UnboundedReceiver<Snapshot>) {
         let mut kept_before = 0;
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -123,7 +122,7 @@ impl OpenHandler {
         }
     }
 
-    /// Keeps the far store's gc from a snapshot, as long as the connection lasts.
+    /// Holds a snapshot at the far store, so that its gc keeps it, as long as the connection lasts.
     async fn hold(&self, name: &SnapshotName) {
         let held = async {
             let client = self.fetcher.link().client().await?;
@@ -135,7 +134,7 @@ impl OpenHandler {
         }
     }
 
-    /// Holds again what a lost connection has let go.
+    /// Renews the holds that ended with their connection.
     async fn hold_all(&self) {
         let lost = self.lock().lost(|session| session.client().has_ended());
         for name in lost {
@@ -143,7 +142,7 @@ impl OpenHandler {
         }
     }
 
-    /// Has the store note how much is here now.
+    /// Lets the store note how much of each snapshot is here now.
     pub(super) async fn note_presence(&self) {
         let names = self.lock().names();
         for name in names {
@@ -160,7 +159,7 @@ impl OpenHandler {
         }
     }
 
-    /// Fetches all nodes, so that no reader waits for one, and so that it is known how much is missing.
+    /// Fetches all nodes, so that no reader waits for one and the missing bytes are known.
     async fn fetch_manifest(&self, entry: &Entry) -> Result<()> {
         if manifest_walk::all_segments(entry) > SEGMENTS_MAX {
             return Ok(());
@@ -169,7 +168,7 @@ impl OpenHandler {
         manifest_walk::leaves(&self.fetcher, entry, &segments).await.map(drop)
     }
 
-    /// Fetches what a boot touches, in its order.
+    /// Fetches the chunks of a recorded boot, in its order.
     async fn replay(&self, snapshot: &Snapshot) -> Result<()> {
         let Some(order) = self.order(snapshot).await? else { return Ok(()) };
         let (entry, ranges) = (snapshot.entry(), order.ranges());
@@ -184,7 +183,7 @@ impl OpenHandler {
         Ok(())
     }
 
-    /// The order that was recorded of this snapshot, here or there, or of another night.
+    /// The recorded order of this snapshot, from either store, or that of another night.
     async fn order(&self, snapshot: &Snapshot) -> Result<Option<BootOrder>> {
         if let Some(order) = boot_order::read(&self.storage, snapshot.entry_id())? {
             return Ok(Some(order));
@@ -215,7 +214,7 @@ fn segments_of(range: &Range<u64>) -> Range<u64> {
     range.start / SEGMENT_BYTES as u64..range.end.div_ceil(SEGMENT_BYTES as u64)
 }
 
-/// The chunks that lie in these ranges, in their order, each once.
+/// The chunks in these ranges, in their order, each once.
 fn touched(ranges: &[Range<u64>], leaves: &BTreeMap<u64, Leaf>) -> Vec<ChunkId> {
     let (mut ids, mut seen) = (Vec::new(), HashSet::new());
     for range in ranges {

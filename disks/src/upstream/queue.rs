@@ -1,4 +1,4 @@
-//! What is to be fetched: each record once, whoever wants it, the urgent first.
+//! The records to fetch: each once, however many readers want it, the most urgent first.
 
 use std::collections::{HashMap, VecDeque};
 use std::thread;
@@ -12,10 +12,10 @@ use tokio::sync::{Notify, oneshot};
 
 use super::Urgency;
 
-/// Most records that wait without anybody waiting for them; of more, the oldest are forgotten.
+/// Most queued records without a waiting reader; beyond this the oldest are dropped.
 const IDLE_MAX: usize = 64 << 10;
 
-/// What was fetched, verified.
+/// A fetched and verified record.
 #[derive(Clone, Debug)]
 pub(super) enum Fetched {
     Chunk(Chunk),
@@ -29,14 +29,14 @@ pub(super) type Batch = Vec<(RecordId, Kind)>;
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Wakes who fetches demands, and who fetches all else.
+    /// Wakes the two lanes.
     wake: [Notify; 2],
 }
 
 #[derive(Default)]
 struct State {
     wanted: HashMap<RecordId, Wanted>,
-    /// By urgency, also some that are in another of these by now, or were taken.
+    /// By urgency. May still list records that moved to another line or were taken.
     lines: [VecDeque<RecordId>; 3],
 }
 
@@ -48,7 +48,7 @@ struct Wanted {
 }
 
 impl Queue {
-    /// Wants a record; the answer comes out of the result.
+    /// Requests a record; the answer arrives at the receiver.
     pub(super) fn want(&self, id: RecordId, kind: Kind, urgency: Urgency) -> oneshot::Receiver<Result<Fetched>> {
         let (answer, receiver) = oneshot::channel();
         self.lock().add(id, kind, urgency, Some(answer));
@@ -56,7 +56,7 @@ impl Queue {
         receiver
     }
 
-    /// Wants records that nobody waits for, in this order.
+    /// Requests records without waiting for them, in this order.
     pub(super) fn prefetch(&self, ids: impl IntoIterator<Item = RecordId>, kind: Kind, urgency: Urgency) {
         let mut state = self.lock();
         for id in ids {
@@ -66,12 +66,12 @@ impl Queue {
         self.wake[lane_of(urgency)].notify_one();
     }
 
-    /// Whether a record is on its way, or about to be.
+    /// Whether a record is queued or being fetched.
     pub(super) fn has(&self, id: RecordId) -> bool {
         self.lock().wanted.contains_key(&id)
     }
 
-    /// The next records for a lane, at most so many; waits until there are some.
+    /// The next records for a lane, at most `most`; waits until there are some.
     pub(super) async fn take(&self, lane: usize, most: usize) -> Batch {
         loop {
             let batch = self.try_take(lane, most);
@@ -104,7 +104,7 @@ impl Queue {
         batch
     }
 
-    /// Puts records back that could not be fetched, before all others, but for those that nobody waits for any more.
+    /// Puts records that could not be fetched back at the front, without demands whose readers gave up.
     pub(super) fn put_back(&self, batch: &[(RecordId, Kind)]) {
         let mut state = self.lock();
         let State { wanted, lines } = &mut *state;
@@ -122,21 +122,21 @@ impl Queue {
         self.wake.iter().for_each(Notify::notify_one);
     }
 
-    /// What was taken fails if its fetch panics before it is answered or put back.
+    /// Guards taken records: a panic before they are answered or put back fails them.
     pub(super) fn in_flight<'a>(&'a self, batch: &'a Batch) -> InFlight<'a> {
         InFlight { queue: self, batch }
     }
 
-    /// Answers all who wait for a record.
+    /// Answers all readers that wait for a record.
     pub(super) fn answer(&self, id: RecordId, answer: &Result<Fetched>) {
         let Some(entry) = self.lock().wanted.remove(&id) else { return };
         for waiter in entry.waiters {
-            // Who has given up waiting does not want it.
+            // The reader may have given up.
             let _ = waiter.send(copy(answer));
         }
     }
 
-    /// Records that wait to be fetched or are on their way.
+    /// Number of records that are queued or being fetched.
     pub(super) fn len(&self) -> usize {
         self.lock().wanted.len()
     }
@@ -187,16 +187,16 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// The lane of demands; the other is for all else.
+/// The lane of demands.
 pub(super) const DEMANDS: usize = 0;
-/// The lane of what nobody waits for now.
+/// The lane of everything that no reader waits for.
 pub(super) const OTHERS: usize = 1;
 
 fn lane_of(urgency: Urgency) -> usize {
     if urgency == Urgency::Demand { DEMANDS } else { OTHERS }
 }
 
-/// The same once more, for another who waits.
+/// A copy of an answer, for the next reader.
 pub(super) fn copy<T: Clone>(answer: &Result<T>) -> Result<T> {
     match answer {
         Ok(got) => Ok(got.clone()),

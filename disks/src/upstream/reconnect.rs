@@ -1,4 +1,4 @@
-//! A connection to a store that is made again when it ends, with longer and longer pauses while that fails.
+//! A connection to a store that is made again when it ends, with longer pauses after each failure.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ const DELAYS: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_
 pub(super) struct ReconnectingClient {
     connect: Connect,
     limit: Option<Arc<RateLimit>>,
-    /// What the store must have in common with this one.
+    /// Parameters that the store must share with this one.
     like: Option<Welcome>,
     state: Mutex<State>,
     is_up: AtomicBool,

@@ -1,4 +1,4 @@
-//! All of it together: what a mount starts, asks, and stops.
+//! The upstream as a mount uses it: started, asked, and stopped as one service.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,15 +31,15 @@ use super::unsealed_cache::UnsealedCache;
 use super::{FarSource, ReadObserver};
 use crate::names::{LocalNames, Names};
 
-/// What a mount with an upstream, or one that records, has.
+/// Options of a mount with an upstream, or of one that records boots.
 pub struct UpstreamServiceOptions {
-    /// What drives connections.
+    /// Drives connections and background tasks.
     pub runtime: Handle,
     /// The local store.
     pub dir: PathBuf,
     /// Its catalog.
     pub catalog: Catalog,
-    /// Where is read first.
+    /// The local store, which is read first.
     pub local: Arc<dyn ChunkSource>,
     /// Connects to the local store's owner.
     pub near: Connect,
@@ -47,17 +47,17 @@ pub struct UpstreamServiceOptions {
     pub far: Option<Connect>,
     /// The far store as the operator named it.
     pub address: String,
-    /// How long a read waits for the far store before it is told so.
+    /// How long a read waits for the far store before it fails.
     pub read_timeout: Duration,
-    /// Which snapshots are to be completed.
+    /// Snapshots to complete in the background.
     pub hydrate: Vec<Selector>,
-    /// Whether what is read first is recorded.
+    /// Whether boot orders are recorded.
     pub record: bool,
-    /// Where what it counts is registered.
+    /// Registry of its counters.
     pub metrics: Metrics,
 }
 
-/// The local store and what lies behind it.
+/// The local store and the far one behind it.
 pub struct UpstreamService {
     runtime: Handle,
     address: String,
@@ -76,12 +76,12 @@ struct Upstream {
     hydrator: Arc<Hydrator>,
 }
 
-/// What is told of an upstream.
+/// State of an upstream, for the status.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct UpstreamStatus {
     /// As the operator named it.
     pub address: String,
-    /// Whether it answered when it was last asked.
+    /// Whether it answered the last request.
     pub is_connected: bool,
     /// Records that came.
     pub fetched_records: u64,
@@ -108,8 +108,7 @@ pub struct UpstreamStatus {
 }
 
 impl UpstreamService {
-    /// Starts all that runs in the background. That the far store is away is no error: its snapshots appear when it is
-    /// there.
+    /// Starts all background tasks. An unreachable far store is no error: its snapshots appear once it is there.
     ///
     /// # Errors
     /// [`chunkstore::Error::Refused`] if the stores cut chunks differently; [`chunkstore::Error::Denied`] if the far
@@ -149,7 +148,7 @@ impl UpstreamService {
         }))
     }
 
-    /// Gives what the local store lacks; none without an upstream.
+    /// The source of what the local store lacks; none without an upstream.
     pub fn far(&self) -> Option<Arc<dyn FarSource>> {
         let far = |upstream: &Upstream| Arc::new(FetcherSource(Arc::clone(&upstream.fetcher))) as Arc<dyn FarSource>;
         self.upstream.as_ref().map(far)
@@ -160,12 +159,12 @@ impl UpstreamService {
         self.upstream.as_ref().map(|upstream| Arc::clone(&upstream.names) as Arc<dyn Names>)
     }
 
-    /// Records what is read; none if that was not asked for.
+    /// Records boot orders; none if that is off.
     pub fn observer(&self) -> Option<Arc<dyn ReadObserver>> {
         self.recorder.as_ref().map(|recorder| Arc::clone(recorder) as Arc<dyn ReadObserver>)
     }
 
-    /// What is told of the upstream.
+    /// State of the upstream; none without one.
     pub fn status(&self) -> Option<UpstreamStatus> {
         let upstream = self.upstream.as_ref()?;
         let (fetcher, fill_counters) = (&upstream.fetcher, &upstream.fill_counters);
@@ -186,7 +185,7 @@ impl UpstreamService {
         })
     }
 
-    /// Ends it all: what was fetched is sealed, and what was recorded is kept.
+    /// Stops all tasks: fetched records are sealed, and recorded boot orders are kept.
     pub async fn stop(&self) {
         self.abort();
         self.stop.send_replace(true);
@@ -224,7 +223,7 @@ impl Drop for UpstreamService {
     }
 }
 
-/// Finds out whether the far store may be used, if it is there.
+/// Checks that the far store may be used, if it is reachable.
 async fn greet(link: &ReconnectingClient) -> Result<()> {
     match link.client().await {
         Err(error) if is_passing(&error) => {
@@ -271,7 +270,7 @@ impl Background {
             runtime: runtime.clone(),
             metrics: options.metrics.clone(),
         });
-        // So that the first look at the mount shows them.
+        // So that the first listing shows the far snapshots.
         if let Err(error) = list.refresh().await {
             tracing::debug!("{error}");
         }

@@ -1,8 +1,7 @@
-//! Records that were fetched and can't be read from the local store yet, because it has not sealed them, or has no
-//! room.
+//! Fetched records that can't be read from the local store yet, because it has not sealed them or has no room.
 //!
-//! They were verified when they came and are as compressed as they travelled, but never deltas. The oldest go when
-//! there are too many: what is read then is fetched again.
+//! They were verified on arrival and stay compressed as they travelled, but are never deltas. The oldest are dropped
+//! when there are too many, and are fetched again when they are read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,7 +21,7 @@ pub(super) struct UnsealedCache {
 #[derive(Default)]
 struct State {
     records: HashMap<RecordId, Arc<Record>>,
-    /// The oldest first; also some that are gone.
+    /// The oldest first. May still list records that are gone.
     order: VecDeque<RecordId>,
     bytes: usize,
 }
@@ -50,7 +49,7 @@ impl UnsealedCache {
         }
     }
 
-    /// Forgets what can be read from the local store.
+    /// Drops records that can be read from the local store now.
     pub(super) fn remove(&self, ids: impl IntoIterator<Item = RecordId>) {
         let mut state = self.lock();
         for id in ids {
