@@ -60,13 +60,13 @@ pub enum Error {
         /// Whether it is a quota that is used up, and not the file system.
         is_quota: bool,
     },
-    /// The other side of a connection can't be reached, or the connection failed: worth another try.
+    /// The peer can't be reached, or the connection failed: a retry may succeed.
     #[error("{what}")]
     Unreachable {
         /// What happened.
         what: String,
     },
-    /// The other side does not admit the caller, or does not allow it this.
+    /// The peer does not admit the caller, or does not permit the request.
     #[error("denied: {what}")]
     Denied {
         /// What was denied and why.
@@ -112,7 +112,7 @@ impl Error {
         }
     }
 
-    /// Damage of a part told as damage of the whole: what the caller asked for comes first.
+    /// Reports damage of a part as damage of the whole: names the thing that the caller asked for first.
     pub(crate) fn within(self, whole: &str) -> Self {
         match self {
             Self::Damaged { what, detail } if what != whole => Self::damaged(whole, format!("{what}: {detail}")),

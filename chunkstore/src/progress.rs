@@ -1,4 +1,4 @@
-//! What a long operation tells while it runs, and how it is asked to stop.
+//! Progress of a long operation, and the request to stop it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

@@ -1,4 +1,4 @@
-//! Segments that are cut and not stored yet: several together, so that few requests are made for them.
+//! Batches of segments that are cut and not stored yet, so that a few requests serve many segments.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,12 +10,12 @@ use crate::format::manifest::{Leaf, Node};
 
 /// Most segments that are stored together.
 const SEGMENTS_MAX: usize = 64;
-/// A batch is full with more bytes of chunks than two segments have: so none has more bytes than three.
+/// A batch is full beyond two segments' bytes of chunks, so none exceeds three segments.
 const BYTES_ENOUGH: usize = 2 * SEGMENT_BYTES;
-/// Bytes of one segment's chunks that are copied, so that its buffer is free for the next segment.
+/// Up to this many bytes, a segment's new chunks are copied, which frees its buffer for the next segment.
 const COPIED_BYTES_MAX: usize = 1 << 20;
 
-/// A node, and what the parent has in its place.
+/// A node, and the parent's node in its place.
 pub(super) struct NewNode {
     pub(super) id: NodeId,
     pub(super) encoding: Vec<u8>,
@@ -46,7 +46,7 @@ impl CutSegment {
         self.new.iter().map(|cut| cut.range.len()).sum()
     }
 
-    /// Whether there is too much of it to be copied.
+    /// Whether its new chunks are too large to be copied.
     pub(super) fn is_large(&self) -> bool {
         self.new_bytes() > COPIED_BYTES_MAX
     }
@@ -58,7 +58,7 @@ pub(super) struct NewChunk<'a> {
     pub(super) plain: Cow<'a, [u8]>,
 }
 
-/// What a thread stores next: segments, each with the bytes of its new chunks.
+/// The segments that a thread stores next, each with the bytes of its new chunks.
 #[derive(Default)]
 pub(super) struct Batch<'a> {
     pub(super) segments: Vec<(CutSegment, Vec<NewChunk<'a>>)>,
@@ -66,7 +66,7 @@ pub(super) struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// Adds a segment whose bytes stay where they are.
+    /// Adds a segment that borrows its bytes.
     pub(super) fn push(&mut self, segment: CutSegment, bytes: &'a [u8]) {
         self.push_with(segment, |cut| Cow::Borrowed(&bytes[cut.range.clone()]));
     }

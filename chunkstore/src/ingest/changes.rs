@@ -1,7 +1,7 @@
 //! Ingest of a disk that is known to differ from a snapshot in some ranges only: an overlay over it.
 //!
-//! Segments outside of the ranges are not read, nor their leaves; within a segment little more than the ranges is. The
-//! root is that of a full ingest. A disk of another size than its parent's differs at the end, too.
+//! Segments outside of the ranges are not read, nor their leaves; within a segment little more than the ranges is read.
+//! The root is the same as of a full ingest. A disk of another size than its parent's differs at the end, too.
 
 use std::ops::Range;
 
@@ -21,13 +21,13 @@ pub(super) enum Changed {
     Ranges(Vec<Range<usize>>),
 }
 
-/// Where the next change is looked for.
+/// The position of the search for changes.
 pub(super) struct ChangeCursor<'a> {
     disk: &'a dyn DiskSource,
     changed: &'a dyn ChangedRanges,
     /// The range that was found last.
     found: Option<Range<u64>>,
-    /// What differs because the sizes do.
+    /// The range that differs because the sizes do.
     resized: Range<u64>,
     parent_segments: u64,
     data: DataRanges,
@@ -46,7 +46,7 @@ impl<'a> ChangeCursor<'a> {
         Self { disk, changed, found: None, resized, parent_segments, data, order: 0, next_segment: 0 }
     }
 
-    /// Moves past the next segments that changed. Returns their place in the order, their numbers, and how they did.
+    /// Takes the next changed segments. Returns their order, their numbers, and the kind of the change.
     pub(super) fn take(&mut self) -> Result<Option<(u64, Range<u64>, Changed)>> {
         let taken = match self.next(self.next_segment * SEGMENT_BYTES as u64)? {
             Some(first) => Some(self.take_from(&first)?),
@@ -58,7 +58,7 @@ impl<'a> ChangeCursor<'a> {
         Ok(Some((self.order - 1, segments, changed)))
     }
 
-    /// Takes the segment in which a change begins, or all of them that it makes holes.
+    /// Takes the segment in which a change begins, or all segments that the change makes holes.
     fn take_from(&mut self, first: &Range<u64>) -> Result<(Range<u64>, Changed)> {
         let segment = first.start / SEGMENT_BYTES as u64;
         let own = bytes_of(self.disk, segment);
@@ -92,7 +92,7 @@ impl<'a> ChangeCursor<'a> {
         Ok(ranges)
     }
 
-    /// The parent's segments behind the end of a disk that shrank.
+    /// The parent's segments after the end of a disk that shrank.
     fn take_cut_off(&mut self) -> Option<(Range<u64>, Changed)> {
         let segments =
             self.disk.size_bytes().div_ceil(SEGMENT_BYTES as u64).max(self.next_segment)..self.parent_segments;
@@ -113,7 +113,7 @@ impl<'a> ChangeCursor<'a> {
     }
 }
 
-/// A segment of which only what is asked for is read.
+/// A segment that is read on demand.
 pub(super) struct PartlyRead<'a> {
     disk: &'a dyn DiskSource,
     start: u64,

@@ -15,7 +15,7 @@ pub(super) fn bytes_of(disk: &dyn DiskSource, segment: u64) -> Range<u64> {
 /// Where a disk has data, asked for at ascending offsets.
 #[derive(Default)]
 pub(super) struct DataRanges {
-    /// The range that was found last: between where it was looked for and its start is a hole.
+    /// The range found last; from the offset of that search to its start is a hole.
     found: Option<Range<u64>>,
 }
 
@@ -28,7 +28,7 @@ impl DataRanges {
         Ok(self.found.clone())
     }
 
-    /// What of a range is data, in order.
+    /// The data within a range, in order.
     pub(super) fn within(&mut self, disk: &dyn DiskSource, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let mut data = Vec::new();
         let mut at = range.start;

@@ -1,4 +1,4 @@
-//! The new records of one segment: what to encode against what.
+//! Encoding new records, each against the best base.
 
 use super::batch::{NewChunk, NewNode};
 use super::sketch::{self, BASES_MAX, Full};
@@ -8,7 +8,7 @@ use crate::format::manifest::Leaf;
 use crate::format::{Kind, Record, RecordCodec, RecordId};
 use crate::store::{Base, Claim, Like, Sink};
 
-/// What is to be put, if the store lacks it.
+/// A chunk or leaf to put if the store lacks it.
 #[derive(Clone, Copy)]
 pub(super) enum Item<'a> {
     /// With the parent's leaf of its segment.
@@ -27,7 +27,7 @@ impl Item<'_> {
         }
     }
 
-    /// What the parent has in its place.
+    /// The parent's record in its place.
     fn like(&self) -> Option<RecordId> {
         match *self {
             Self::Chunk { chunk, parent } => overlapping(parent?, &chunk.cut),
@@ -36,15 +36,15 @@ impl Item<'_> {
     }
 }
 
-/// An item that was taken on to be put.
+/// An item that this session has claimed.
 pub(super) struct Task<'a> {
     item: Item<'a>,
-    /// It must be a full record: there is a damaged one.
+    /// It must be a full record, because the store's copy is damaged.
     whole: bool,
 }
 
 impl<'a> Task<'a> {
-    /// What a claim asks to be done about an item.
+    /// The task for an item with this answer to its claim.
     pub(super) fn of(item: Item<'a>, claim: Claim) -> Option<Self> {
         match claim {
             Claim::Yours => Some(Self { item, whole: false }),
@@ -54,7 +54,7 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Encodes items, against what the parent has in their places or else what resembles them.
+/// Encodes items against the parent's records in their places, or else against similar ones.
 pub(super) fn records(sink: &dyn Sink, codec: &RecordCodec, tasks: &[Task<'_>]) -> Result<Vec<Record>> {
     let (mut records, mut full) = (Vec::with_capacity(tasks.len()), Vec::new());
     for group in tasks.chunks(BASES_MAX) {
@@ -78,7 +78,7 @@ pub(super) fn records(sink: &dyn Sink, codec: &RecordCodec, tasks: &[Task<'_>]) 
     Ok(records)
 }
 
-/// The bases of items by what the parent has where they are.
+/// The bases of items: the parent's records in their places.
 fn bases(sink: &dyn Sink, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
     let in_place: Vec<Option<RecordId>> =
         tasks.iter().map(|task| if task.whole { None } else { task.item.like() }).collect();
@@ -90,7 +90,7 @@ fn bases(sink: &dyn Sink, tasks: &[Task<'_>]) -> Result<Vec<Option<Base>>> {
     Ok(in_place.into_iter().map(|like| like.and_then(|_| found.next().flatten())).collect())
 }
 
-/// The parent's chunk that shares most bytes' offsets with a cut.
+/// The parent's chunk that overlaps a cut the most.
 fn overlapping(parent: &Leaf, cut: &Cut) -> Option<RecordId> {
     let overlap = |start: usize, bytes: u32| {
         (start + bytes as usize).min(cut.range.end).saturating_sub(start.max(cut.range.start))
@@ -99,7 +99,7 @@ fn overlapping(parent: &Leaf, cut: &Cut) -> Option<RecordId> {
     (overlap(best.0, best.2) > 0).then(|| best.1.into())
 }
 
-/// Encodes content into a record, against a base if one is given and it pays.
+/// Encodes content into a record, against the base if that is clearly smaller.
 pub(super) fn record(codec: &RecordCodec, kind: Kind, id: RecordId, bytes: &[u8], base: Option<&Base>) -> Record {
     codec.encode(kind, id, bytes, base.map(|base| (base.id, &base.bytes[..])))
 }

@@ -1,4 +1,5 @@
-//! The manifest of an ingest: leaves meet in the order of segments, and nodes that others put are waited for.
+//! The manifest of an ingest: it puts leaves together in the order of segments, and waits for nodes that other sessions
+//! put.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,7 +21,7 @@ use crate::store::{Claim, Like};
 pub(super) struct ManifestTree<'a> {
     into: &'a IngestInto<'a>,
     parent: Option<LeafReader<'a>>,
-    /// Only changes are ingested: what does not arrive is the parent's.
+    /// Only changes are ingested: other segments are the parent's.
     keeps_parent: bool,
     ordered: Mutex<Ordered>,
     /// Nodes that other sessions have claimed.
@@ -28,12 +29,12 @@ pub(super) struct ManifestTree<'a> {
     progress: &'a Progress,
 }
 
-/// Leaves that wait for their predecessors, and the tree over those that came.
+/// Leaves that wait for their predecessors, and the tree over the leaves so far.
 #[derive(Default)]
 struct Ordered {
     assembler: Assembler,
     next_order: u64,
-    /// Where the parent's subtrees were kept up to, if they are.
+    /// The segment up to which the tree is complete.
     next_segment: u64,
     waiting: BTreeMap<u64, (Range<u64>, Option<NodeId>)>,
 }
@@ -45,7 +46,7 @@ impl<'a> ManifestTree<'a> {
         Self { into, parent, keeps_parent, ordered: Mutex::default(), awaited: Mutex::default(), progress }
     }
 
-    /// Hands segments to the tree, which are one with this leaf or zeros, with all that had waited for them.
+    /// Adds segments to the tree, one with this leaf or several of zeros, and then those that waited for them.
     pub(super) fn arrive(&self, order: u64, segments: Range<u64>, leaf: Option<NodeId>) -> Result<()> {
         let mut tree = self.ordered.lock();
         let tree = &mut *tree;
@@ -62,7 +63,7 @@ impl<'a> ManifestTree<'a> {
         Ok(())
     }
 
-    /// Takes what lies before a segment from the parent, if only changes are ingested.
+    /// If only changes are ingested, takes the parent's subtrees before a segment.
     fn keep_until(&self, segment: u64, tree: &mut Ordered) -> Result<()> {
         let kept = tree.next_segment..segment;
         let Some(parent) = self.parent.as_ref().filter(|_| self.keeps_parent && !kept.is_empty()) else {
@@ -79,8 +80,8 @@ impl<'a> ManifestTree<'a> {
         self.awaited.lock().extend(nodes);
     }
 
-    /// The parent's leaf of a segment. If it can't be read there is none: a backup goes on beside damage, and heals it.
-    /// But if only changes are ingested, nothing else tells what the rest is.
+    /// The parent's leaf of a segment. One that can't be read counts as none: a backup continues despite damage, and
+    /// heals it. It is an error if only changes are ingested, since only the parent has the rest.
     pub(super) fn parent_leaf(&self, number: u64) -> Result<Option<(NodeId, Leaf)>> {
         let Some(parent) = &self.parent else { return Ok(None) };
         match parent.leaf(number) {
@@ -108,7 +109,7 @@ impl<'a> ManifestTree<'a> {
         Ok(id)
     }
 
-    /// Whether a node need not be looked up.
+    /// Whether the parent has this node, so that it need not be looked up.
     pub(super) fn parent_has(&self, node: &NewNode) -> bool {
         self.into.trusts_parent && node.parent == Some(node.id)
     }
@@ -135,7 +136,7 @@ impl<'a> ManifestTree<'a> {
         Ok(root)
     }
 
-    /// Waits for the nodes that others have taken on, and puts those that they do not.
+    /// Waits for the nodes that other sessions have claimed, and puts those whose claims lapse.
     fn settle_awaited(&self) -> Result<()> {
         let mut awaited = std::mem::take(&mut *self.awaited.lock());
         let mut delay = ELSEWHERE;

@@ -1,4 +1,4 @@
-//! The disk of an overlay over a snapshot: what the overlay has, and the snapshot's chunks where it has nothing.
+//! The disk of an overlay over a snapshot: the overlay's own clusters, and the snapshot's chunks elsewhere.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::format::limits::SEGMENT_BYTES;
 use crate::format::manifest::{ChunkSource, Leaf, LeafReader};
 use crate::source::{DiskSource, Overlay};
 
-/// Leaves that are kept: a segment is read in several steps.
+/// Leaves kept, because a segment is read in several steps.
 const LEAVES_KEPT: usize = 16;
 
 /// The disk that a machine on the overlay sees.
@@ -20,12 +20,12 @@ pub(super) struct MergedDisk<'a> {
     overlay: &'a Overlay,
     source: &'a dyn ChunkSource,
     leaves: LeafReader<'a>,
-    /// Those that were read last, by their segments.
+    /// The leaves read last, by segment.
     recent: Mutex<Vec<(u64, Option<Arc<Leaf>>)>>,
 }
 
 impl<'a> MergedDisk<'a> {
-    /// The overlay's disk over the snapshot that these are the leaves of.
+    /// The overlay's disk over the snapshot with these leaves.
     pub(super) fn new(overlay: &'a Overlay, source: &'a dyn ChunkSource, leaves: LeafReader<'a>) -> Self {
         Self { overlay, source, leaves, recent: Mutex::default() }
     }
@@ -44,7 +44,7 @@ impl<'a> MergedDisk<'a> {
         Ok(leaf)
     }
 
-    /// Fills `buf` with what the snapshot has from `offset` on.
+    /// Fills `buf` with the snapshot's bytes from `offset`.
     fn read_snapshot(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         buf.fill(0);
         let end = offset + buf.len() as u64;
@@ -112,13 +112,13 @@ impl DiskSource for MergedDisk<'_> {
     }
 }
 
-/// What of a range lies within bounds, if anything does.
+/// The part of a range within bounds, if any.
 fn clip(range: Option<Range<u64>>, bounds: &Range<u64>) -> Option<Range<u64>> {
     let range = range?;
     Some(range.start.max(bounds.start)..range.end.min(bounds.end)).filter(|range| !range.is_empty())
 }
 
-/// The part of `buf`, which begins at `offset`, that is this range.
+/// The bytes of this range in `buf`, which begins at `offset`.
 fn part<'a>(buf: &'a mut [u8], offset: u64, range: &Range<u64>) -> &'a mut [u8] {
     &mut buf[(range.start - offset) as usize..(range.end - offset) as usize]
 }

@@ -1,8 +1,9 @@
 //! Ingest: from a source to a published snapshot, in parallel over segments, in bounded memory.
 //!
-//! Every thread takes the next segment that holds data, cuts it, asks the store which chunks it lacks, encodes those
-//! and puts them; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A
-//! thread holds one segment and its new records, so memory does not grow with the image.
+//! Every thread takes the next segments that hold data, cuts them, asks the store which chunks it lacks, and encodes
+//! and puts those; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A
+//! thread holds a few segments and their new records, so memory does not grow with the image. May import every folder
+//! but `restore` and `maintenance`.
 
 mod batch;
 mod changes;
@@ -42,11 +43,11 @@ pub enum Base {
     Newest,
     /// This one, of whatever image.
     Snapshot(SnapshotName),
-    /// None: every chunk is cut, looked up and stored for itself.
+    /// None: every chunk is cut and looked up, without a parent's help.
     None,
 }
 
-/// What to make of a source.
+/// Options of an ingest.
 #[derive(Clone, Debug)]
 pub struct IngestOptions {
     /// Name of the new snapshot.
@@ -55,7 +56,7 @@ pub struct IngestOptions {
     pub labels: BTreeMap<String, String>,
     /// The name that the disks of one VM share.
     pub group: Option<String>,
-    /// What it resembles.
+    /// The parent.
     pub base: Base,
     /// Threads that do the work.
     pub threads: usize,
@@ -66,14 +67,13 @@ pub struct IngestOptions {
 /// Ingests a source into a store of this process. When this returns, the snapshot is durable.
 ///
 /// # Errors
-/// [`Error::Refused`] if there is such a snapshot already; after any error no snapshot appears, and what was sealed
-/// before is found by the next ingest.
+/// [`Error::Refused`] if there is such a snapshot already; after any error no snapshot appears, and the next ingest
+/// finds the packs sealed before.
 pub fn ingest(store: &Arc<Store>, source: Source, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
     in_session(store, options, |into| into.ingest(source, options, progress))
 }
 
-/// Ingests a disk of which it is known where it differs from the snapshot that is its base, by name:
-/// [`IngestInto::ingest_changes`] into a store of this process.
+/// [`IngestInto::ingest_changes`] into a store of this process. The options name the parent.
 ///
 /// # Errors
 /// As [`ingest`]; [`Error::Invalid`] if the options do not name the base.
@@ -108,13 +108,12 @@ fn in_session(
         parent: session.parent().cloned(),
     };
     ingest(&into).inspect_err(|_| {
-        // What is whole is kept for the next attempt, if it can be.
+        // Whole records are kept for the next attempt, if possible.
         let _ = session.flush();
     })
 }
 
-/// Ingests the disk of an overlay over the snapshot that is its base, by name: [`IngestInto::ingest_overlay`] into a
-/// store of this process.
+/// [`IngestInto::ingest_overlay`] into a store of this process. The options name the parent.
 ///
 /// # Errors
 /// As [`ingest`] and [`IngestInto::ingest_overlay`].
@@ -127,7 +126,7 @@ pub fn ingest_overlay(
     in_session(store, options, |into| into.ingest_overlay(overlay, options, progress))
 }
 
-/// Begins a session that leases the parent. If that is removed just now, another is the newest.
+/// Begins a session that leases the parent. If the newest is removed meanwhile, tries the one before.
 fn begin(store: &Arc<Store>, options: &IngestOptions) -> Result<WriteSession> {
     loop {
         let parent = find_parent(store.catalog(), options)?.map(|parent| parent.name());
@@ -148,8 +147,8 @@ fn refuse_duplicate(store: &Store, name: &SnapshotName) -> Result<()> {
 /// The snapshot that the new one is expected to resemble.
 ///
 /// # Errors
-/// [`Error::NotFound`] if it was named and is not there; what reading its entry gives. A damaged newest one is passed
-/// over.
+/// [`Error::NotFound`] if it was named and does not exist; errors of reading its entry. A damaged newest one is
+/// skipped.
 pub fn find_parent(catalog: &Catalog, options: &IngestOptions) -> Result<Option<Snapshot>> {
     match &options.base {
         Base::None => Ok(None),
@@ -170,7 +169,7 @@ fn newest_readable(catalog: &Catalog, options: &IngestOptions) -> Result<Option<
     Ok(None)
 }
 
-/// What is ingested into: a store of this process, or one behind a connection.
+/// The target of an ingest: a store of this process, or one behind a connection.
 pub struct IngestInto<'a> {
     /// Takes the records.
     pub sink: &'a dyn Sink,
@@ -182,7 +181,7 @@ pub struct IngestInto<'a> {
     pub codec: RecordCodec,
     /// The store's id: the snapshot's origin.
     pub store_id: &'a str,
-    /// Whether what the parent has need not be claimed; the sink protects it.
+    /// Whether the parent's records need no claims, because the sink pins them.
     pub trusts_parent: bool,
     /// The snapshot that the new one is expected to resemble.
     pub parent: Option<Snapshot>,
@@ -198,9 +197,9 @@ impl IngestInto<'_> {
         self.ingest_from(&SegmentQueue::new(source, progress), None, options, progress)
     }
 
-    /// Ingests a disk that differs from the parent only within `changed`. Reads little more than what lies there; what
-    /// lies elsewhere is the parent's, unread. The snapshot is the one that [`IngestInto::ingest`] makes of the disk.
-    /// If there is no parent, or it is not to be trusted, the whole disk is read.
+    /// Ingests a disk that differs from the parent only within `changed`. Reads little more than those ranges; the rest
+    /// is taken from the parent, unread. The snapshot is the one that [`IngestInto::ingest`] makes of the disk. Without
+    /// a trusted parent, the whole disk is read.
     ///
     /// # Errors
     /// As [`IngestInto::ingest`].
@@ -243,7 +242,7 @@ impl IngestInto<'_> {
         self.ingest_changes(&MergedDisk::new(overlay, self.source, leaves), overlay, options, progress)
     }
 
-    /// Ingests what a queue gives; where it gives changes only, with the disk.
+    /// Ingests the segments of a queue; `changes` is the disk if the queue holds changes only.
     fn ingest_from(
         &self,
         queue: &SegmentQueue<'_>,
@@ -257,7 +256,7 @@ impl IngestInto<'_> {
         let virtual_bytes = queue.finish()?;
         let root = work.finish(virtual_bytes)?;
         drop(work);
-        // Ctrl-C also ends whoever wrote into the pipe that was read: what looks like the stream's end may not be it.
+        // Ctrl-C also ends the process that writes into the pipe, so an apparent end of the stream may not be its end.
         progress.check()?;
         if let (Some(parent), Some(_)) = (&self.parent, changes) {
             counters.count_kept(report::listed(parent, self.source)?);

@@ -1,4 +1,4 @@
-//! What an ingest counts for its report.
+//! Counters of an ingest, for its report.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,11 +10,11 @@ use crate::format::chunker::Cut;
 use crate::format::manifest::{ChunkSource, Leaf, Listed};
 use crate::format::{Kind, Record};
 
-/// What a thread did.
+/// Counters of one thread.
 #[derive(Default, Clone, Copy)]
 pub(super) struct Counters {
     listed: Listed,
-    /// What the parent lists in segments that were cut anew.
+    /// Sum of the parent's leaves of segments that were cut anew.
     replaced: Listed,
     new_chunks: u64,
     new_bytes: u64,
@@ -22,7 +22,7 @@ pub(super) struct Counters {
     reused_boundaries: u64,
 }
 
-/// What a snapshot lists: what its report says, or else what its leaves do.
+/// The totals of a snapshot: from its report, or else from its leaves.
 pub(super) fn listed(snapshot: &Snapshot, source: &dyn ChunkSource) -> Result<Listed> {
     let entry = snapshot.entry();
     match &snapshot.state.ingest {
@@ -32,14 +32,14 @@ pub(super) fn listed(snapshot: &Snapshot, source: &dyn ChunkSource) -> Result<Li
 }
 
 impl Counters {
-    /// Counts what a segment is cut into.
+    /// Counts the cuts of a segment.
     pub(super) fn count(&mut self, cuts: &[Cut]) {
         let data_bytes = cuts.iter().map(|cut| cut.range.len() as u64).sum();
         self.listed.add(Listed { data_bytes, chunks: cuts.len() as u64 });
         self.reused_boundaries += cuts.iter().filter(|cut| cut.reused).count() as u64;
     }
 
-    /// Counts what the parent has in a segment that changed.
+    /// Counts the parent's leaf of a segment that changed.
     pub(super) fn count_replaced(&mut self, leaf: &Leaf) {
         self.replaced.add(Listed::of_leaf(leaf));
     }
@@ -52,7 +52,7 @@ impl Counters {
         self.delta_chunks += chunks().filter(|record| record.header.base.is_some()).count() as u64;
     }
 
-    /// Counts what the parent lists in segments that were not looked at: all of it but for what was replaced.
+    /// Counts the parent's totals in segments that were not read: all of them except the replaced ones.
     pub(super) fn count_kept(&mut self, parent: Listed) {
         let chunks = parent.chunks.saturating_sub(self.replaced.chunks);
         let data_bytes = parent.data_bytes.saturating_sub(self.replaced.data_bytes);

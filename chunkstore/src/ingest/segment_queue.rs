@@ -1,5 +1,5 @@
-//! Gives segments to the threads of an ingest, in order, skipping those that are holes or, if it is told where a disk
-//! may have changed, those that did not.
+//! The queue of an ingest's segments, in order. It skips holes, or unchanged segments if the changed ranges of a disk
+//! are known.
 
 use std::io::Read;
 use std::ops::Range;
@@ -27,18 +27,18 @@ enum Input<'a> {
     Stream { name: String, state: Mutex<StreamState> },
 }
 
-/// Segments given out.
+/// Segments taken from the queue.
 #[derive(Debug)]
 pub(super) struct Ticket {
-    /// Counts what is given out.
+    /// Number of the ticket.
     pub(super) order: u64,
     /// Their numbers in the image: one, or several if they are all zeros.
     pub(super) segments: Range<u64>,
-    /// What is known of them.
+    /// Their content.
     pub(super) content: Content,
 }
 
-/// What is known of segments that are given out.
+/// The content of segments taken from the queue.
 #[derive(Debug)]
 pub(super) enum Content {
     /// The buffer has all bytes of the one segment.
@@ -80,7 +80,7 @@ impl<'a> SegmentQueue<'a> {
         Self::of(Input::Disk { disk, cursor: Mutex::default() }, progress)
     }
 
-    /// Gives out what of a disk may differ from a parent of `parent_bytes`.
+    /// A queue of the segments of a disk that may differ from a parent of `parent_bytes`.
     pub(super) fn of_changes(
         disk: &'a dyn DiskSource,
         changed: &'a dyn ChangedRanges,
@@ -101,7 +101,7 @@ impl<'a> SegmentQueue<'a> {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Reads the next segment that may hold data, or tells what is known of it; `None` at the end.
+    /// Takes the next segment that may hold data, and reads it if it must be read whole; `None` at the end.
     pub(super) fn next(&self, buffer: &mut Vec<u8>) -> Result<Option<Ticket>> {
         if self.stopped.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
@@ -177,7 +177,7 @@ impl<'a> SegmentQueue<'a> {
         Ok(Some(Ticket { order: segment, segments: segment..segment + 1, content: Content::Whole }))
     }
 
-    /// The image's size, once all was read; fails if a disk changed its size meanwhile.
+    /// The image's size, after all segments were taken. Fails if a disk changed its size meanwhile.
     pub(super) fn finish(&self) -> Result<u64> {
         match &self.source {
             Input::Disk { disk, .. } => disk.finish().map(|()| disk.size_bytes()),

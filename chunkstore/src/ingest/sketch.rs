@@ -1,19 +1,18 @@
 //! Bases for content that moved: a file rewritten elsewhere in the image with few bytes changed.
 //!
-//! What the parent has at the same offset does not help there, and no chunk of such a file may be unchanged. But files
-//! lie at multiples of 4 KiB wherever they are, so most of their aligned blocks are unchanged. A chunk's sketch is the
-//! least hash of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents",
-//! 1997); chunks that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a
-//! hint.
+//! The parent's chunk at the same offset does not help there, and perhaps no chunk of such a file is unchanged. But
+//! files begin at multiples of 4 KiB, so most of their aligned blocks are unchanged. A chunk's sketch is the least hash
+//! of its aligned blocks (min-wise hashing: Broder, "On the resemblance and containment of documents", 1997); chunks
+//! that share most of their blocks most likely share it. It costs a checksum of new chunks, and is only a hint.
 
 use crate::error::Result;
 use crate::format::limits::ZERO_BLOCK_BYTES;
 use crate::format::{Record, RecordCodec};
 use crate::store::{Like, Sink};
 
-/// Bases that are asked for together, and so in memory at a time.
+/// Bases requested, and so held in memory, at a time.
 pub(super) const BASES_MAX: usize = 64;
-/// Mixes a block's checksum before the least is taken, so that no kind of block is always least.
+/// Mixes a block's checksum before the minimum is taken, so that no kind of block always wins.
 const MIX: u32 = 0x9e37_79b1;
 
 /// The sketch of a chunk that begins at `offset` of a segment; 0 if it has none.

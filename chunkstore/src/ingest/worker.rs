@@ -1,4 +1,4 @@
-//! What the threads of an ingest do: from a segment's bytes to its leaf, one at a time or some together.
+//! The workers of an ingest: from a segment's bytes to its leaf, in batches.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -19,10 +19,10 @@ use crate::progress::Progress;
 use crate::source::DiskSource;
 use crate::store::Claim;
 
-/// Segments that a thread has in memory at a time, beside copies of what is new of others.
+/// Segments that a thread holds in memory, besides copied chunks of others.
 const BATCH_BUFFERS: usize = 3;
 
-/// What the threads share.
+/// The state that the threads share.
 pub(super) struct Work<'a, 'f> {
     into: &'a IngestInto<'a>,
     queue: &'a SegmentQueue<'f>,
@@ -75,7 +75,7 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(counters)
     }
 
-    /// Fills a batch with what comes next. Returns whether that was all.
+    /// Fills a batch from the queue. Returns whether the queue is at its end.
     fn fill<'b>(&self, batch: &mut Batch<'b>, buffers: &'b mut [Vec<u8>], counters: &mut Counters) -> Result<bool> {
         for buffer in buffers {
             while !batch.is_full() {
@@ -92,7 +92,7 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(false)
     }
 
-    /// Cuts what was given out.
+    /// Cuts the segments of a ticket.
     fn cut(&self, ticket: Ticket, buffer: &mut Vec<u8>, counters: &mut Counters) -> Result<CutSegment> {
         let Ticket { order, segments, content } = ticket;
         if let Content::Zeros = content {
@@ -113,7 +113,7 @@ impl<'a, 'f> Work<'a, 'f> {
         };
         counters.count(&cuts);
         let leaf = (!cuts.is_empty()).then(|| NewNode::new(&Node::Leaf(leaf_of(&cuts)), parent_id));
-        // The parent's own chunks are there.
+        // The store has the parent's own chunks.
         let new = cuts.into_iter().filter(|cut| !(cut.reused && self.into.trusts_parent)).collect();
         Ok(CutSegment { order, segments, parent, leaf, new })
     }
@@ -127,7 +127,7 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(())
     }
 
-    /// Stores segments and hands their leaves to the tree.
+    /// Stores segments and adds their leaves to the tree.
     fn store(&self, batch: Batch<'_>, counters: &mut Counters) -> Result<()> {
         let mut asked: Vec<Item<'_>> = batch.segments.iter().flat_map(|segment| self.items(segment)).collect();
         self.put_new(&mut asked, counters)?;
@@ -136,7 +136,7 @@ impl<'a, 'f> Work<'a, 'f> {
         asked.retain(|item| !is_leaf(item));
         let mut delay = ELSEWHERE;
         while !asked.is_empty() {
-            // Others have taken them on. They will be there soon, or be this session's after all.
+            // Other sessions have claimed them: they will be stored soon, or their claims lapse.
             delay.sleep(self.progress)?;
             self.put_new(&mut asked, counters)?;
         }
@@ -149,7 +149,7 @@ impl<'a, 'f> Work<'a, 'f> {
         Ok(())
     }
 
-    /// What of a segment is to be put, if the store lacks it.
+    /// The items of a segment that are put if the store lacks them.
     fn items<'b>(&self, (segment, chunks): &'b (CutSegment, Vec<NewChunk<'_>>)) -> impl Iterator<Item = Item<'b>> {
         let parent = segment.parent.as_ref();
         let chunks = chunks.iter().map(move |chunk| Item::Chunk { chunk, parent });
@@ -157,8 +157,8 @@ impl<'a, 'f> Work<'a, 'f> {
         chunks.chain(leaf.map(Item::Leaf))
     }
 
-    /// Puts what the store lacks, all in one request each to claim, to get bases and to put; what others have taken on
-    /// is left in `asked`.
+    /// Puts the items that the store lacks, with one request each to claim, to get bases and to put. Items that other
+    /// sessions have claimed stay in `asked`.
     fn put_new(&self, asked: &mut Vec<Item<'_>>, counters: &mut Counters) -> Result<()> {
         if asked.is_empty() {
             return Ok(());

@@ -1,9 +1,9 @@
-//! Writing packs beside the process that has the store open, which lends room in them.
+//! Writing into packs of a store that another process has open, in extents that this process reserves.
 //!
-//! For whoever may open the store's files: what is new need not be copied to that process and by it again. Records are
-//! written into room that was lent, and only then told of: they are pending from then on, as any others, and whoever
-//! lent the room makes them durable. What can't be written so, and what is too little to be worth the two calls, is
-//! left to be put by itself.
+//! For a client that may open the store's files: new records need not be copied to the owner. The client writes records
+//! into a reserved extent and then reports them; from then on they are pending like any others, and the owner makes
+//! them durable. Records that can't be written this way, or are too few to be worth the two calls, are returned to be
+//! put as usual.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,61 +15,61 @@ use crate::format::{Header, PackId, Record};
 use crate::pack::{self, Class};
 use crate::storage::Storage;
 
-/// Most bytes that are lent at a time: more than the chunks' records take that an ingest puts together.
+/// Largest extent: more than the records of one batch of an ingest.
 pub const EXTENT_BYTES_MAX: u32 = 16 << 20;
-/// Most records that are told of at a time.
+/// Most records reported at a time.
 pub const EXTENT_RECORDS_MAX: usize = 1 << 14;
 
-/// Extent at the end of a pack, lent to one author.
+/// An extent at the end of a pack, reserved for one writer handle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
-    /// The pack, which is not sealed.
+    /// The open pack.
     pub pack: PackId,
     /// Its class.
     pub class: Class,
-    /// Where the room begins.
+    /// Offset of the extent in the pack.
     pub offset: u32,
     /// Its length.
     pub bytes: u32,
 }
 
-/// Whoever lends room in packs.
+/// Reserves extents in open packs, and records what was written into them.
 pub trait ExtentAllocator {
-    /// Lends room for `bytes` at the end of a pack of this class that is the caller's alone. What it had before there,
-    /// and did not append, stays a gap.
+    /// Reserves `bytes` at the end of a pack of this class that only the caller writes. The rest of its previous extent
+    /// there stays a gap.
     ///
     /// # Errors
-    /// [`Error::Busy`] if too many packs are lent; if a pack can't be begun.
+    /// [`Error::Busy`] if too many packs have extents; others if a pack can't be created.
     fn reserve(&self, class: Class, bytes: u32) -> Result<Extent>;
 
-    /// Appends what was written into an extent, one record after another. Returns whether the extent was the caller's
-    /// still; otherwise nothing was appended.
+    /// Appends the records written into an extent, one after another. Returns whether the caller still held the extent;
+    /// otherwise nothing was appended.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the records are more than the extent, or break a limit.
+    /// [`Error::Invalid`] if the records exceed the extent, or break a limit.
     fn append_written(&self, room: Extent, headers: &[Header]) -> Result<bool>;
 }
 
-/// What one session needs to write into packs.
+/// The direct writer of one session.
 #[derive(Debug, Default)]
 pub struct DirectWriter {
     bytes_min: u64,
-    /// A session has one room of a class at a time.
+    /// The session's current extent of each class.
     one_at_a_time: Mutex<()>,
     has_written: AtomicBool,
     is_given_up: AtomicBool,
 }
 
 impl DirectWriter {
-    /// For records that take at least `bytes_min` together.
+    /// A writer that leaves fewer than `bytes_min` bytes of records to be put as usual.
     pub fn new(bytes_min: u64) -> Self {
         Self { bytes_min, ..Self::default() }
     }
 
-    /// Puts what can be written here; returns the rest.
+    /// Writes the records that it can; returns the rest.
     ///
     /// # Errors
-    /// If the lender fails, or the disk is full.
+    /// If the allocator fails, or the disk is full.
     pub fn put(
         &self,
         lender: &dyn ExtentAllocator,
@@ -110,7 +110,7 @@ impl DirectWriter {
                 self.has_written.store(true, Ordering::Relaxed);
                 Ok(Vec::new())
             }
-            // The pack had to be sealed meanwhile.
+            // The pack was sealed meanwhile.
             Ok(false) => Ok(records),
             Err(error) if self.has_written.load(Ordering::Relaxed) && is_not_found(&error) => Ok(records),
             Err(error) if is_no_matter(&error) => {
@@ -140,13 +140,13 @@ fn put_all(
     lender.append_written(room, &headers)
 }
 
-/// Whether records may still be put by themselves: there is no room, the lender is an older program that knows of none,
-/// or its files can't be written here. A full disk is full for all.
+/// Whether the records can be put as usual instead: no extent is free, the owner is an older program without extents,
+/// or its files can't be written from here. A full disk fails either way.
 fn is_no_matter(error: &Error) -> bool {
     matches!(error, Error::Busy { .. } | Error::Denied { .. } | Error::Invalid { .. } | Error::Io { .. })
 }
 
-/// Whether a pack has another name by now.
+/// Whether a pack was renamed meanwhile.
 fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }

@@ -1,9 +1,9 @@
-//! Where records lie: what the index keeps of each record, and of each pack.
+//! Locations of records: what the index stores for each record and each pack.
 
 use crate::format::{Codec, Kind, PackId};
 use crate::pack::{Class, TableEntry};
 
-/// Where a record is.
+/// The location of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RecordLocation {
     /// Number of the pack.
@@ -42,7 +42,7 @@ impl RecordLocation {
     }
 }
 
-/// What the index knows of a pack.
+/// The index's row for a pack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PackRow {
     /// The pack's full name.

@@ -1,9 +1,9 @@
 //! Packs: append-only files of records, with a table at their end.
 //!
-//! A pack is written as `NAME.part`, synced, renamed to `NAME.pack`, and never modified, but for gaps between its
-//! records, which mean nothing. Four classes keep apart what is read apart: manifests from chunks, so that a mark reads
-//! sequentially, and deltas from full records, so that gc can unlink deltas before their bases. Layout: FORMAT.md,
-//! "Pack".
+//! A pack is written as `NAME.part`, synced, renamed to `NAME.pack`, and never modified, except in the gaps between its
+//! records, which have no meaning. Four classes separate records that are read separately: manifests from chunks, so
+//! that a mark reads sequentially, and deltas from full records, so that gc can unlink deltas before their bases.
+//! Layout: FORMAT.md, "Pack".
 
 pub(crate) mod direct_writer;
 mod layout;

@@ -14,7 +14,7 @@ use crate::storage::{ReadFile, Storage};
 
 /// Bytes that are searched at a time; longer than any record.
 const SEARCH_BYTES: usize = 4 << 20;
-/// Where the device fails, so much is passed over.
+/// Bytes skipped where the device can't read.
 const SEARCH_BLOCK_BYTES: usize = 4 << 10;
 const _: () = assert!(SEARCH_BYTES > HEADER_BYTES + STORED_BYTES_MAX);
 
@@ -40,7 +40,7 @@ impl PackReader {
         self.id
     }
 
-    /// Whether the file is known to have no name any more.
+    /// Whether the file is known to be unlinked.
     pub fn is_removed(&self) -> bool {
         self.file.is_removed()
     }
@@ -108,7 +108,7 @@ impl PackReader {
         header.is_some_and(|header| header.id != self.id)
     }
 
-    /// Length of the file, whatever it is.
+    /// Length of the file, unchecked.
     pub fn file_bytes(&self) -> Result<u64> {
         self.file.len_bytes().map_err(|error| Error::io("reading", path(self.id), error))
     }
@@ -153,8 +153,8 @@ impl PackReader {
         }
     }
 
-    /// Finds whole records without table or footer: a record's header has a checksum of its own. What the device can't
-    /// read is passed over.
+    /// Finds whole records without table or footer: a record's header has a checksum of its own. Bytes that the device
+    /// can't read are skipped.
     fn search(&self) -> Result<Vec<TableEntry>> {
         let end = self.file_bytes()?.min(PACK_BYTES_MAX);
         let mut window = vec![0; (SEARCH_BYTES as u64).min(end) as usize];
@@ -180,7 +180,7 @@ impl PackReader {
         }
     }
 
-    /// What is whole and of a newer program is no damage: nothing must be put in its place.
+    /// A whole header of a newer program is no damage: such a pack must not be replaced.
     fn unreadable(&self, offset: u64, error: Unreadable) -> Error {
         match error {
             Unreadable::Newer { .. } => Error::refused(format!("pack {} at offset {offset} was {error}", self.id)),
@@ -194,8 +194,8 @@ impl PackReader {
     }
 }
 
-/// Adds the whole records in a window at `offset` of the file and returns how far it was searched. A record that may
-/// go on behind the window ends the search, to be found at the start of the next one.
+/// Adds the whole records in a window at `offset` of the file and returns how far it searched. A record that may extend
+/// past the window ends the search; the next window starts with it.
 fn search_window(window: &[u8], offset: u64, is_last: bool, entries: &mut Vec<TableEntry>) -> usize {
     let mut at = 0;
     while let Some(step) = window[at..].windows(MAGIC.len()).position(|bytes| bytes == MAGIC) {

@@ -1,4 +1,4 @@
-//! The packs of a store: which are there, and open readers of them.
+//! The set of a store's packs, and open readers of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,20 +38,20 @@ impl PackSet {
         }
     }
 
-    /// Names a new pack. The tag tells it from another of the same number, should numbers ever be given out again
-    /// after a loss.
+    /// Names a new pack. The tag distinguishes it from another pack of the same number, should numbers be reused after
+    /// a loss.
     pub(crate) fn allocate(&self) -> PackId {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let random = blake3::hash(&[self.seed.to_le_bytes(), u64::from(number).to_le_bytes()].concat());
         PackId { number, tag: crate::format::record::get_u32(random.as_bytes(), 0) }
     }
 
-    /// The row of a pack that is there.
+    /// The row of a pack, if it exists.
     pub fn row(&self, number: u32) -> Option<PackRow> {
         self.rows.read().get(&number).copied()
     }
 
-    /// All packs that are there, by number.
+    /// All packs, by number.
     pub fn rows(&self) -> Vec<PackRow> {
         let mut rows: Vec<_> = self.rows.read().values().copied().collect();
         rows.sort_unstable_by_key(|row| row.id);
@@ -81,7 +81,7 @@ impl PackSet {
         if readers.len() >= READERS_KEPT {
             readers.clear();
         }
-        // A pack that gc forgot meanwhile must not be kept open: its bytes would stay on disk.
+        // A pack that gc removed meanwhile must not stay open: its bytes would stay on disk.
         if self.row(number).is_some() {
             readers.insert(number, Arc::clone(&reader));
         }
@@ -89,11 +89,11 @@ impl PackSet {
     }
 }
 
-/// What lies in the directory of packs.
+/// The files in the directory of packs.
 #[derive(Debug, Default)]
 pub(crate) struct Inventory {
-    /// Sealed packs by number. Of two files with one number the one that holds what its name says is here, the other a
-    /// stranger.
+    /// Sealed packs by number. Of two files with one number, the one whose content matches its name is here; the other
+    /// is a stranger.
     pub(crate) sealed: HashMap<u32, PackId>,
     /// Unfinished packs.
     pub(crate) parts: Vec<String>,
@@ -131,7 +131,7 @@ impl Inventory {
     }
 }
 
-/// The pack that a file's name, without its suffix, tells.
+/// The pack that a file's name, without its suffix, stands for.
 fn own_id(stem: &str) -> Option<PackId> {
     stem.parse().ok().filter(|id: &PackId| id.number <= PACK_NUMBER_MAX)
 }

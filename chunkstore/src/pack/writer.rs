@@ -9,12 +9,12 @@ use crate::pack::layout::{FOOTER_BYTES, Footer, PACK_HEADER_BYTES, PackHeader, T
 use crate::pack::{Class, DIR, part_path, path};
 use crate::storage::{AppendFile, Storage};
 
-/// Bytes after which the system is told to begin writing a pack, so that sealing has little to wait for.
+/// Bytes after which writeback of a pack is started, so that sealing waits less.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
-/// Writes records one after another into a pack that another is writing, from where room was lent. Each is written by
-/// itself, as [`PackWriter::append`] does: larger writes take larger pages of memory, which a virtual machine may have
-/// to get from its host first.
+/// Writes records one after another into a reserved extent of another process's pack. Each is a write of its own, as in
+/// [`PackWriter::append`]: larger writes take larger pages of memory, which a virtual machine may have to get from its
+/// host first.
 pub(crate) fn write_records(storage: &dyn Storage, pack: PackId, offset: u32, records: &[Record]) -> Result<()> {
     let path = part_path(pack);
     let failed = |error| Error::io("writing", storage.locate(&path), error);
@@ -96,7 +96,7 @@ impl PackWriter {
         &self.entries
     }
 
-    /// Appends a record of this pack's class. After an error the pack must be given up.
+    /// Appends a record of this pack's class. After an error the pack must be abandoned.
     pub fn append(&mut self, record: &Record) -> Result<()> {
         assert_eq!(
             Class::of(record.header.kind, record.header.codec),
@@ -115,14 +115,14 @@ impl PackWriter {
         self.bytes
     }
 
-    /// Adds the record with this header, of this pack's class, which someone else has written at the pack's end.
+    /// Adds the record with this header, of this pack's class, which a direct writer wrote at the pack's end.
     pub(crate) fn add_written(&mut self, header: &Header) {
         assert_eq!(Class::of(header.kind, header.codec), self.header.class, "callers sort records by class");
         self.file.skip(header.record_bytes());
         self.add(header);
     }
 
-    /// Leaves a gap, in which someone else has written, or still may.
+    /// Leaves a gap for a direct writer.
     pub fn skip(&mut self, bytes: u64) {
         self.file.skip(bytes);
         self.bytes += bytes;

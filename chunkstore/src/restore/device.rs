@@ -52,7 +52,7 @@ impl Device {
         Ok(Self { writer: FileWriter::new(file, path.to_path_buf(), sync), sync, zeroes_ranges: AtomicBool::new(true) })
     }
 
-    /// Makes all that was written permanent, if that was asked for.
+    /// Makes all written bytes permanent, if `sync` was set.
     pub(super) fn finish(self) -> Result<()> {
         if self.sync { self.writer.sync() } else { Ok(()) }
     }

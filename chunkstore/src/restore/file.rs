@@ -1,4 +1,4 @@
-//! A regular file as destination: written beside its name, synced, renamed.
+//! A regular file as destination: written under a temporary name, synced, renamed.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -14,7 +14,7 @@ use super::pipeline::Target;
 use super::segment::SegmentData;
 use crate::error::{Error, Result};
 
-/// `.NAME.vmstore-part` beside DEST; removed when dropped unless it was finished.
+/// `.NAME.vmstore-part` in the directory of DEST; removed on drop unless it was finished.
 pub(super) struct PartFile {
     writer: FileWriter,
     sync: bool,
@@ -41,7 +41,7 @@ impl PartFile {
         let writer = FileWriter::new(file, part, sync);
         let created = Self { writer, sync, dest: dest.to_path_buf(), replace, finished: false };
         let file = created.writer.file();
-        // What an interrupted restore left there is none of this image's.
+        // An interrupted restore may have left bytes of another image.
         file.set_len(0).map_err(|error| created.failed("truncating", error))?;
         file.set_len(virtual_bytes).map_err(|error| created.failed("setting the length of", error))?;
         Ok(created)
@@ -89,7 +89,7 @@ fn part_path(dest: &Path) -> Result<PathBuf> {
     Ok(dest.with_file_name(part))
 }
 
-/// Claims the part file for this process.
+/// Locks the part file for this process.
 fn lock(file: &File, part: &Path, dest: &Path) -> Result<()> {
     let busy = || Error::refused(format!("another process is restoring to {}", dest.display()));
     match file.try_lock() {
@@ -97,7 +97,7 @@ fn lock(file: &File, part: &Path, dest: &Path) -> Result<()> {
         Err(TryLockError::WouldBlock) => return Err(busy()),
         Err(TryLockError::Error(error)) => return Err(Error::io("locking", part, error)),
     }
-    // Another may have finished since the file was opened: it is that one's image then, under its final name.
+    // Another restore may have finished since the file was opened: then this is its image, under its final name.
     let opened = file.metadata().map_err(|error| Error::io("looking at", part, error))?;
     let named = fs::symlink_metadata(part).ok();
     let same = named.is_some_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
@@ -106,7 +106,7 @@ fn lock(file: &File, part: &Path, dest: &Path) -> Result<()> {
 
 /// Renames the finished file `part` to `dest`. With `sync`, first the file is synced, and afterwards the directory.
 ///
-/// A file that is replaced leaves its owner and mode to the new one, as far as this user may set them.
+/// The new file gets owner and mode of the one that it replaces, as far as this user may set them.
 pub(super) fn publish(file: &File, part: &Path, dest: &Path, replace: bool, sync: bool) -> Result<()> {
     if let Some(old) = fs::metadata(dest).ok().filter(|_| replace) {
         let _ = fchown(file, Some(old.uid()), Some(old.gid()));

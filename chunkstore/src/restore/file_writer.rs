@@ -1,4 +1,4 @@
-//! Writing a segment's chunks to an open file or device: past the page cache where that pays.
+//! Writing a segment's chunks to an open file or device: with direct I/O where that is faster.
 //!
 //! A restored image is not read at once, so to copy it into the page cache costs a copy, pages that others had there,
 //! and a wait at the end until all is on disk. Direct writes were twice as fast as buffered ones with a sync, at half
@@ -29,11 +29,11 @@ const SLICES_MAX: usize = 1024;
 /// An open destination.
 pub(super) struct FileWriter {
     file: File,
-    /// What errors call it.
+    /// The name in errors.
     path: PathBuf,
     /// The same file, opened for direct writes.
     direct: Option<File>,
-    /// Set when the system turned out to refuse them.
+    /// Set when the system refused one.
     direct_refused: AtomicBool,
     sync: bool,
 }
@@ -41,7 +41,7 @@ pub(super) struct FileWriter {
 impl FileWriter {
     /// A writer of a file that is synced at the end if `sync` is set.
     pub(super) fn new(file: File, path: PathBuf, sync: bool) -> Self {
-        // Who does not wait for the disk is served best by the page cache.
+        // Without a final sync, the page cache is fastest.
         let direct = if sync { open_direct(&file) } else { None };
         Self { file, path, direct, direct_refused: AtomicBool::new(false), sync }
     }
@@ -73,7 +73,7 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Makes all that was written permanent.
+    /// Makes all written bytes permanent.
     pub(super) fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(|error| Error::io("syncing", &self.path, error))
     }
@@ -90,7 +90,7 @@ impl FileWriter {
     }
 }
 
-/// Opens a file again for direct writes; `None` where there are none.
+/// Opens a file again for direct writes; `None` where they are not supported.
 fn open_direct(file: &File) -> Option<File> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;

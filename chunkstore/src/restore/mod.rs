@@ -33,7 +33,7 @@ use crate::progress::Progress;
 pub struct RestoreOptions {
     /// Replace a file that exists, or write to a block device.
     pub force: bool,
-    /// Wait until the bytes are on disk. Without, a power cut soon afterwards may leave a file that is not whole.
+    /// Wait until the bytes are on disk. Without it, a power cut soon afterwards may leave an incomplete file.
     pub sync: bool,
     /// Threads that decode and verify.
     pub threads: usize,
@@ -50,7 +50,7 @@ pub struct RestoreReport {
     pub elapsed_s: f64,
 }
 
-/// Restores to a regular file or a block device. When it returns, the bytes are on disk, unless that was not asked for.
+/// Restores to a regular file or a block device. When it returns, the bytes are on disk if `sync` is set.
 ///
 /// # Errors
 /// [`Error::Refused`] if `dest` is there and `force` is not given, or it is neither a file nor a block device, or the
@@ -118,7 +118,7 @@ fn report(entry: &Entry, data_bytes: u64, started: Instant) -> RestoreReport {
     RestoreReport { virtual_bytes: entry.virtual_bytes, data_bytes, elapsed_s: started.elapsed().as_secs_f64() }
 }
 
-/// What is there where the image shall go.
+/// The kind of the destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Destination {
     NewFile,
@@ -126,7 +126,7 @@ enum Destination {
     Device,
 }
 
-/// Finds out what `dest` is, and refuses what must not be written. Symbolic links are followed to what they name.
+/// Finds the kind of `dest`, and refuses one that must not be overwritten. Follows symbolic links.
 fn destination(dest: &Path, options: &RestoreOptions) -> Result<(PathBuf, Destination)> {
     let found = match fs::metadata(dest) {
         Ok(found) => found,

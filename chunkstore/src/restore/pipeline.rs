@@ -13,13 +13,13 @@ use crate::format::manifest::{self, ChunkSource, Segment};
 use crate::parallel;
 use crate::progress::Progress;
 
-/// Most zeros that are one task: a request to stop is noticed after each.
+/// Most zeros in one task: after each, a request to stop is noticed.
 const ZERO_TASK_BYTES: u64 = 1 << 30;
 
 /// Most threads: each holds a segment twice, and no disk takes more at a time.
 const THREADS_MAX: usize = 12;
 
-/// Where an image is written, at any offset, by several threads at once.
+/// A destination that several threads write to, at any offset.
 pub(super) trait Target: Sync {
     /// Writes a segment's chunks, and its zeros where they are not there already.
     fn write(&self, segment: &SegmentData) -> Result<()>;
@@ -47,7 +47,7 @@ pub(super) fn write_all(
     progress: &Progress,
 ) -> Result<u64> {
     progress.set_total(entry.virtual_bytes);
-    // Twice as many as may compute, because half of them wait for the disk.
+    // Twice the threads that compute, because half of them wait for the disk.
     let threads = (threads * 2).clamp(1, THREADS_MAX);
     let work = Work { source, entry, target, progress, data_bytes: AtomicU64::new(0), failed: AtomicBool::new(false) };
     let (tasks, todo) = bounded(threads * 4);
@@ -56,7 +56,7 @@ pub(super) fn write_all(
         let worked = parallel::run(threads, || work.work(&todo));
         (feeder.join().expect("the walk does not panic"), worked)
     });
-    // In this order: the walk is interrupted when a worker fails, and says only that.
+    // In this order: when a worker fails, the walk only reports that it was interrupted.
     worked?;
     fed?;
     progress.reach(entry.virtual_bytes);
@@ -73,7 +73,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Walks the manifest and gives every segment out, and the ranges of zeros between them.
+    /// Walks the manifest and queues every segment, and the ranges of zeros between them.
     #[expect(clippy::needless_pass_by_value, reason = "the workers end when the sender is gone")]
     fn feed(&self, tasks: Sender<Task>) -> Result<()> {
         let size = self.entry.virtual_bytes;
@@ -107,8 +107,8 @@ impl Work<'_> {
         tasks.send(task).map_err(|_| Error::Interrupted)
     }
 
-    /// Does tasks until there are no more. After a failure, of whichever thread, the rest is only taken away, so that
-    /// the walk does not wait for room.
+    /// Does tasks until there are no more. After a failure of any thread it only drains the queue, so that the walk
+    /// does not block.
     fn work(&self, todo: &Receiver<Task>) -> Result<()> {
         let mut result = Ok(());
         for task in todo {

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 const QEMU_IMG: &str = "qemu-img";
 const POLL: Duration = Duration::from_millis(20);
 
-/// Checks that a qcow2 image can be written to `dest`, so that it is known before anything is restored.
+/// Checks that a qcow2 image can be written to `dest`, before anything is restored.
 ///
 /// # Errors
 /// [`Error::Refused`] if `dest` is no regular file, or exists and `force` is not set; [`Error::Io`] if `qemu-img` does

@@ -11,13 +11,13 @@ use crate::format::{Chunk, ChunkId};
 /// A segment's chunks.
 pub(super) struct SegmentData {
     range: Range<u64>,
-    /// Each once, however often the segment has it.
+    /// Each distinct chunk once.
     chunks: Vec<Chunk>,
-    /// Where in the image each piece begins and which chunk it is, in order.
+    /// Offset in the image and chunk of each piece, in order.
     pieces: Vec<(u64, usize)>,
 }
 
-/// Bytes without a gap.
+/// Contiguous bytes.
 pub(super) struct Run<'a> {
     /// Where in the image they begin.
     pub(super) offset: u64,
@@ -31,7 +31,7 @@ impl SegmentData {
     /// Fetches all chunks of a segment.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if one can't be had, or the manifest is not what it must be for an image of this size.
+    /// [`Error::Damaged`] if one can't be read, or the manifest does not fit an image of this size.
     pub(super) fn read(source: &dyn ChunkSource, segment: Segment, virtual_bytes: u64) -> Result<Self> {
         let leaf = manifest::read_leaf(source, segment.leaf)?;
         let range = segment.offset()..segment.end().min(virtual_bytes);
@@ -44,7 +44,7 @@ impl SegmentData {
         Ok(Self { range, chunks, pieces })
     }
 
-    /// The segment's place in the image.
+    /// The segment's range in the image.
     pub(super) fn range(&self) -> Range<u64> {
         self.range.clone()
     }
@@ -54,7 +54,7 @@ impl SegmentData {
         self.pieces.iter().map(|(_, chunk)| self.chunks[*chunk].bytes().len() as u64).sum()
     }
 
-    /// The chunks in order, those that adjoin together.
+    /// The chunks in order, adjoining ones together.
     pub(super) fn runs(&self) -> Vec<Run<'_>> {
         let mut runs: Vec<Run<'_>> = Vec::new();
         for (offset, chunk) in &self.pieces {

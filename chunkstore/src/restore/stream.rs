@@ -15,7 +15,7 @@ use crate::progress::Progress;
 const SEGMENTS_AHEAD_MAX: usize = 24;
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
-/// A segment, and where its content is to be sent.
+/// A segment, and the channel for its content.
 type Task = (Segment, Sender<Result<SegmentData>>);
 
 /// Writes the whole image; returns how many bytes of it are chunks.
@@ -28,7 +28,7 @@ pub(super) fn write(
 ) -> Result<u64> {
     let ahead = (threads * 2).min(SEGMENTS_AHEAD_MAX);
     let (tasks, todo) = bounded::<Task>(ahead);
-    // Its capacity bounds what is decoded and waits to be written.
+    // Its capacity bounds the decoded segments that wait to be written.
     let (promises, promised_segments) = bounded::<Receiver<Result<SegmentData>>>(ahead);
     thread::scope(|scope| {
         let feeder = scope.spawn(move || feed(source, entry, &tasks, &promises));
@@ -60,7 +60,7 @@ fn feed(
 
 fn work(source: &dyn ChunkSource, entry: &Entry, todo: &Receiver<Task>) {
     for (segment, give) in todo {
-        // Nobody takes it once writing has failed.
+        // The receiver is gone once writing has failed.
         let _ = give.send(SegmentData::read(source, segment, entry.virtual_bytes));
     }
 }
@@ -76,7 +76,7 @@ impl Writer<'_> {
     #[expect(clippy::needless_pass_by_value, reason = "its end tells the feeder to stop")]
     fn write_segments(&mut self, promised: Receiver<Receiver<Result<SegmentData>>>) -> Result<()> {
         for segment in &promised {
-            // Without an answer its worker is gone, which a panic only could do.
+            // Only a panic of its worker leaves no answer.
             let segment = segment.recv().map_err(|_| Error::Interrupted)??;
             self.write_segment(&segment)?;
         }

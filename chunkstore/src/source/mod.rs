@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 /// A disk that can be read at any offset, by several threads at once.
 pub trait DiskSource: Send + Sync {
-    /// What errors call it: its path.
+    /// The name in errors: its path.
     fn name(&self) -> &str;
 
     /// Size of the virtual disk in bytes, fixed when it was opened.
@@ -83,7 +83,7 @@ pub enum Source {
     Disk(Box<dyn DiskSource>),
     /// Read from start to end by one thread; its size is known at its end.
     Stream {
-        /// What errors call it.
+        /// The name in errors.
         name: String,
         /// The bytes.
         reader: Box<dyn Read + Send>,

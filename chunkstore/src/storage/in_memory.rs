@@ -1,7 +1,7 @@
-//! Storage in memory, for tests: it fails on demand, and knows what a power cut would leave.
+//! Storage in memory, for tests: it fails on demand, and computes what a power cut would leave.
 //!
-//! It keeps two views of every directory: what is seen now, and what was made durable by a sync. Content becomes
-//! durable by syncing the file, a name by syncing its directory. It is meant for small stores, not for speed.
+//! It keeps two views of every directory: the visible one, and the one made durable by syncs. Content becomes durable
+//! by syncing the file, a name by syncing its directory. It is meant for small stores, not for speed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -49,7 +49,7 @@ struct Dir {
 pub enum Failure {
     /// With an error of this kind.
     Kind(io::ErrorKind),
-    /// With this number of the system's.
+    /// With this errno.
     Errno(i32),
     /// A read finds the file's end too early; other calls don't fail.
     ShortRead,
@@ -72,7 +72,7 @@ struct Fault {
     failure: Failure,
 }
 
-/// What a call does, as far as faults go.
+/// The kind of a call, for counting faults.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Change,
@@ -122,7 +122,7 @@ impl MemStorage {
         self.add_fault(true, nth_call..=u64::MAX, Failure::Kind(kind));
     }
 
-    /// Makes calls fail, of whatever they do, counted as by [`MemStorage::accesses`].
+    /// Makes calls of any kind fail, counted as by [`MemStorage::accesses`].
     pub fn fail_accesses(&self, calls: RangeInclusive<u64>, failure: Failure) {
         self.add_fault(false, calls, failure);
     }
@@ -131,12 +131,12 @@ impl MemStorage {
         self.disk.lock().faults.push(Fault { of_changes, calls, failure });
     }
 
-    /// Forgets all faults that were asked for.
+    /// Clears all injected faults.
     pub fn heal(&self) {
         self.disk.lock().faults.clear();
     }
 
-    /// What a power cut now would leave at the least: synced bytes under synced names. Without faults.
+    /// The least that a power cut now would leave: synced bytes under synced names. Without faults.
     #[must_use]
     pub fn power_cut(&self) -> Self {
         let disk = self.disk.lock();

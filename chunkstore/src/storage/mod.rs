@@ -1,9 +1,9 @@
 //! The seam under packs and catalog: a flat set of named files in a few directories.
 //!
-//! Files are written once from start to end, synced, renamed to their final name and never changed, which is what
-//! both a local directory and an object store can do. Where the storage lets them, others may write into gaps that the
-//! writer leaves them ([`Storage::join`]), also late. Tests put faults under this seam. Paths are relative to the
-//! store and use `/`. Nothing here knows formats.
+//! Files are written once from start to end, synced, renamed to their final name and never changed, which is what both
+//! a local directory and an object store can do. Where the storage supports it, others may write into gaps that the
+//! writer leaves for them ([`Storage::join`]), even later. Tests inject faults here. Paths are relative to the store
+//! and use `/`. This module knows no formats.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -34,17 +34,17 @@ pub trait Storage: Send + Sync + 'static {
     /// Opens a file for reading at any offset.
     fn open(&self, path: &str) -> io::Result<Arc<dyn ReadFile>>;
 
-    /// Opens a file that another appends to, to write behind what it has appended so far; the other
-    /// [skips](AppendFile::skip) that.
+    /// Opens a file that another writer appends to, to write after its end; that writer [skips](AppendFile::skip) this
+    /// range.
     ///
     /// # Errors
-    /// `NotFound` if there is no such file; `Unsupported` if only one can write.
+    /// `NotFound` if there is no such file; `Unsupported` if the storage allows one writer only.
     fn join(&self, path: &str) -> io::Result<Box<dyn JoinedFile>> {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Gives a file another name, replacing what had it. Atomic; durable after [`Storage::sync_dir`].
+    /// Renames a file, replacing an existing one. Atomic; durable after [`Storage::sync_dir`].
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Removes a file. Durable after [`Storage::sync_dir`].
@@ -70,27 +70,27 @@ pub trait Storage: Send + Sync + 'static {
 
 /// A file being written from start to end.
 pub trait AppendFile: Send {
-    /// Appends all the bytes, or fails; after a failure the file must be given up.
+    /// Appends all the bytes, or fails; after a failure the file must be abandoned.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
 
-    /// Leaves so many bytes to others, who have written them ([`Storage::join`]) or not: what is not written reads as
-    /// zeros once something was appended behind it.
+    /// Leaves this many bytes to other writers ([`Storage::join`]). Bytes that none of them writes read as zeros once
+    /// something is appended after them.
     fn skip(&mut self, bytes: u64);
 
     /// Lets the system begin to write what was appended, so that [`AppendFile::sync`] has less to wait for.
     fn start_writeback(&mut self) {}
 
-    /// Makes all that was appended survive a power cut. After a failure the file must be given up: a second sync
-    /// may succeed although pages were lost.
+    /// Makes all that was appended survive a power cut. After a failure the file must be abandoned: a second sync may
+    /// succeed although pages were lost.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// A file that another appends to.
+/// A file that another writer appends to.
 pub trait JoinedFile {
-    /// Writes all the bytes at `offset`. Permanent with the other's sync.
+    /// Writes all the bytes at `offset`. The appending writer's sync makes them permanent.
     ///
     /// # Errors
-    /// What was written is not known then.
+    /// Some of the bytes may have been written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
@@ -105,13 +105,13 @@ pub trait ReadFile: Send + Sync {
     /// The file's length in bytes.
     fn len_bytes(&self) -> io::Result<u64>;
 
-    /// Whether the file is known to have no name any more, so that only its readers keep its bytes.
+    /// Whether the file is known to be unlinked, so that only open descriptors keep its bytes.
     fn is_removed(&self) -> bool {
         false
     }
 }
 
-/// What a directory holds.
+/// The content of a directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
     /// Names of files.
@@ -137,7 +137,7 @@ impl LocalDir {
     }
 }
 
-/// How directories of a store are made: for its user alone. What guests have on their disks is in there.
+/// Creates directories readable by the store's user alone: they hold the content of guests' disks.
 pub(crate) fn private_dir() -> DirBuilder {
     let mut builder = DirBuilder::new();
     builder.mode(0o700);
@@ -170,7 +170,7 @@ impl Storage for LocalDir {
         let mut listing = Listing::default();
         for entry in fs::read_dir(self.path(dir))? {
             let entry = entry?;
-            // A name that is not UTF-8 is none of ours.
+            // A store has no names that are not UTF-8.
             let Ok(name) = entry.file_name().into_string() else { continue };
             let names = if entry.file_type()?.is_dir() { &mut listing.dirs } else { &mut listing.files };
             names.push(name);

@@ -1,8 +1,7 @@
-//! `quarantine/`: where a repair puts what is damaged, so that nothing that it replaces is lost to whoever knows
-//! better.
+//! `quarantine/`: damaged files that a repair replaced, kept for the operator.
 //!
-//! Nothing else reads or removes what is there; it is the operator's to delete. A file keeps its path as its name, with
-//! dots for slashes, and a number behind it if that is taken.
+//! Nothing else reads or removes them. A file's new name is its path with dots for slashes, and a number appended if
+//! that name is taken.
 
 use std::io;
 
@@ -12,10 +11,10 @@ use crate::storage::{Storage, whole};
 /// Directory of a store.
 pub(crate) const DIR: &str = "quarantine";
 
-/// Moves a file or directory there, durably. Returns its new path.
+/// Moves a file or directory to quarantine, durably. Returns its new path.
 ///
 /// # Errors
-/// If it can't be moved; it is in its old place then, or in both after a power cut.
+/// If it can't be moved; it then keeps its old path, or has both paths after a power cut.
 pub(crate) fn put_away(storage: &dyn Storage, path: &str) -> Result<String> {
     let to = free_path(storage, path)?;
     storage.rename(path, &to).map_err(|error| Error::io("moving aside", storage.locate(path), error))?;
@@ -26,8 +25,8 @@ pub(crate) fn put_away(storage: &dyn Storage, path: &str) -> Result<String> {
     Ok(to)
 }
 
-/// Copies a small file there, durably, which is about to be replaced: as much of it as can be read. Returns the path of
-/// the copy; `None` if nothing could be read.
+/// Copies a small file that is about to be replaced to quarantine, durably, as far as it can be read. Returns the path
+/// of the copy; `None` if nothing could be read.
 ///
 /// # Errors
 /// If the copy can't be written.
@@ -38,7 +37,7 @@ pub(crate) fn keep_copy(storage: &dyn Storage, path: &str, bytes_max: u64) -> Re
     Ok(Some(to))
 }
 
-/// A path there that nothing has.
+/// A free path in quarantine.
 fn free_path(storage: &dyn Storage, path: &str) -> Result<String> {
     let taken = match storage.list(DIR) {
         Ok(listing) => [listing.files, listing.dirs].concat(),

@@ -1,13 +1,13 @@
 //! Small files that are read whole and replaced whole: the store's configuration and the catalog's entries.
 //!
-//! A replacement is written aside as `PATH.tmp`, so that a file under its final name is never half written.
+//! A replacement is first written to `PATH.tmp`, so that a file under its final name is never half written.
 
 use std::io;
 
 use super::Storage;
 use crate::error::{Error, Result};
 
-/// Ends the name of a file that is being written aside.
+/// Suffix of the temporary file.
 pub(crate) const ASIDE_SUFFIX: &str = ".tmp";
 
 /// Reads a file, or `None` if there is none.
@@ -32,12 +32,12 @@ pub(crate) fn read_whole(storage: &dyn Storage, path: &str, bytes_max: u64) -> R
     }
 }
 
-/// Creates or replaces a file, atomically and durably: written aside and synced, which makes the bytes permanent,
-/// then renamed, then the directory synced, which makes the name permanent.
+/// Creates or replaces a file, atomically and durably: writes a temporary file and syncs it, which makes the bytes
+/// permanent, then renames it and syncs the directory, which makes the name permanent.
 ///
 /// # Errors
-/// After an error the file is either the old or the new one, whole. If only the last sync failed the new one is
-/// seen, but may not survive a power cut.
+/// After an error the file is either the old or the new one, whole. If only the last sync failed, the new one is
+/// visible, but may not survive a power cut.
 pub(crate) fn replace_whole(storage: &dyn Storage, path: &str, bytes: &[u8]) -> Result<()> {
     rename_into_place(storage, path, bytes)?;
     let dir = parent(path);
@@ -51,7 +51,7 @@ pub(crate) fn rename_into_place(storage: &dyn Storage, path: &str, bytes: &[u8])
     let written = write_aside(storage, &aside, bytes)
         .and_then(|()| storage.rename(&aside, path).map_err(|error| Error::io("renaming", &aside, error)));
     if written.is_err() {
-        // Only to give the space back; what is left here is removed by the next writer.
+        // Only to free the space; the next writer removes a leftover file.
         let _ = storage.remove(&aside);
     }
     written
@@ -64,7 +64,7 @@ fn write_aside(storage: &dyn Storage, aside: &str, bytes: &[u8]) -> Result<()> {
     file.sync().map_err(failed("syncing"))
 }
 
-/// Removes what a replacement of a file that was cut short has left.
+/// Removes the temporary file of an interrupted replacement.
 pub(crate) fn remove_aside(storage: &dyn Storage, path: &str) -> Result<()> {
     let aside = format!("{path}{ASIDE_SUFFIX}");
     match storage.remove(&aside) {

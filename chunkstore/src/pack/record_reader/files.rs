@@ -1,7 +1,7 @@
 //! Open packs of a store that another process owns.
 //!
 //! gc unlinks packs, and an open descriptor would keep their bytes on disk. So descriptors are bounded, and
-//! [`PackFiles::close_unused`], called now and then, closes what has no name any more or was not used lately.
+//! [`PackFiles::close_unused`], called now and then, closes those that are unlinked or were not used lately.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::storage::LocalDir;
 
 /// Most packs that are open at a time.
 const OPEN_MAX: usize = 256;
-/// Most packs whose names are kept: beyond, they are told again.
+/// Most pack names kept; others are asked for again.
 const NAMES_MAX: usize = 1 << 16;
 
 /// The pack files of a store's directory, opened for reading as they are needed.
@@ -42,7 +42,7 @@ impl PackFiles {
         Self { storage: LocalDir::new(dir), open: Mutex::default() }
     }
 
-    /// Takes note of packs' names, of which locations have only the numbers.
+    /// Adds full names of packs; locations hold only numbers.
     pub fn note(&self, ids: impl Iterator<Item = PackId>) {
         let mut open = self.open();
         for id in ids {
@@ -52,10 +52,10 @@ impl PackFiles {
         }
     }
 
-    /// A reader of a pack whose name was noted.
+    /// A reader of a pack whose name is known.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if its file is not there; if it can't be opened.
+    /// [`Error::Damaged`] if its file is missing; others if it can't be opened.
     pub fn reader(&self, number: u32) -> Result<Arc<PackReader>> {
         let id = {
             let mut open = self.open();
@@ -98,7 +98,7 @@ impl Open {
             self.names.clear();
         }
         self.names.insert(id.number, id);
-        // Of another pack of this number.
+        // It belongs to another pack of this number.
         self.readers.remove(&id.number);
     }
 }

@@ -1,10 +1,10 @@
-//! Reading records by their locations: what a store's owner and its local clients do alike.
+//! Reading records by location: one piece of code for a store's owner and its local clients.
 //!
-//! [`Locator`] tells where records lie and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc
-//! moves records and unlinks packs while others read, so a location that was looked up may be gone when it is read: all
-//! reading by id goes through one function, which looks again for what could not be read. Locator are hints. Another
-//! process may have told them, so whatever they say, what is returned under an id was checked against it or is checked
-//! by the caller, no more is allocated than a record can have, and a base's base is never asked for.
+//! [`Locator`] finds records and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc moves records
+//! and unlinks packs at any time, so a location may be stale when it is read: all reading by id goes through one
+//! function, which locates again the records that it could not read. Locations are hints, perhaps from another process.
+//! Whatever they are, content is checked against its id here or by the caller, no more is allocated than a record can
+//! have, and a base's base is never read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ mod runs;
 pub use files::PackFiles;
 use runs::{Records, Run};
 
-/// How often a record is looked for again that moved while it was read.
+/// Attempts to locate again a record that moved while it was read.
 const TRIES_MAX: u32 = 8;
 const UNLIKE_ID: &str = "its bytes do not match its id";
 
-/// Takes what was read, each with its position in what was asked for.
+/// Receives each result with its position in the request.
 type Each<'a, T> = dyn FnMut(usize, Result<T>) -> Result<()> + 'a;
 /// Reads records at locations.
 type Read<'a, T> = dyn Fn(Vec<(usize, RecordLocation)>, &mut Each<'_, T>) -> Result<()> + 'a;
@@ -34,15 +34,15 @@ type Parsed<'a> = Result<(Header, &'a [u8])>;
 /// Plain bytes of bases by their ids.
 type Bases = HashMap<RecordId, Vec<u8>>;
 
-/// Knows where records lie, and opens the packs that they lie in.
+/// Finds records, and opens the packs that hold them.
 pub trait Locator: Send + Sync {
-    /// The locations of records, in the order of `ids`; what can't be had has none.
+    /// The locations of records, in the order of `ids`; `None` for a missing record.
     ///
     /// # Errors
-    /// If locations can't be asked for.
+    /// If the lookup fails.
     fn locate(&self, ids: &[RecordId]) -> Result<Vec<Option<RecordLocation>>>;
 
-    /// The locations of records that could not be read where they were said to be. Nothing that was kept is trusted.
+    /// New locations of records that could not be read at the old ones; bypasses every cache.
     ///
     /// # Errors
     /// As [`Locator::locate`].
@@ -53,17 +53,17 @@ pub trait Locator: Send + Sync {
     /// The pack with this number.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if there is none; if it can't be opened.
+    /// [`Error::Damaged`] if there is none; others if it can't be opened.
     fn pack(&self, number: u32) -> Result<Arc<PackReader>>;
 
     /// What the store's records are encoded with.
     fn codec(&self) -> &RecordCodec;
 
-    /// Why something that has no location can't be had.
+    /// The error for something that has no location.
     fn absent(&self, what: &str) -> Error;
 }
 
-/// Reads what someone knows the locations of.
+/// Reads records whose locations a [`Locator`] knows.
 #[derive(Clone, Copy)]
 pub struct RecordReader<'a> {
     locations: &'a dyn Locator,
@@ -83,7 +83,7 @@ impl Plain {
 }
 
 impl<'a> RecordReader<'a> {
-    /// Reads what `locations` knows.
+    /// A reader of the records that `locations` knows.
     pub fn new(locations: &'a dyn Locator) -> Self {
         Self { locations }
     }
@@ -92,7 +92,7 @@ impl<'a> RecordReader<'a> {
     /// their locations.
     ///
     /// # Errors
-    /// What `each` returns; if locations can't be asked for.
+    /// What `each` returns; what the lookup returns.
     pub fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()> {
         let records: Vec<RecordId> = ids.iter().map(|id| (*id).into()).collect();
         self.read_plain(&records, &|at| format!("chunk {}", ids[at]), &mut |position, plain| {
@@ -115,8 +115,8 @@ impl<'a> RecordReader<'a> {
         })
     }
 
-    /// Fetches records as they are stored, in the order of their locations, and hands each over with its position.
-    /// Headers and payloads match their checksums, and headers the ids; what is absent is an error in its place.
+    /// Fetches records as they are stored, in the order of their locations, and passes each with its position to
+    /// `each`. Headers and payloads match their checksums, and headers the ids; a missing record is passed as an error.
     ///
     /// # Errors
     /// As [`RecordReader::chunks`].
@@ -125,10 +125,10 @@ impl<'a> RecordReader<'a> {
         self.read_ids(ids, &|at| format!("record {}", ids[at]), &read, each)
     }
 
-    /// Reads and verifies the bases of delta records. A base that can't be had is left out.
+    /// Reads and verifies the bases of delta records. A base that can't be read is left out.
     ///
     /// # Errors
-    /// If locations can't be asked for.
+    /// If the lookup fails.
     pub fn bases(&self, ids: impl Iterator<Item = RecordId>) -> Result<Bases> {
         let mut ids: Vec<_> = ids.collect();
         ids.sort_unstable();
@@ -154,10 +154,9 @@ impl<'a> RecordReader<'a> {
         Ok(bases)
     }
 
-    /// Reads and decodes records that are no deltas, in the order of their locations, and hands each over with its
-    /// position.
+    /// Reads and decodes full records in the order of their locations, and passes each with its position to `each`.
     pub(crate) fn read_full(&self, wanted: Vec<(usize, RecordLocation)>, each: &mut Each<'_, Plain>) -> Result<()> {
-        // A location that lies about its record leads to no base, so never to a base of a base.
+        // A location with wrong flags finds no base here, so never a base of a base.
         self.read_decoded(wanted, &|_| Ok(Bases::new()), each)
     }
 
@@ -168,8 +167,8 @@ impl<'a> RecordReader<'a> {
         self.read_ids(ids, what, &read, each)
     }
 
-    /// Reads records by `read`, and looks for those again that can't be read, because they may have moved. Every
-    /// position is handed over once; those that moved last.
+    /// Reads records with `read`, and locates again those that it can't read, because they may have moved. Every
+    /// position is passed once, moved records last.
     fn read_ids<T>(
         &self,
         ids: &[RecordId],
@@ -237,7 +236,7 @@ impl<'a> RecordReader<'a> {
         })
     }
 
-    /// Reads and decodes records, each run of them with the bases that `bases_of` has for it.
+    /// Reads and decodes records, each run with the bases that `bases_of` returns for it.
     fn read_decoded(
         &self,
         wanted: Vec<(usize, RecordLocation)>,

@@ -14,18 +14,18 @@ const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Most bytes read with one call.
 const READ_BYTES_MAX: u64 = 2 << 20;
 
-/// What came of reading records that lie together.
+/// The result of reading adjoining records.
 pub(super) enum Run<'a> {
     /// Their stored form.
     Read(Records<'a>),
-    /// This one can't be read.
+    /// One that can't be read.
     Failed(usize, Error),
 }
 
 /// Records of one pack in their stored form.
 pub(super) struct Records<'a> {
     pub(super) pack: &'a Arc<PackReader>,
-    /// Their positions in what was asked for, and their locations.
+    /// Their positions in the request, and their locations.
     pub(super) locations: &'a [(usize, RecordLocation)],
     bytes: &'a [u8],
 }
@@ -67,7 +67,7 @@ fn read_run(
     run: &[(usize, RecordLocation)],
     visit: &mut dyn FnMut(Run<'_>) -> Result<()>,
 ) -> Result<()> {
-    // Locator may overlap if a damaged pack was searched for records and content that looks like one was found.
+    // Locations may overlap: a search of a damaged pack can find content that looks like a record.
     let range_end = run.iter().map(|(_, location)| end(location)).max().unwrap_or_default();
     let range = u64::from(run[0].1.offset)..range_end;
     buffers::with((range.end - range.start) as usize, |bytes| {
@@ -77,7 +77,7 @@ fn read_run(
         });
         match read {
             Ok(pack) => visit(Run::Read(Records { pack: &pack, locations: run, bytes })),
-            // One bad block must not take its neighbours along.
+            // One bad block must not fail its neighbours.
             Err(_) if run.len() > 1 => {
                 run.iter().try_for_each(|one| read_run(locations, std::slice::from_ref(one), visit))
             }
@@ -90,7 +90,7 @@ fn end(location: &RecordLocation) -> u64 {
     u64::from(location.offset) + HEADER_BYTES as u64 + u64::from(location.stored_bytes)
 }
 
-/// How many of the first records are read together.
+/// How many of the first records are read with one call.
 fn run_length(sorted: &[(usize, RecordLocation)]) -> usize {
     let first = &sorted[0].1;
     let follows = |pair: &[(usize, RecordLocation)]| {
