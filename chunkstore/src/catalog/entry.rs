@@ -1,8 +1,8 @@
-//! What a snapshot is: its immutable entry, and the state that commands change.
+//! A snapshot's immutable entry, and its mutable state.
 //!
-//! An entry is encoded once, as one line of JSON, and from then on kept as those bytes: they are what its `EntryId`
-//! names and what packs repeat. Fields that this version does not know are optional by definition and preserved;
-//! a field that must be understood is named in `required_features`, and such an entry is refused.
+//! An entry is encoded once, as one line of JSON, and from then on kept as those bytes: its `EntryId` names those
+//! bytes, and packs repeat them. Fields that this version does not know are optional by definition and preserved; a
+//! field that must be understood is named in `required_features`, and such an entry is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,13 +16,13 @@ use crate::format::NodeId;
 use crate::format::limits::{ENTRY_BYTES_MAX, IMAGE_BYTES_MAX, LABELS_MAX};
 use crate::format::manifest::Tree;
 
-/// The reason of a hold that a person asked for without giving one.
+/// The reason of a hold for which the user gave none.
 pub const DEFAULT_HOLD: &str = "operator";
 
 /// Fields that this version does not know.
 pub type Extra = BTreeMap<String, serde_json::Value>;
 
-/// What a snapshot is, once and for all.
+/// The immutable part of a snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// Of which image.
@@ -34,7 +34,7 @@ pub struct Entry {
     pub root: Option<NodeId>,
     /// The image's exact size.
     pub virtual_bytes: u64,
-    /// What users say about it.
+    /// Labels given by users.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// The disks of one VM that were taken at a common time have the same group.
@@ -52,7 +52,7 @@ pub struct Entry {
     pub extra: Extra,
 }
 
-/// Read before anything else, because what a newer version requires may make the rest unreadable.
+/// Read first, because a newer version's features may make the rest unreadable.
 #[derive(Deserialize)]
 struct Requirements {
     #[serde(default)]
@@ -128,7 +128,7 @@ fn check_len(encoding: &[u8]) -> Result<()> {
     Err(Error::invalid(format!("a snapshot's entry of {len_bytes} bytes, where {ENTRY_BYTES_MAX} are possible")))
 }
 
-/// What commands change about a snapshot.
+/// The mutable state of a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct State {
@@ -137,14 +137,14 @@ pub struct State {
     pub holds: BTreeSet<String>,
     /// Whether chunks may be missing because they were not fetched yet.
     pub partial: bool,
-    /// How much of a partial snapshot was here when that was last looked at.
+    /// How much of a partial snapshot the store had when it was last counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub presence: Option<Presence>,
     /// How it was ingested here; not for a snapshot that came from another store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ingest: Option<IngestReport>,
-    /// The token that pushed it here, if it came by one that is not the operator's. What an entry says of its origin is
-    /// the pusher's word; this is not.
+    /// The token that pushed it here, unless it was the operator's. The entry's origin is only the pusher's claim; this
+    /// is verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub received_from: Option<String>,
     /// Fields of newer versions.
@@ -165,15 +165,15 @@ impl State {
         Ok(self.holds.insert(reason.to_owned()))
     }
 
-    /// Takes a reason back; false if it was not there.
+    /// Removes a reason; false if it was not there.
     pub fn release(&mut self, reason: &str) -> bool {
         self.holds.remove(reason)
     }
 
-    /// Takes a reason back, or all if none is given.
+    /// Removes a reason, or all if none is given.
     ///
     /// # Errors
-    /// [`Error::NotFound`], naming the reasons that there are, if this is none of them.
+    /// [`Error::NotFound`], naming the present reasons, if this is none of them.
     pub fn release_hold(&mut self, name: &SnapshotName, reason: Option<&str>) -> Result<()> {
         if !self.is_held() {
             return Err(Error::not_found(format!("a hold of snapshot {name}")));
@@ -195,18 +195,18 @@ impl State {
     }
 }
 
-/// How much of a partial snapshot is here, in plain bytes.
+/// How much of a partial snapshot the store has, in plain bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Presence {
-    /// What is here.
+    /// Bytes that the store has.
     pub present_bytes: u64,
-    /// All that it needs. An estimate while parts of its manifest are not here.
+    /// Bytes of the whole snapshot. An estimate while parts of its manifest are missing.
     pub needed_bytes: u64,
 }
 
 impl Presence {
-    /// The part that is here, in percent. Never 100 while something is missing.
+    /// The present part in percent. Never 100 while something is missing.
     pub fn percent(&self) -> u8 {
         let Self { present_bytes, needed_bytes } = *self;
         match needed_bytes {
@@ -217,7 +217,7 @@ impl Presence {
     }
 }
 
-/// What an ingest did.
+/// The report of an ingest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IngestReport {
@@ -250,7 +250,7 @@ pub struct IngestReport {
     pub extra: Extra,
 }
 
-/// JSON has no infinity, which a division by no time at all gives.
+/// JSON has no infinity, the result of dividing by a time of 0.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn finite<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(if value.is_finite() { *value } else { 0.0 })

@@ -1,11 +1,11 @@
-//! Leases: what living processes read, so that gc keeps it whatever happens to the snapshot's name.
+//! Leases keep what a live process reads from gc, even if the snapshot is removed.
 //!
 //! A lease is a file in `leases/` that names manifest roots (FORMAT.md, "Leases"). Its holder keeps it flocked, so it
-//! dies with its holder, whatever kills that, and outlives the store's owner. It is written aside, locked, then
-//! renamed: under its final name it is whole and locked for as long as it means anything.
+//! ends with its holder, however that ends, and outlives the store's owner. It is written under a temporary name,
+//! locked, then renamed: under its final name it is always whole, and locked while it is valid.
 //!
-//! gc lists the catalog first and the leases after that. So a reader must take its lease first and look afterwards
-//! whether the snapshot is still in the catalog, as [`Lease::of`] does.
+//! gc lists the catalog first and the leases after that. So a reader takes its lease first and then rechecks that the
+//! snapshot exists, as [`Lease::of`] does.
 
 use std::fs::{self, DirEntry, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -28,7 +28,7 @@ pub(crate) const ROOTS_MAX: usize = 4096;
 /// A root's line.
 const LINE_BYTES: usize = 64 + 1;
 const FILE_BYTES_MAX: usize = HEAD.len() + ROOTS_MAX * LINE_BYTES + "blake3 ".len() + LINE_BYTES;
-/// How often a lease is begun anew because gc took the file aside for a leftover.
+/// Attempts to take a lease whose temporary file gc removes as a leftover.
 const TRIES: u32 = 100;
 
 /// Keeps everything below some manifest roots from gc until it is dropped, or its process ends.
@@ -39,8 +39,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes a lease in the store at `dir`. It protects what is there when the taker sees afterwards that the roots are
-    /// still those of snapshots.
+    /// Takes a lease in the store at `dir`. It is effective once the caller has rechecked that snapshots with these
+    /// roots exist.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there are too many roots; [`Error::Io`] if the file can't be made.
@@ -54,7 +54,7 @@ impl Lease {
             match Self::try_take(&dir, roots) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
                     tries += 1;
-                    // Copies of a store do without the directory. If it is there, or the store is gone, this fails.
+                    // A copy of a store may lack the directory. This fails if it exists, or if the store is gone.
                     let _ = fs::create_dir(&dir);
                 }
                 taken => return taken.map_err(|error| Error::io("taking a lease in", &dir, error)),
@@ -64,9 +64,9 @@ impl Lease {
 
     fn try_take(dir: &Path, roots: &[NodeId]) -> io::Result<Self> {
         let (aside, mut file) = create_aside(dir)?;
-        // If gc has it just now, it takes it for a leftover and removes it: then the renaming fails.
+        // If gc holds the lock now, it removes the file as a leftover, and the rename fails.
         let written = file.lock().and_then(|()| file.write_all(render(roots).as_bytes()));
-        // No other file has this name: it would be the same file.
+        // No other lease has this name, which is the file's inode number.
         let path = dir.join(format!("{:016x}{SUFFIX}", file.metadata()?.ino()));
         match written.and_then(|()| fs::rename(&aside, &path)) {
             Ok(()) => Ok(Self { path, _file: file }),
@@ -80,7 +80,7 @@ impl Lease {
     /// Takes a lease of a snapshot and reads its entry.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such snapshot, or it is gone before the lease could protect it.
+    /// [`Error::NotFound`] if there is no such snapshot, or it is removed before the lease is effective.
     pub fn of(dir: &Path, catalog: &Catalog, name: &SnapshotName) -> Result<(Self, Snapshot)> {
         let root = catalog.read(name)?.entry().root;
         let lease = Self::take(dir, root.as_slice())?;
@@ -128,7 +128,7 @@ fn parse(text: &str) -> Option<Vec<NodeId>> {
 /// The roots of all leases that are held, for gc; removes the others.
 ///
 /// # Errors
-/// [`Error::Refused`] if a lease is held and can't be read: nobody knows what it protects.
+/// [`Error::Refused`] if a lease is held and can't be read.
 pub(crate) fn roots(dir: &Path) -> Result<Vec<NodeId>> {
     let dir = dir.join(DIR);
     let entries = match fs::read_dir(&dir) {
@@ -149,7 +149,7 @@ pub(crate) fn roots(dir: &Path) -> Result<Vec<NodeId>> {
     Ok(roots)
 }
 
-/// What a file in the directory protects; nothing, if nobody holds it.
+/// The roots that a file in the directory protects; none if it is not held.
 fn roots_of(entry: &DirEntry) -> Result<Vec<NodeId>, String> {
     let name = entry.file_name().to_string_lossy().into_owned();
     let is_aside = name.ends_with(ASIDE_SUFFIX);
@@ -164,7 +164,7 @@ fn roots_of(entry: &DirEntry) -> Result<Vec<NodeId>, String> {
         opened => opened.map_err(|error| error.to_string())?,
     };
     match file.try_lock() {
-        // Whoever has not renamed it yet looks into the catalog after gc did.
+        // A process that has not renamed its lease yet reads the catalog after gc did.
         Err(TryLockError::WouldBlock) if is_aside => Ok(Vec::new()),
         Err(TryLockError::WouldBlock) => read(&file),
         Err(TryLockError::Error(error)) => Err(error.to_string()),

@@ -1,9 +1,9 @@
-//! The catalog: which snapshots there are. Ground truth, one small file a snapshot.
+//! The catalog of snapshots. Ground truth: one small file for each snapshot.
 //!
-//! `catalog/IMAGE/TIME.snap` is a snapshot; with `.tmp` behind it, one being written aside; `TIME.ID.removed`, with the
-//! first half of the entry's id, is a tombstone: packs repeat every entry, and the tombstone tells a snapshot that was
-//! removed from one whose catalog file was lost. Files are only ever replaced whole. Reading needs no lock and works
-//! beside a writer; whoever writes must be the store's owner, whose changes exclude each other.
+//! `catalog/IMAGE/TIME.snap` is a snapshot; with `.tmp` appended, a temporary file; `TIME.ID.removed`, with the first
+//! half of the entry's id, is a tombstone: packs repeat every entry, and the tombstone distinguishes a removed snapshot
+//! from one whose catalog file was lost. Files are only replaced whole. Reading needs no lock and is safe while another
+//! process writes; only the store's owner writes, one change at a time. May import `format` and `storage`.
 
 use std::io;
 use std::sync::Arc;
@@ -47,16 +47,16 @@ pub struct Catalog {
     changes: Arc<TruthMutex<Announcements>>,
 }
 
-/// A line of a listing. What is damaged is listed too, and hides nothing else.
+/// A line of a listing. Damaged snapshots are listed too, and hide no others.
 #[derive(Debug)]
 pub struct Listed {
     /// By the name of its file.
     pub name: SnapshotName,
-    /// What the file holds, or why it can't be read.
+    /// The file's content, or why it can't be read.
     pub snapshot: Result<Snapshot>,
 }
 
-/// What a file in an image's directory is, by its name.
+/// The kind of a file in an image's directory, by its name.
 enum FileKind {
     Snapshot(SnapshotTime),
     Aside,
@@ -148,10 +148,10 @@ impl Catalog {
         Snapshot::decode(name, &file.ok_or_else(|| Error::not_found(format!("snapshot {name}")))?)
     }
 
-    /// Finds the snapshot that is meant.
+    /// Finds the selected snapshot.
     ///
     /// # Errors
-    /// As [`Selector::resolve`]; for an unknown image the message names those that there are.
+    /// As [`Selector::resolve`]; for an unknown image the message names the known ones.
     pub fn resolve(&self, selector: &Selector) -> Result<SnapshotName> {
         let times = self.times(&selector.image)?;
         if times.is_empty() {
@@ -187,13 +187,13 @@ impl Catalog {
         Ok(listed)
     }
 
-    /// All snapshots and all tombstones at one moment of the owner's: nothing is removed or published in between.
+    /// All snapshots and all tombstones, with no change of the owner's in between.
     pub(crate) fn list_with_tombstones(&self) -> Result<(Vec<Listed>, Vec<Tombstone>)> {
         let _change = self.change();
         Ok((self.list(None)?, self.tombstones()?))
     }
 
-    /// Everything that is wrong with the catalog's files, each named.
+    /// All damage of the catalog's files, each named.
     pub fn check(&self) -> Vec<Error> {
         match self.list(None) {
             Ok(listed) => listed.into_iter().filter_map(|listed| listed.snapshot.err()).collect(),
@@ -201,7 +201,7 @@ impl Catalog {
         }
     }
 
-    /// The removed snapshots that are still remembered, sorted.
+    /// The tombstones, sorted.
     pub fn tombstones(&self) -> Result<Vec<Tombstone>> {
         let mut tombstones = Vec::new();
         for image in self.image_dirs()? {
@@ -215,7 +215,7 @@ impl Catalog {
         Ok(tombstones)
     }
 
-    /// Paths of files and directories that are none of the catalog's; they are left alone.
+    /// Paths of files and directories that do not belong to the catalog; they are left alone.
     pub fn strangers(&self) -> Result<Vec<String>> {
         let top = self.listing(DIR)?;
         let is_image = |dir: &&String| dir.parse::<ImageName>().is_ok();
@@ -234,7 +234,7 @@ impl Catalog {
         Ok(self.listing(DIR)?.dirs.iter().filter_map(|dir| dir.parse().ok()).collect())
     }
 
-    /// What is in a directory; nothing, if there is none.
+    /// The content of a directory; empty if it does not exist.
     fn listing(&self, dir: &str) -> Result<Listing> {
         match self.storage.list(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Listing::default()),
@@ -245,9 +245,9 @@ impl Catalog {
 
 /// Writing, by the store's owner only.
 impl Catalog {
-    /// Leaves a tombstone for a snapshot that is about to be published, durably, before any pack repeats its entry. If
-    /// publishing is cut short, the entry in the pack then tells of no snapshot whose catalog file was lost.
-    /// [`Catalog::publish`] takes the tombstone away again; nothing else does while the result lives.
+    /// Writes a tombstone for a snapshot that is about to be published, durably, before any pack repeats its entry. If
+    /// publishing is interrupted, the entry in the pack then does not look like a snapshot whose catalog file was lost.
+    /// [`Catalog::publish`] removes the tombstone; nothing else does while the result lives.
     ///
     /// # Errors
     /// [`Error::Refused`] if there is a snapshot of this name.
@@ -262,13 +262,13 @@ impl Catalog {
         Ok(Announced::add(&self.changes, &mut announcements, tombstone))
     }
 
-    /// Adds a snapshot, durably: it is there whole or not at all. Everything that it names must already be durable.
+    /// Adds a snapshot, durably and atomically. Everything that it refers to must already be durable.
     ///
     /// Returns the bytes of its file.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is a snapshot of this name, damaged ones included. If only the last sync failed the
-    /// snapshot is seen, but may not survive a power cut.
+    /// [`Error::Refused`] if there is a snapshot of this name, damaged ones included. If only the last sync failed, the
+    /// snapshot is visible, but may not survive a power cut.
     pub fn publish(&self, snapshot: &Snapshot) -> Result<u64> {
         let _change = self.change();
         let name = snapshot.name();
@@ -276,7 +276,7 @@ impl Catalog {
         if self.refuse_duplicate(&name)?.is_empty() {
             self.create_image_dir(&name.image)?;
         }
-        // By way of its tombstone: at any moment one of the two is there, whichever renames reached the disk.
+        // Via its tombstone, so that one of the two always exists, whichever renames reached the disk.
         let tombstone = Tombstone::of(snapshot).path();
         whole::rename_into_place(&*self.storage, &tombstone, &file)?;
         self.storage.rename(&tombstone, &path(&name)).map_err(|error| Error::io("renaming", &tombstone, error))?;
@@ -284,10 +284,10 @@ impl Catalog {
         Ok(file.len() as u64)
     }
 
-    /// The snapshot of this name, if it is this one and only in part here.
+    /// The snapshot of this name, if it is this one and partial.
     ///
     /// # Errors
-    /// What reading it gives, but for [`Error::NotFound`].
+    /// As [`Catalog::read`], except [`Error::NotFound`].
     pub(crate) fn partial(&self, snapshot: &Snapshot) -> Result<Option<Snapshot>> {
         match self.read(&snapshot.name()) {
             Ok(there) => Ok(Some(there).filter(|there| there.state.partial && there.entry_id() == snapshot.entry_id())),
@@ -296,7 +296,7 @@ impl Catalog {
         }
     }
 
-    /// Notes durably that a snapshot, of which all is durable now, is no longer partial. Returns it as it is then.
+    /// Records durably that a snapshot is no longer partial; all of it must be durable. Returns the changed snapshot.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it was removed; [`Error::Refused`] if there is another of its name.
@@ -312,7 +312,7 @@ impl Catalog {
         Ok(there)
     }
 
-    /// Makes a changed state permanent, atomically. Also replaces a damaged file by what a pack had of it.
+    /// Makes a changed state permanent, atomically. Also replaces a damaged file by the entry from a pack.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such file; [`Error::Refused`] if it is a snapshot with another entry.
@@ -321,11 +321,11 @@ impl Catalog {
         self.replace(snapshot)
     }
 
-    /// Reads a snapshot's state, changes it and makes the change permanent, all at once: of two changes none is lost.
-    /// Nothing is written if nothing was changed.
+    /// Reads, changes and rewrites a snapshot's state under one lock, so that no change is lost. Writes nothing if
+    /// nothing changed.
     ///
     /// # Errors
-    /// As [`Catalog::read`] and [`Catalog::rewrite`]; what `change` returns, and nothing is changed then.
+    /// As [`Catalog::read`] and [`Catalog::rewrite`]; what `change` returns; then nothing is changed.
     pub fn update_state<T>(&self, name: &SnapshotName, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         let _change = self.change();
         let mut snapshot = self.read(name)?;
@@ -351,9 +351,8 @@ impl Catalog {
     /// Removes a snapshot, durably, and leaves a tombstone. Its chunks stay until gc.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it is held; [`Error::NotFound`]; [`Error::Damaged`] if it can't be read, because nobody
-    /// then knows whether it is held. If only the last sync failed it is gone, but may be back after a power cut;
-    /// see [`Catalog::sync`].
+    /// [`Error::Refused`] if it is held; [`Error::NotFound`]; [`Error::Damaged`] if it can't be read, because it may be
+    /// held. If only the last sync failed, it is gone, but may return after a power cut; see [`Catalog::sync`].
     pub fn remove(&self, name: &SnapshotName) -> Result<()> {
         let _change = self.change();
         let snapshot = self.read(name)?;
@@ -367,32 +366,32 @@ impl Catalog {
         self.sync_image(&name.image)
     }
 
-    /// Notes durably that the snapshot with this entry was removed, where another has its name now.
+    /// Writes a tombstone for the snapshot with this entry, durably, when another snapshot has its name.
     pub(crate) fn bury(&self, snapshot: &Snapshot) -> Result<()> {
         let _change = self.change();
         whole::replace_whole(&*self.storage, &Tombstone::of(snapshot).path(), &snapshot.encode())
     }
 
-    /// Puts a damaged file that nothing replaces into `quarantine/`, durably. Returns where it is.
+    /// Moves a damaged file that nothing replaces to `quarantine/`, durably. Returns its new path.
     pub(crate) fn put_away(&self, name: &SnapshotName) -> Result<String> {
         let _change = self.change();
         quarantine::put_away(&*self.storage, &path(name))
     }
 
-    /// Replaces a damaged file by what a pack had of it, after a copy of it was put into `quarantine/`. Returns where
-    /// that is, if any of it could be read.
+    /// Replaces a damaged file by the entry from a pack, after copying it to `quarantine/`. Returns the path of the
+    /// copy, if any of the file could be read.
     pub(crate) fn restore(&self, snapshot: &Snapshot) -> Result<Option<String>> {
         let _change = self.change();
         let copy = quarantine::keep_copy(&*self.storage, &path(&snapshot.name()), CATALOG_FILE_BYTES_MAX)?;
         self.replace(snapshot)?;
-        // A snapshot that is back must not pass for a removed one if its file is lost later.
+        // A restored snapshot must not count as removed if its file is lost later.
         self.remove_file(&Tombstone::of(snapshot).path())?;
         self.sync_image(&snapshot.entry().image)?;
         Ok(copy)
     }
 
-    /// Forgets a removed snapshot, unless a pack may still repeat its entry: `is_repeated` is asked while no snapshot
-    /// can be announced. The tombstone of one that is being published stays.
+    /// Removes a tombstone, unless a pack may still repeat the entry: `is_repeated` runs while no snapshot can be
+    /// announced. The tombstone of a snapshot that is being published stays.
     pub(crate) fn clear_tombstone(
         &self,
         tombstone: &Tombstone,
@@ -406,7 +405,7 @@ impl Catalog {
         self.sync_image(&tombstone.name.image)
     }
 
-    /// Removes what interrupted writers left aside, and nothing else. Returns how many files that were.
+    /// Removes the temporary files of interrupted writers. Returns their number.
     pub fn clean(&self) -> Result<usize> {
         let mut removed = 0;
         for dir in self.image_dirs()?.iter().map(image_dir) {
@@ -420,18 +419,18 @@ impl Catalog {
         Ok(removed)
     }
 
-    /// Makes all that is seen in the catalog permanent. For gc, before it deletes: a writer that was killed between a
-    /// removal and its sync leaves a snapshot that a power cut would bring back without its chunks.
+    /// Makes the visible catalog permanent. gc calls this before it deletes: after a writer was killed between a
+    /// removal and its sync, a power cut could bring the snapshot back without its chunks.
     pub fn sync(&self) -> Result<()> {
         self.image_dirs()?.iter().try_for_each(|image| self.sync_image(image))
     }
 
-    /// Keeps all other changes out.
+    /// Excludes all other changes.
     fn change(&self) -> TruthGuard<'_, Announcements> {
         self.changes.lock()
     }
 
-    /// The times of the image's snapshots, which this is not one of.
+    /// The times of the image's snapshots; refuses a name that one of them has.
     fn refuse_duplicate(&self, name: &SnapshotName) -> Result<Vec<SnapshotTime>> {
         let times = self.times(&name.image)?;
         if times.contains(&name.time) {
@@ -443,7 +442,7 @@ impl Catalog {
     fn create_image_dir(&self, image: &ImageName) -> Result<()> {
         let dir = image_dir(image);
         self.storage.create_dir(&dir).map_err(|error| Error::io("creating", self.storage.locate(&dir), error))?;
-        // The directory may be there since a writer that was killed before it could sync.
+        // A writer may have created the directory and been killed before its sync.
         self.storage.sync_dir(DIR).map_err(|error| Error::io("syncing the directory", DIR, error))
     }
 
@@ -460,7 +459,7 @@ impl Catalog {
     }
 }
 
-/// The bytes of a snapshot's file, which were read back before they are written.
+/// The bytes of a snapshot's file, checked by decoding them.
 fn checked_encoding(snapshot: &Snapshot) -> Result<Vec<u8>> {
     let name = snapshot.name();
     let file = snapshot.encode();

@@ -7,8 +7,8 @@
 //! blake3 <64 hex digits>
 //! ```
 //!
-//! The checksum is judged before anything else, in this and every later version: what passes it is what was written,
-//! so a higher version number means a newer program and not a flipped bit.
+//! The checksum is verified first, in this and every later version: a file that passes it is as it was written, so a
+//! higher version number means a newer program and not a flipped bit.
 
 use super::entry::{Entry, State};
 use crate::catalog::name::SnapshotName;
@@ -28,7 +28,7 @@ pub struct Snapshot {
     entry_id: EntryId,
     /// As it was first written, because a newer version's fields may not encode to the same bytes again.
     entry_encoding: Vec<u8>,
-    /// What commands change; made permanent by [`Catalog::rewrite`](super::Catalog::rewrite).
+    /// The mutable state; made permanent by [`Catalog::rewrite`](super::Catalog::rewrite).
     pub state: State,
 }
 
@@ -42,7 +42,7 @@ impl Snapshot {
         Ok(Self { entry, entry_id: EntryId::of(&entry_encoding), entry_encoding, state })
     }
 
-    /// Makes a snapshot from an entry's encoding that is said to be `entry_id`'s, as packs and other stores have it.
+    /// Makes a snapshot from an entry's encoding, as in a pack or another store, which must match `entry_id`.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it is not; otherwise as [`Entry::decode`].
@@ -61,7 +61,7 @@ impl Snapshot {
         self.entry.name()
     }
 
-    /// What does not change.
+    /// The immutable part.
     pub fn entry(&self) -> &Entry {
         &self.entry
     }
@@ -76,7 +76,7 @@ impl Snapshot {
         &self.entry_encoding
     }
 
-    /// Makes sure that all of it should be here.
+    /// Checks that the snapshot is not partial.
     ///
     /// # Errors
     /// [`Error::Refused`] if it is partial, naming what completes it.
@@ -108,8 +108,8 @@ impl Snapshot {
     /// Reads the catalog file of the snapshot `name`.
     ///
     /// # Errors
-    /// [`Error::Damaged`] naming the entry, also if the file is a whole one of another snapshot;
-    /// [`Error::Refused`] if a newer version made it.
+    /// [`Error::Damaged`] naming the entry, also if it is the file of another snapshot; [`Error::Refused`] if a newer
+    /// version made it.
     pub fn decode(name: &SnapshotName, file: &[u8]) -> Result<Self> {
         let damaged = |detail: String| Error::damaged(format!("catalog entry {name}"), detail);
         if file.len() as u64 > CATALOG_FILE_BYTES_MAX {
@@ -130,7 +130,7 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// Reads a catalog file without knowing whose it is.
+    /// Reads the catalog file of an unknown snapshot.
     ///
     /// # Errors
     /// As [`Snapshot::decode`].

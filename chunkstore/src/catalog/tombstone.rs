@@ -1,4 +1,4 @@
-//! What tells a snapshot that was removed, or never published, from one whose catalog file was lost.
+//! Tombstones: they distinguish a snapshot that was removed, or never published, from one whose catalog file was lost.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ const TOMBSTONE_SUFFIX: &str = ".removed";
 /// Hex digits of an entry's id in a tombstone's name.
 const ENTRY_PREFIX_DIGITS: usize = 16;
 
-/// What is left of a removed snapshot until no pack repeats its entry any more.
+/// The mark of a removed snapshot, which stays as long as a pack repeats its entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tombstone {
     /// Of which snapshot.
@@ -33,7 +33,7 @@ impl Tombstone {
         Self { name: name.clone(), entry_prefix }
     }
 
-    /// The bytes with which the entry's id begins.
+    /// The first bytes of the entry's id.
     pub fn entry_prefix_bytes(&self) -> [u8; 8] {
         u64::from_str_radix(&self.entry_prefix, 16).expect("16 hex digits were checked").to_be_bytes()
     }
@@ -49,7 +49,7 @@ impl Tombstone {
     }
 }
 
-/// What a tombstone's file name tells.
+/// Parses the file name of a tombstone.
 pub(super) fn tombstone(file: &str) -> Option<(SnapshotTime, String)> {
     let (time, prefix) = file.strip_suffix(TOMBSTONE_SUFFIX)?.split_once('.')?;
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -57,7 +57,7 @@ pub(super) fn tombstone(file: &str) -> Option<(SnapshotTime, String)> {
     Some((SnapshotTime::from_compact(time)?, prefix.to_owned())).filter(|_| whole)
 }
 
-/// Snapshots that are being published now, and by how many.
+/// The snapshots being published now, each with the number of its publishers.
 #[derive(Default)]
 pub(super) struct Announcements(HashMap<Tombstone, u32>);
 
@@ -68,7 +68,7 @@ impl Announcements {
     }
 }
 
-/// While it lives, the tombstone of a snapshot that is being published stays.
+/// Keeps the tombstone of a snapshot that is being published while it lives.
 pub struct Announced {
     changes: Arc<TruthMutex<Announcements>>,
     tombstone: Tombstone,

@@ -1,7 +1,7 @@
-//! Buffers of this thread that wait for their next use.
+//! A pool of buffers for each thread.
 //!
-//! A fresh buffer of the size of a chunk costs a page fault every 4 KiB, which is a good part of what decoding costs.
-//! Chunks give their bytes back here when they are dropped; a bound keeps idle threads from hoarding.
+//! A fresh buffer of the size of a chunk costs a page fault every 4 KiB, a good part of the cost of decoding. Chunks
+//! return their buffers here when they are dropped; a limit bounds the memory of idle threads.
 
 use std::cell::RefCell;
 
@@ -29,7 +29,7 @@ pub(crate) fn take(bytes: usize) -> Vec<u8> {
     buffer
 }
 
-/// Keeps a buffer for later.
+/// Returns a buffer to the pool.
 pub(crate) fn give(buffer: Vec<u8>) {
     if buffer.capacity() >= KEPT_BUFFER_BYTES_MIN {
         // While the thread ends the pool may be gone already.

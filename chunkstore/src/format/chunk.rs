@@ -22,7 +22,7 @@ impl Chunk {
         Self { id: ChunkId::of(&bytes), bytes }
     }
 
-    /// Makes a chunk from bytes that are said to be `id`'s.
+    /// Makes a chunk from bytes that must match `id`.
     ///
     /// # Errors
     /// [`Error::Damaged`] if they are not.

@@ -1,4 +1,4 @@
-//! How plain bytes become a record's payload and back: raw, zstd, or zstd with another chunk as prefix (a delta).
+//! Encoding and decoding of payloads: raw, zstd, or zstd with another chunk as prefix (a delta).
 //!
 //! Deltas use zstd's `refPrefix` (the method of `zstd --patch-from`): the base is referenced, not copied, and the
 //! match finder sees it as history. Contexts are reused; nothing here touches files. Only
@@ -133,7 +133,7 @@ impl Decoder {
     /// Decodes a payload of exactly `plain_bytes` plain bytes. The result is *not* verified against any id.
     ///
     /// # Errors
-    /// What is wrong, in words, if the payload is not such a payload; `base` must be given for a delta.
+    /// What is wrong, in words, if the payload is malformed, or a delta comes without its base.
     pub(crate) fn decode(
         &mut self,
         codec: Codec,

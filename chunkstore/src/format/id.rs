@@ -1,4 +1,4 @@
-//! Ids: what names a chunk, a manifest node, a snapshot's entry, a pack.
+//! Ids of chunks, manifest nodes, snapshots' entries and packs.
 //!
 //! Content ids are BLAKE3-256. Chunks use plain BLAKE3; nodes and entries use its key-derivation mode with a
 //! context string each (BLAKE3 specification, section 2.3), so that no bytes have the same id as two kinds.
@@ -111,7 +111,7 @@ impl From<EntryId> for RecordId {
     }
 }
 
-/// The number of a pack. Numbers grow and are given out once; `tag` makes the number's reuse after a loss visible.
+/// The number of a pack. Numbers grow and are used once; `tag` reveals a number's reuse after a loss.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PackId {
     /// Position in the order of creation.

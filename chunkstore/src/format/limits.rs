@@ -27,8 +27,7 @@ pub const IMAGE_BYTES_MAX: u64 = 1 << 60;
 pub(crate) const PACK_BYTES_TARGET: u64 = 64 << 20;
 /// Largest pack that is opened. Offsets in a pack are 32 bits.
 pub(crate) const PACK_BYTES_MAX: u64 = 1 << 31;
-/// Greatest number of a pack. A file with a greater one in its name is none of the store's: after it there might be no
-/// numbers left.
+/// Greatest number of a pack. A file with a greater one in its name is ignored: after it no numbers might be left.
 pub(crate) const PACK_NUMBER_MAX: u32 = 1 << 31;
 /// Most records in a pack.
 pub(crate) const PACK_RECORDS_MAX: u32 = 1 << 22;

@@ -1,4 +1,4 @@
-//! What bytes mean: ids, chunks and where they are cut, records and their encoding, the manifest, and every limit.
+//! Data formats: ids, chunks and chunking, records and their encoding, the manifest, and every limit.
 //!
 //! Pure functions and values. Nothing here opens a file. May import nothing but `error`.
 

@@ -30,7 +30,7 @@ const SKETCH: usize = 88;
 const RESERVED: usize = 92;
 const _: () = assert!(RESERVED + 4 == HEADER_BYTES);
 
-/// What a record holds.
+/// The kind of content of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Kind {
@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// What a header says of its record.
+/// The fields of a record's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
     /// What it holds.
@@ -66,7 +66,7 @@ pub struct Header {
     pub stored_bytes: u32,
     /// CRC-32C of the payload.
     pub payload_crc: u32,
-    /// Of a full chunk: what chunks with much the same content likely share; 0 if unknown. Only a hint.
+    /// Of a full chunk: a value that chunks of similar content likely share; 0 if unknown. Only a hint.
     pub sketch: u32,
 }
 
@@ -127,7 +127,7 @@ impl Header {
         HEADER_BYTES as u64 + u64::from(self.stored_bytes)
     }
 
-    /// Whether this is the payload the header was written for.
+    /// Whether the payload matches the header's checksum.
     pub fn payload_matches(&self, payload: &[u8]) -> bool {
         payload.len() == self.stored_bytes as usize && crc32c::crc32c(payload) == self.payload_crc
     }
@@ -136,13 +136,13 @@ impl Header {
 /// Why a header can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// A program wrote it that knows more: it is whole.
+    /// It is whole, but a newer program wrote it.
     #[error("made by a newer vmstore: required features {required:#x}")]
     Newer {
-        /// Of which this program knows none.
+        /// Required features that this program does not know.
         required: u8,
     },
-    /// It is none.
+    /// It is no header.
     #[error("{0}")]
     Damaged(String),
 }

@@ -2,8 +2,8 @@
 //!
 //! Every thread takes the next segments that hold data, cuts them, asks the store which chunks it lacks, and encodes
 //! and puts those; the leaves meet in the order of segments in one [`Assembler`](crate::format::manifest::Assembler). A
-//! thread holds a few segments and their new records, so memory does not grow with the image. May import every folder
-//! but `restore` and `maintenance`.
+//! thread holds a few segments and their new records, so memory does not grow with the image. May import `format`,
+//! `catalog`, `store` and `source`.
 
 mod batch;
 mod changes;
@@ -126,7 +126,7 @@ pub fn ingest_overlay(
     in_session(store, options, |into| into.ingest_overlay(overlay, options, progress))
 }
 
-/// Begins a session that leases the parent. If the newest is removed meanwhile, tries the one before.
+/// Begins a session that leases the parent. If the newest is removed meanwhile, looks for the newest again.
 fn begin(store: &Arc<Store>, options: &IngestOptions) -> Result<WriteSession> {
     loop {
         let parent = find_parent(store.catalog(), options)?.map(|parent| parent.name());

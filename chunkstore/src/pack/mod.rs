@@ -3,7 +3,7 @@
 //! A pack is written as `NAME.part`, synced, renamed to `NAME.pack`, and never modified, except in the gaps between its
 //! records, which have no meaning. Four classes separate records that are read separately: manifests from chunks, so
 //! that a mark reads sequentially, and deltas from full records, so that gc can unlink deltas before their bases.
-//! Layout: FORMAT.md, "Pack".
+//! Layout: FORMAT.md, "Pack". May import `format` and `storage`.
 
 pub(crate) mod direct_writer;
 mod layout;

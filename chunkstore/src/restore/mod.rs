@@ -3,6 +3,7 @@
 //!
 //! Threads take segments from a walk over the manifest, fetch their chunks and write them where they belong. Zeros are
 //! never written to a file, which is sparse from the start; on a device they are zeroed; a stream has them as bytes.
+//! May import `format` and `catalog`.
 
 mod device;
 mod file;

@@ -147,7 +147,7 @@ impl HostFile {
     }
 
     fn error_at(&self, action: &'static str, offset: u64, error: io::Error) -> Error {
-        // An image is large: where it can't be read is what its owner needs to know.
+        // An image is large, so the error names the offset.
         Error::io(action, PathBuf::from(format!("{} at offset {offset}", self.name)), error)
     }
 }

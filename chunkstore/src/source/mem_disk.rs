@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::DiskSource;
 use crate::error::Result;
 
-/// A disk in memory that tells its holes if it is asked to.
+/// A disk in memory that can report its holes.
 pub struct MemDisk {
     /// All of it.
     pub bytes: Vec<u8>,
-    /// Whether zeros are told as holes.
+    /// Whether blocks of zeros are reported as holes.
     pub tells_holes: bool,
 }
 

@@ -1,7 +1,8 @@
 //! Where an ingest reads from: a raw file, a block device, a qcow2 chain, or a stream.
 //!
-//! The format comes from the caller or the path's suffix, never from content: a guest controls the content, and
-//! could write a qcow2 header that names a host's file as its backing file into its own raw disk.
+//! The format comes from the caller or the path's suffix, never from content: a guest controls the content, and could
+//! write a qcow2 header that names a host's file as its backing file into its own raw disk. May import `format` and
+//! `catalog`.
 
 mod host_file;
 #[cfg(any(test, feature = "test-util"))]
@@ -41,17 +42,17 @@ pub trait DiskSource: Send + Sync {
     /// Fills `buf` from `offset`. Holes read as zeros.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
-    /// Called once when all was read: fails if the source changed its size meanwhile.
+    /// Called once after everything was read: fails if the source changed its size meanwhile.
     fn finish(&self) -> Result<()>;
 }
 
 /// Where a disk may differ from its parent snapshot.
 pub trait ChangedRanges: Send + Sync {
-    /// The first range that ends after `offset` and may differ, of which what lies before `offset` does not count;
-    /// `None` if only the same follows. Never empty; may reach past the disk's end.
+    /// The first range that ends after `offset` and may differ; its part before `offset` is ignored. `None` if nothing
+    /// more differs. Never empty; may reach past the disk's end.
     ///
     /// # Errors
-    /// If it can't be told.
+    /// If the changes can't be read.
     fn next_changed(&self, offset: u64) -> Result<Option<Range<u64>>>;
 }
 
@@ -129,15 +130,15 @@ pub struct OpenOptions {
     pub format: Option<Format>,
     /// Where backing files may lie besides the image's own directory.
     pub backing_dir: Option<PathBuf>,
-    /// Take the image even if QEMU has it open for writing.
+    /// Accept an image that QEMU has open for writing.
     pub live: bool,
 }
 
 /// Opens a source: a file, a block device, or a stream (`-` for standard input, a pipe, a character device).
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Refused`] if QEMU has it open for writing, or if a qcow2 image needs what is not
-/// supported or not allowed; [`Error::Invalid`] if it is no image.
+/// [`Error::NotFound`]; [`Error::Refused`] if QEMU has it open for writing, or if a qcow2 image needs something
+/// unsupported or forbidden; [`Error::Invalid`] if it is no image.
 pub fn open(path: &str, options: &OpenOptions) -> Result<Source> {
     let format = options.format.unwrap_or_else(|| Format::of_path(path));
     if path == "-" {
@@ -156,8 +157,8 @@ pub fn open(path: &str, options: &OpenOptions) -> Result<Source> {
     }))
 }
 
-/// Opens a qcow2 image over a file that shows a snapshot in a mount, which is not opened itself and need not be
-/// allowed; `None` if the source is none such.
+/// Opens a qcow2 image over a file that shows a snapshot in a mount, which is not opened itself and may lie anywhere;
+/// `None` for any other source.
 ///
 /// # Errors
 /// As [`open`].

@@ -1,4 +1,4 @@
-//! Reading without pushing others' pages out of the page cache.
+//! Reading without evicting pages from the page cache.
 //!
 //! Before a read, `mincore(2)` on a mapping of the range tells which pages are resident; after it, only those that were
 //! not are dropped again. Where the kernel has `cachestat(2)` (Linux 6.5) and it says that all are, nothing is mapped:

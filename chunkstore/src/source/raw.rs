@@ -14,7 +14,7 @@ pub(super) struct RawSource {
 }
 
 impl RawSource {
-    /// Opens it; `live` allows that QEMU has it open for writing.
+    /// Opens it; `live` permits an image that QEMU has open for writing.
     pub(super) fn open(path: &Path, live: bool) -> Result<Self> {
         let file = HostFile::open(path, path.display().to_string())?;
         if !live {
@@ -47,7 +47,7 @@ impl DiskSource for RawSource {
 
     fn finish(&self) -> Result<()> {
         self.file.check_size()?;
-        // A machine may have started since the image was opened.
+        // A virtual machine may have started since the image was opened.
         if self.live { Ok(()) } else { self.file.check_not_written() }
     }
 }

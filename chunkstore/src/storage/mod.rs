@@ -3,7 +3,7 @@
 //! Files are written once from start to end, synced, renamed to their final name and never changed, which is what both
 //! a local directory and an object store can do. Where the storage supports it, others may write into gaps that the
 //! writer leaves for them ([`Storage::join`]), even later. Tests inject faults here. Paths are relative to the store
-//! and use `/`. This module knows no formats.
+//! and use `/`. This folder knows no formats, and imports no other.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;

@@ -30,7 +30,7 @@ pub struct BootOrder {
 }
 
 impl BootOrder {
-    /// An order of these ranges; those that are too many are left out, and neighbours are put together.
+    /// An order of these ranges; neighbours are merged, and ranges beyond the limit are left out.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         let mut order = Self::default();
         for range in ranges.into_iter().filter(|range| range.start < range.end && range.end <= IMAGE_BYTES_MAX) {
@@ -58,7 +58,7 @@ impl BootOrder {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it is none, or breaks a limit.
+    /// [`Error::Invalid`] if it is malformed, or breaks a limit.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(Error::invalid("a boot order is over the limit"));
@@ -93,7 +93,7 @@ fn path(entry: EntryId) -> String {
 /// The order that was recorded of a snapshot.
 ///
 /// # Errors
-/// If it can't be read. One that is damaged is none.
+/// If it can't be read. A damaged order counts as none.
 pub fn read(storage: &dyn Storage, entry: EntryId) -> Result<Option<BootOrder>> {
     let file = match whole::read_whole(storage, &path(entry), FILE_BYTES_MAX) {
         Err(Error::Damaged { .. }) => None,
@@ -106,7 +106,7 @@ pub fn read(storage: &dyn Storage, entry: EntryId) -> Result<Option<BootOrder>> 
 }
 
 /// The order that was recorded of a snapshot or, if there is none, that of the newest snapshot of its image that has
-/// one: nights of an image lie much the same.
+/// one: the snapshots of an image have much the same layout.
 ///
 /// # Errors
 /// If a directory or an order can't be read.

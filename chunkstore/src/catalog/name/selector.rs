@@ -62,7 +62,7 @@ impl Selector {
         Error::not_found(format!("snapshot {self} ({there}{nearest})"))
     }
 
-    /// The snapshot nearest to the first time that begins with the prefix.
+    /// The snapshot nearest to the first time with the prefix.
     fn nearest(&self, times: &[SnapshotTime]) -> Option<SnapshotTime> {
         let At::Prefix(prefix) = &self.at else { return None };
         let first = format!("{prefix}{}", "00000101T000000Z".get(prefix.len()..)?);

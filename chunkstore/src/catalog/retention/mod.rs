@@ -57,7 +57,7 @@ impl Retention {
     }
 }
 
-/// What becomes of a snapshot.
+/// The decision about a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Kept by these rules; by none only if there are no rules at all.
@@ -117,7 +117,7 @@ pub fn plan(times: &[SnapshotTime], retention: Retention, zone: &TimeZone) -> Ve
 }
 
 fn kept_by(reason: Reason, count: u32, newest_first: &[SnapshotTime], zone: &TimeZone) -> Vec<SnapshotTime> {
-    // A set, and not only the period before: where clocks go back over midnight a date comes twice.
+    // A set, not only the previous period: a date comes twice where clocks go back over midnight.
     let mut periods = HashSet::new();
     let newest_of_period = newest_first.iter().filter(|time| periods.insert(Period::of(reason, **time, zone)));
     newest_of_period.take(count as usize).copied().collect()
@@ -127,7 +127,7 @@ fn kept_by(reason: Reason, count: u32, newest_first: &[SnapshotTime], zone: &Tim
 #[derive(PartialEq, Eq, Hash)]
 enum Period {
     Snapshot(SnapshotTime),
-    /// With its offset: where clocks go back an hour comes twice, and is two.
+    /// With its offset: where clocks go back, an hour comes twice and counts as two.
     Hour(DateTime, Offset),
     Day(Date),
     /// Year and week of ISO 8601, where the days around New Year may belong to the other year.

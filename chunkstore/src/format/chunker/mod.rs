@@ -16,7 +16,7 @@ use crate::format::id::ChunkId;
 use crate::format::limits::{SEGMENT_BYTES, ZERO_BLOCK_BYTES};
 use crate::format::manifest::{Entry, Leaf};
 
-/// What decides where chunks are cut; fixed for a store at `init`.
+/// The parameters of chunking; fixed for a store at `init`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChunkParams {
     /// Least length of a chunk that is cut by content.
@@ -35,8 +35,8 @@ impl Default for ChunkParams {
     }
 }
 
-/// What the parent snapshot had in this segment: where its chunk begins at the same offset, and proves equal by one
-/// hash, its end is a cut here too if the byte after it allows, because FastCDC decides from a chunk's first byte on.
+/// The parent's chunks of this segment. If its chunk at the same offset proves equal by one hash, its end is a cut here
+/// too, provided the byte after it allows: FastCDC decides from a chunk's first byte on.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Hint<'a> {
     parent: Option<&'a Leaf>,
@@ -68,7 +68,7 @@ pub(crate) struct Cut {
     pub reused: bool,
 }
 
-/// Cuts a segment of at most 4 MiB. What the cuts leave out is zero runs.
+/// Cuts a segment of at most 4 MiB. The gaps between the cuts are zero runs.
 pub(crate) fn cut(segment: &[u8], params: &ChunkParams, hint: Hint<'_>) -> Vec<Cut> {
     assert!(segment.len() <= SEGMENT_BYTES, "a segment is at most 4 MiB");
     let cdc = params.fast_cdc(segment);

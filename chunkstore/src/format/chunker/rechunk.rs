@@ -15,7 +15,7 @@ use crate::format::manifest::Leaf;
 /// Blocks of a segment.
 const BLOCKS: usize = SEGMENT_BYTES / ZERO_BLOCK_BYTES;
 
-/// A whole segment of 4 MiB whose bytes are read when they are asked for.
+/// A whole segment of 4 MiB, read on demand.
 pub(crate) trait SegmentBytes {
     /// The segment, of which at least this range has been read.
     ///
@@ -58,7 +58,7 @@ struct Recut<'a> {
     changed: &'a [Range<usize>],
 }
 
-/// What is known of a block.
+/// The state of a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Block {
     Zero,
@@ -131,7 +131,7 @@ impl Recut<'_> {
         self.changed.get(first).is_some_and(|changed| changed.start < range.end)
     }
 
-    /// Cuts a chunk, reading little more than the parent's chunk in this place: most likely it ends there again.
+    /// Cuts a chunk, reading little more than the parent's chunk here, because most likely it ends there again.
     fn cut(&mut self, at: usize, end: usize) -> Result<Cut> {
         let limit = end.min(at + self.params.max_bytes as usize);
         let likely_end = self.parent_end(at).unwrap_or(at + self.params.avg_bytes as usize);
@@ -139,7 +139,7 @@ impl Recut<'_> {
         loop {
             let bytes = self.bytes.read(at..seen)?;
             let cut_end = self.params.fast_cdc(bytes).cut(at, seen - at).1;
-            // Else it may only be the end of what was read.
+            // Otherwise it may only be the end of the bytes read so far.
             if cut_end < seen || seen == limit {
                 let range = at..cut_end;
                 let id = ChunkId::of(&bytes[range.clone()]);
@@ -150,7 +150,7 @@ impl Recut<'_> {
         }
     }
 
-    /// Where the parent's chunk that covers `at` ends.
+    /// The end of the parent's chunk that covers `at`.
     fn parent_end(&self, at: usize) -> Option<usize> {
         let chunks = self.parent?.chunks().map(|(start, _, bytes)| start..start + bytes as usize);
         chunks.into_iter().find(|chunk| chunk.contains(&at)).map(|chunk| chunk.end)

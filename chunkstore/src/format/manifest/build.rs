@@ -1,4 +1,4 @@
-//! Putting leaves together to a tree, in bounded memory.
+//! Building a tree from its leaves, in bounded memory.
 
 use crate::format::id::NodeId;
 use crate::format::limits::FANOUT;
@@ -32,8 +32,8 @@ impl Assembler {
         self.push_subtree(0, segment, leaf, emit)
     }
 
-    /// Adds a whole subtree of another tree in its place: a node of this height with its number among those of its
-    /// height, which with height 0 is a leaf and its segment. Otherwise as [`Assembler::push`].
+    /// Adds a whole subtree of another tree at its position: a node of this height and its number among those of its
+    /// height (with height 0, a leaf and its segment). Otherwise as [`Assembler::push`].
     pub(crate) fn push_subtree<E>(
         &mut self,
         height: u8,

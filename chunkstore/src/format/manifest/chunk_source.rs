@@ -1,17 +1,16 @@
-//! The seam for reading: whatever can give verified chunks and nodes by their names.
+//! The seam for reading: sources of verified chunks and nodes by id.
 //!
-//! A store is one, a client of its owner another. Whoever restores, compares or shows a
-//! snapshot goes through it and cannot tell them apart.
+//! A store is one, a client of its owner another. Restoring, comparing and reading snapshots do not depend on which.
 
 use crate::error::Result;
 use crate::format::chunk::Chunk;
 use crate::format::id::{ChunkId, NodeId};
 use crate::format::manifest::Node;
 
-/// Gives verified content by name. Used by several threads at once.
+/// A source of verified content by id, used by several threads at once.
 pub trait ChunkSource: Send + Sync {
-    /// Fetches chunks, in whatever order is cheapest, and hands each with its position in `ids` to `each`. An error
-    /// of one chunk is handed over in its place and does not end the batch; an error of `each` does.
+    /// Fetches chunks, in the cheapest order, and passes each with its position in `ids` to `each`. An error of one
+    /// chunk is passed like a chunk and does not end the batch; an error of `each` does.
     fn chunks(&self, ids: &[ChunkId], each: &mut dyn FnMut(usize, Result<Chunk>) -> Result<()>) -> Result<()>;
 
     /// Fetches one manifest node.
@@ -22,15 +21,15 @@ pub trait ChunkSource: Send + Sync {
         ids.iter().enumerate().try_for_each(|(at, id)| each(at, self.node(*id)))
     }
 
-    /// Tells that these chunks are likely to be asked for soon, perhaps one by one. A source that must ask others where
-    /// chunks lie asks for all at once. Only a hint: nothing fails.
+    /// Announces that these chunks will likely be fetched soon, perhaps one by one, so that a source can locate them
+    /// with one request. Only a hint: it never fails.
     fn expect(&self, _ids: &[ChunkId]) {}
 
     /// As [`ChunkSource::expect`], of nodes.
     fn expect_nodes(&self, _ids: &[NodeId]) {}
 
-    /// Fetches one chunk if that takes no longer than to read and decode it: nobody else is asked. For threads that
-    /// must not wait. None otherwise, and if anything fails: [`ChunkSource::chunk`] then says what.
+    /// Fetches one chunk if no request to another process is needed. For threads that must not block. `None` otherwise,
+    /// and on any failure, which [`ChunkSource::chunk`] then reports.
     fn chunk_at_hand(&self, _id: ChunkId) -> Option<Chunk> {
         None
     }

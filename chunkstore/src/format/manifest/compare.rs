@@ -1,4 +1,4 @@
-//! What differs between two snapshots, by walking their manifests: the cost follows the difference.
+//! Differences between two snapshots, by walking their manifests: the cost follows the difference.
 
 use std::ops::Range;
 
@@ -77,7 +77,7 @@ fn differing(a: &[Piece], b: &[Piece], visit: &mut dyn FnMut(Range<usize>) -> Re
     Ok(())
 }
 
-/// Puts adjoining ranges together before they are visited.
+/// Merges adjoining ranges before they are visited.
 struct Merger<'a> {
     visit: &'a mut dyn FnMut(Range<u64>) -> Result<()>,
     pending: Range<u64>,

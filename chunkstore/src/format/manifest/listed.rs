@@ -1,4 +1,4 @@
-//! What a tree lists in all, each node counted in its every place and read once: a few nodes can span any size.
+//! Totals of a tree. A repeated node is counted each time and read once: a few nodes can span any size.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::format::id::NodeId;
 use crate::format::manifest::chunk_source::ChunkSource;
 
-/// What leaves list.
+/// Totals of leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Listed {
     pub(crate) data_bytes: u64,
@@ -16,7 +16,7 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// What a leaf lists.
+    /// The totals of a leaf.
     pub(crate) fn of_leaf(leaf: &Leaf) -> Self {
         let mut listed = Self::default();
         for (_, _, bytes) in leaf.chunks() {
@@ -25,7 +25,7 @@ impl Listed {
         listed
     }
 
-    /// What a tree lists.
+    /// The totals of a tree.
     pub(crate) fn of_tree(source: &dyn ChunkSource, root: Option<NodeId>, virtual_bytes: u64) -> Result<Self> {
         let known = &mut HashMap::new();
         root.map_or(Ok(Self::default()), |root| Self::below(source, root, height_for(virtual_bytes), known))
@@ -51,7 +51,7 @@ impl Listed {
         Ok(listed)
     }
 
-    /// Adds; what no number can tell is as much as one can.
+    /// Adds, saturating.
     pub(crate) fn add(&mut self, other: Self) {
         self.data_bytes = self.data_bytes.saturating_add(other.data_bytes);
         self.chunks = self.chunks.saturating_add(other.chunks);

@@ -57,7 +57,7 @@ impl Leaf {
     /// end, at most 8192 entries and 4 MiB in all.
     ///
     /// # Errors
-    /// Which rule they break.
+    /// The rule that they break, in words.
     pub fn new(entries: Vec<Entry>) -> Result<Self, String> {
         if entries.len() > LEAF_ENTRIES_MAX {
             return Err(format!("{} entries are too many for a leaf", entries.len()));
@@ -170,7 +170,7 @@ impl Inner {
     /// An inner node of height 1 (over leaves) or more, with at least one child; slots ascending.
     ///
     /// # Errors
-    /// Which rule is broken.
+    /// The broken rule, in words.
     pub fn new(height: u8, children: Vec<(u8, NodeId)>) -> Result<Self, String> {
         if height == 0 || height > HEIGHT_MAX {
             return Err(format!("an inner node of height {height}"));
@@ -238,7 +238,7 @@ impl Node {
         }
     }
 
-    /// Reads an encoding that is said to be `id`'s.
+    /// Reads the encoding of the node `id`.
     ///
     /// # Errors
     /// [`Error::Damaged`] if it is not, or is not canonical.

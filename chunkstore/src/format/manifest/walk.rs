@@ -62,7 +62,7 @@ fn walk_node(
     Ok(())
 }
 
-/// The children of an inner node that must have this height. The source is told that leaves will be read.
+/// The children of an inner node that must have this height. Announces the leaves to the source.
 pub(super) fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Result<Vec<(u8, NodeId)>> {
     match source.node(id)? {
         Node::Inner(inner) if inner.height() == height => {
@@ -76,7 +76,7 @@ pub(super) fn children(source: &dyn ChunkSource, id: NodeId, height: u8) -> Resu
     }
 }
 
-/// A node where one of another height belongs.
+/// The error for a node of the wrong height.
 pub(crate) fn wrong_height(id: NodeId, found: u8, wanted: u8) -> Error {
     Error::damaged(format!("manifest node {id}"), format!("has height {found} where {wanted} belongs"))
 }
@@ -100,10 +100,10 @@ pub fn diff(
     diff_entering(source, a, b, &mut |_| Ok(true), visit)
 }
 
-/// What a tree has in a place.
+/// A subtree of a tree at a position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subtree {
-    /// Nothing if all is zero there.
+    /// `None` if all of it is zero.
     pub(crate) id: Option<NodeId>,
     pub(crate) height: u8,
     pub(crate) first_segment: u64,
@@ -116,7 +116,7 @@ impl Subtree {
     }
 }
 
-/// As [`diff`], but looks below what differs, or visits it, only if `enter` says so of what the second tree has there.
+/// As [`diff`], but descends into a difference, or visits it, only if `enter` accepts the second tree's subtree there.
 pub(crate) fn diff_entering(
     source: &dyn ChunkSource,
     a: (Option<NodeId>, u64),
@@ -174,8 +174,8 @@ fn view_children(source: &dyn ChunkSource, view: View, height: u8) -> Result<Vec
     })
 }
 
-/// Random access to a tree's leaves by segment, with the inner nodes on the way kept. Whoever goes through the segments
-/// in order gets leaves that were read together.
+/// Random access to a tree's leaves by segment, with the inner nodes on the way kept. Sequential access reads leaves in
+/// batches.
 pub struct LeafReader<'a> {
     source: &'a dyn ChunkSource,
     root: Option<NodeId>,
@@ -184,12 +184,12 @@ pub struct LeafReader<'a> {
     pub(super) ahead: Mutex<Ahead>,
 }
 
-/// Leaves that were read with one that was asked for.
+/// Leaves that were read together with a requested one.
 #[derive(Default)]
 pub(super) struct Ahead {
-    /// Those that were read together last, and the time before: threads ask a little out of order.
+    /// The last two batches, because threads request a little out of order.
     pub(super) leaves: [HashMap<NodeId, Leaf>; 2],
-    /// The segment after those.
+    /// The segment after them.
     next: u64,
     /// How many were read together last.
     group: u64,
@@ -199,7 +199,7 @@ pub(super) struct Ahead {
 const INNER_NODES_KEPT: usize = 256;
 /// Most leaves that are read together; at 2 KiB each, as a rule.
 const GROUP_LEAVES_MAX: u64 = 64;
-/// Threads that take segments in turn ask for leaves so far out of order.
+/// Threads that take segments in turn request leaves at most this far out of order.
 const OUT_OF_ORDER: u64 = 16;
 
 impl<'a> LeafReader<'a> {
@@ -236,9 +236,9 @@ impl<'a> LeafReader<'a> {
         }
     }
 
-    /// The leaf of a segment, if it was or is now read with others.
+    /// The leaf of a segment, if it is in a batch, or a batch is read now.
     fn leaf_ahead(&self, id: NodeId, segment: u64) -> Option<Leaf> {
-        // Held while leaves are read: other threads are about to ask for the same ones.
+        // Held while leaves are read, because other threads will request the same ones.
         let mut ahead = self.ahead.lock();
         if let Some(leaf) = ahead.get(id) {
             return Some(leaf);
@@ -253,7 +253,7 @@ impl<'a> LeafReader<'a> {
         ahead.get(id)
     }
 
-    /// Reads the leaves of these segments. What can't be read is left out: who asks for it is told why.
+    /// Reads the leaves of these segments. Unreadable ones are left out, and reported when they are requested.
     fn read_group(&self, segments: Range<u64>) -> HashMap<NodeId, Leaf> {
         let ids = segments.map_while(|segment| self.id_at(0, segment).ok());
         let mut ids: Vec<NodeId> = ids.flatten().collect();
@@ -359,8 +359,7 @@ impl Ahead {
         self.leaves.iter().find_map(|leaves| leaves.get(&id)).cloned()
     }
 
-    /// How many leaves to read together from this segment on: more and more, as long as segments are asked for in
-    /// order.
+    /// How many leaves to read together from this segment: the number grows while segments are requested in order.
     fn group_from(&mut self, segment: u64) -> u64 {
         let is_in_order = segment.abs_diff(self.next) <= OUT_OF_ORDER;
         self.group = if is_in_order { (self.group * 2).clamp(1, GROUP_LEAVES_MAX) } else { 1 };

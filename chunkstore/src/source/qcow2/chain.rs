@@ -1,8 +1,8 @@
 //! Finding the files of a qcow2 chain, and which of them may be opened.
 //!
-//! A header that names a backing file can have been written by whoever made the image. So a backing file is opened
-//! only if its format is recorded (a raw file's content would otherwise decide), and only if it lies below the
-//! image's own directory or one that the caller named, symbolic links resolved.
+//! The header's author is not trusted. So a backing file is opened only if its format is recorded (a raw file's content
+//! would otherwise decide), and only if it lies below the image's own directory or one that the caller named, symbolic
+//! links resolved.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -149,7 +149,7 @@ impl Chain {
 }
 
 impl Layer {
-    /// Opens the file at `real_path`; it is called `path`.
+    /// Opens the file at `real_path`; errors name it `path`.
     fn open(path: PathBuf, real_path: &Path, format: Format) -> Result<Self> {
         let file = HostFile::open(real_path, path.display().to_string())?;
         let header = match format {
@@ -190,7 +190,7 @@ fn local_name<'a>(layer: &Layer, backing: &'a Backing) -> Result<&'a str> {
     Ok(&backing.name)
 }
 
-/// Directories below which backing files may lie, symbolic links resolved.
+/// Directories that may contain backing files, symbolic links resolved.
 struct AllowedDirs(Vec<PathBuf>);
 
 impl AllowedDirs {
@@ -203,7 +203,7 @@ impl AllowedDirs {
         std::iter::once(own).chain(backing_dir).map(resolve).collect::<Result<_>>().map(Self)
     }
 
-    /// The real path of a backing file that may be opened. `image` is who names it.
+    /// The real path of a backing file that may be opened. `image` is the file that names it.
     fn resolve(&self, path: &Path, image: &str) -> Result<PathBuf> {
         let real_path = path.canonicalize().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {

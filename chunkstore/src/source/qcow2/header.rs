@@ -30,7 +30,7 @@ const FEATURES: [&str; 5] = [
     "with extended L2 entries",
 ];
 
-/// What a header says.
+/// The fields of a header that are needed here.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) size_bytes: u64,
@@ -57,7 +57,7 @@ impl Header {
         let cluster_bytes = Fields(&fixed[..fixed_bytes]).cluster_bytes().map_err(|what| invalid(file, what))?;
         let mut first_cluster = vec![0; cluster_bytes as usize];
         let first_bytes = file.read_up_to(&mut first_cluster, 0)?;
-        // Of a file that was cut off there is less than that.
+        // A truncated file has less than that.
         first_cluster.truncate(first_bytes);
         let header = Self::parse(&first_cluster).map_err(|what| invalid(file, what))?;
         header.check_l1(file, Fields(&first_cluster).u64(40).map_err(|what| invalid(file, what))?)?;
@@ -93,7 +93,7 @@ impl Header {
         })
     }
 
-    /// The table must lie in the file: what is allocated for it is bounded by what is there.
+    /// The table must lie in the file, so that the file's size bounds the allocation.
     fn check_l1(&self, file: &HostFile, l1_offset: u64) -> Result<()> {
         let end = l1_offset.checked_add(self.l1_bytes);
         let file_bytes = file.current_size_bytes()?;

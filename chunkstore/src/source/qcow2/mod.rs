@@ -41,19 +41,19 @@ pub(super) struct Qcow2Source {
     files: Vec<Arc<HostFile>>,
     live: bool,
     imago_bytes: Arc<AtomicU64>,
-    /// Held shared while imago is used, and alone while its caches are dropped.
+    /// Locked shared while imago is used, and exclusively while its caches are dropped.
     in_use: RwLock<()>,
 }
 
-/// What a range of the disk is.
+/// The kind of a range of the disk.
 enum Piece {
     Data,
     Zeros,
 }
 
 impl Qcow2Source {
-    /// Opens an image and its backing files, which must lie below its directory or `backing_dir`; `live` allows
-    /// that QEMU has it open for writing.
+    /// Opens an image and its backing files, which must lie below its directory or `backing_dir`; `live` permits an
+    /// image that QEMU has open for writing.
     pub(super) fn open(path: &Path, backing_dir: Option<&Path>, live: bool) -> Result<Self> {
         Self::of(Chain::open(path, backing_dir)?, live)
     }
@@ -78,7 +78,7 @@ impl Qcow2Source {
         Ok((mapping, length))
     }
 
-    /// What there is from `offset` on, and for how long.
+    /// The kind of the range at `offset`, and its length.
     fn piece(&self, offset: u64) -> Result<(Piece, u64)> {
         let (mapping, length) = self.mapping(offset, self.size_bytes - offset)?;
         let (storage, start) = match mapping {
@@ -86,7 +86,7 @@ impl Qcow2Source {
             Mapping::Raw { storage, offset, .. } => (storage, offset),
             _ => return Ok((Piece::Data, length)),
         };
-        // Also what is mapped may be a hole of the file: a preallocated image, or a sparse raw backing file.
+        // A mapped range may still be a hole of the file: in a preallocated image, or a sparse raw backing file.
         storage.check_end(start + length)?;
         Ok(match storage.file().next_data(start..start + length)? {
             None => (Piece::Zeros, length),
@@ -113,7 +113,7 @@ impl Qcow2Source {
         Ok(length)
     }
 
-    /// Keeps the memory that imago's caches take within bounds, however long the chain.
+    /// Bounds the memory of imago's caches, however long the chain.
     fn bound_caches(&self) -> Result<()> {
         if self.imago_bytes.load(Ordering::Relaxed) <= IMAGO_BYTES_MAX {
             return Ok(());
@@ -199,7 +199,7 @@ fn check_virtual_size(file: &HostFile, size_bytes: u64) -> Result<()> {
     )))
 }
 
-/// What imago said: our own error from below it, or else that the image's structure is wrong.
+/// Converts imago's error: our own error from below it, or else a malformed image.
 fn imago_error(name: &str, error: io::Error) -> Error {
     error
         .downcast::<Error>()

@@ -1,8 +1,8 @@
-//! A qcow2 image whose backing file is a snapshot in a mount: what the image itself has. The backing file is not
-//! opened.
+//! A qcow2 image whose backing file is a snapshot in a mount: only the image's own clusters are read. The backing file
+//! is not opened.
 //!
-//! The mount tells the root of a snapshot in an extended attribute of its file. It is only a claim: whoever uses it
-//! compares it with a snapshot of a store, and takes what the image does not have from there.
+//! The mount gives the root of a snapshot in an extended attribute of its file. It is only a claim: the caller compares
+//! it with a snapshot of the store, and reads all other clusters from there.
 
 use std::ops::Range;
 use std::path::Path;
@@ -22,12 +22,12 @@ use crate::source::{ChangedRanges, DiskSource};
 const ROOT_ATTRIBUTE: &str = "user.vmstore.root";
 /// The attribute with a snapshot's name.
 const SNAPSHOT_ATTRIBUTE: &str = "user.vmstore.snapshot";
-/// What stands for the root of an image of zeros, which has none.
+/// The value for an image of zeros, which has no root.
 const NO_ROOT: &str = "zeros";
-/// More than either value has.
+/// A limit above the length of either value.
 const ATTRIBUTE_BYTES_MAX: usize = 1024;
 
-/// What a backing file says of itself.
+/// A backing file's attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     /// Its path.
@@ -40,7 +40,7 @@ pub struct SnapshotFile {
     pub is_allowed: bool,
 }
 
-/// What a qcow2 image itself has over a snapshot: written clusters, and those that were made zeros.
+/// A qcow2 image's own clusters over a snapshot: written ones, and those set to zero.
 pub struct Overlay {
     own: Qcow2Source,
     below: SnapshotFile,
@@ -54,12 +54,12 @@ impl Overlay {
         Ok(Some(Self { own: Qcow2Source::of(chain, live)?, below }))
     }
 
-    /// What its backing file says of itself.
+    /// Its backing file's attributes.
     pub fn below(&self) -> &SnapshotFile {
         &self.below
     }
 
-    /// The image itself, with zeros where it has nothing.
+    /// The image's own clusters, with zeros elsewhere.
     pub(crate) fn own(&self) -> &dyn DiskSource {
         &self.own
     }
@@ -72,7 +72,7 @@ impl ChangedRanges for Overlay {
 }
 
 impl Overlay {
-    /// The first range within these bounds that the image itself has; it may reach past them.
+    /// The first range of own clusters within these bounds; it may reach past them.
     pub(crate) fn next_own(&self, bounds: Range<u64>) -> Result<Option<Range<u64>>> {
         self.own.bound_caches()?;
         let _in_use = self.own.in_use.read();
@@ -97,7 +97,7 @@ impl Overlay {
     }
 }
 
-/// What a backing file says of itself; `None` if it is no snapshot's file, or can't be asked.
+/// A backing file's attributes; `None` if it is no snapshot's file, or they can't be read.
 fn read_attributes(below: &Below) -> Result<Option<SnapshotFile>> {
     let Some(root) = attribute(&below.path, ROOT_ATTRIBUTE)? else { return Ok(None) };
     let root = if root == NO_ROOT { None } else { Some(parse(&below.path, &root)?) };
@@ -114,7 +114,7 @@ fn attribute(path: &Path, name: &str) -> Result<Option<String>> {
     let mut value = [0; ATTRIBUTE_BYTES_MAX];
     match rustix::fs::getxattr(path, name, &mut value) {
         Ok(bytes) => Ok(std::str::from_utf8(&value[..bytes]).ok().map(str::to_owned)),
-        // What is wrong with the path shows when it is opened as a file.
+        // An error of the path is reported when it is opened as a file.
         Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::RANGE) => Ok(None),
         Err(error) => Err(Error::io("examining", path, error.into())),
     }

@@ -1,5 +1,5 @@
-//! A file of a qcow2 chain as imago reads it: through [`HostFile`], so that offsets are named and the page cache
-//! is left as it was. Read only.
+//! A file of a qcow2 chain as imago reads it: through [`HostFile`], so that errors name offsets and the page cache
+//! keeps its state. Read only.
 
 use std::fmt;
 use std::io;
