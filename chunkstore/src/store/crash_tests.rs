@@ -1,4 +1,4 @@
-//! A device that can't be read for a moment, at any call of opening and gc: nothing is taken for lost that is there.
+//! A device that fails for a moment, at any call of opening and gc: no record that exists is treated as lost.
 //! Power cuts and all other faults: `tests/tests/attacks/power_cuts.rs` and `faults/storage.rs`.
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ pub(crate) fn open_on(dir: &Path, storage: &MemStorage) -> Result<Arc<Store>> {
     Store::open(dir, &options).map(Arc::new)
 }
 
-/// A store with nights of two images, full records and deltas, of which one night was removed.
+/// A store with nights of two images, full records and deltas; one night was removed.
 fn prepared(dir: &Path) -> (MemStorage, Expected) {
     let storage = new_storage();
     let store = open_on(dir, &storage).unwrap();
@@ -65,7 +65,7 @@ fn assert_all_there(dir: &Path, storage: &MemStorage, expected: &Expected, conte
     gc::collect(&store, false, 1, &Progress::default()).unwrap_or_else(|error| panic!("{context}: {error}"));
 }
 
-/// Lets calls fail, so many at a time and all in turn, while a store is opened, perhaps without an index, and
+/// Makes calls fail, this many at a time and every one in turn, while a store is opened, perhaps without an index, and
 /// collected.
 fn at_every_call(calls: u64, has_index: bool, failure: Failure) {
     let prepared_dir = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn at_every_call(calls: u64, has_index: bool, failure: Failure) {
         let first = storage.accesses() + nth;
         storage.fail_accesses(first..=first + calls - 1, failure);
         if let Ok(store) = open_on(dir.path(), &storage) {
-            // It may find that something can't be read; it must not take it for garbage.
+            // It may fail to read something, but must not treat it as garbage.
             let _ = gc::collect(&store, false, 1, &Progress::default());
         }
         let was_hit = storage.accesses() >= first;

@@ -1,8 +1,8 @@
-//! Everything at once: ingests, sessions that are given up, removals, readers, gc and verify on one open store, with
-//! small packs, killed now and then. What was acknowledged comes back bit for bit, and nothing is unsound.
+//! Everything at once: ingests, abandoned sessions, removals, readers, gc and verify on one open store with small
+//! packs, killed now and then. What was acknowledged comes back bit for bit, and nothing is unsound.
 //!
-//! What each thread does follows from a seed, which is printed; how the threads meet does not. `VMSTORE_RACE_SEED` and
-//! `VMSTORE_RACE_ROUNDS` choose others than the test does.
+//! Each thread's actions follow from a seed, which is printed; their interleaving does not. `VMSTORE_RACE_SEED` and
+//! `VMSTORE_RACE_ROUNDS` choose other seeds and another number of rounds.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -37,7 +37,7 @@ const IMAGE_BYTES: usize = 96 << 10;
 struct Known {
     /// Acknowledged: must come back.
     there: BTreeMap<SnapshotName, Vec<u8>>,
-    /// Begun and not acknowledged, or removed without an acknowledgement: wholly there, or not at all.
+    /// Begun and not acknowledged, or removed without an acknowledgement: there as a whole, or not at all.
     unsure: BTreeMap<SnapshotName, Vec<u8>>,
     last_day: u32,
 }
@@ -70,7 +70,7 @@ impl Round {
         drop(self.collected.wait_while(self.collections.lock().unwrap(), waits).unwrap());
     }
 
-    /// Passes a result on, unless the storage was killed; `None` then.
+    /// Passes a result on; `None` if the storage was killed.
     fn expect<T>(&self, context: &str, result: Result<T>) -> Option<T> {
         self.operations.fetch_add(1, Ordering::Relaxed);
         match result {
@@ -81,7 +81,7 @@ impl Round {
     }
 }
 
-/// Tells the others that a writer has ended, be it by a panic.
+/// Signals that a writer has ended, even by a panic.
 struct Ends<'a>(&'a Round);
 
 impl Drop for Ends<'_> {
@@ -90,7 +90,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Tells the others that nobody collects any more.
+/// Signals that collections have ended.
 struct EndsCollecting<'a>(&'a Round);
 
 impl Drop for EndsCollecting<'_> {
@@ -100,7 +100,7 @@ impl Drop for EndsCollecting<'_> {
     }
 }
 
-/// A session beside which packs are written, and that may count on what it found while gc runs, before it publishes.
+/// A session that writes packs directly, and may rely on records that it found while gc ran, before it publishes.
 struct Client<'a> {
     sink: DirectWriteSession<'a>,
     round: &'a Round,
@@ -216,8 +216,8 @@ fn read_one(round: &Round, known: &Known, random: &mut Rng) {
     assert!(read.is_none_or(|read| read == *bytes), "{name} has other bytes");
 }
 
-/// A session that puts something, counts on something, borrows room in vain and goes. What it writes into the room
-/// comes late.
+/// A session that puts something, relies on something, reserves an extent and ends without using it. It writes into the
+/// extent too late.
 fn abandon(round: &Round, random: &mut Rng) {
     let session = round.store.session(None).unwrap();
     let stopped = StopsAtPublish(DirectWriteSession::new(&session));
@@ -241,7 +241,7 @@ fn abandon(round: &Round, random: &mut Rng) {
     }
     if let Some(room) = room {
         for path in [part_path(room.pack), pack::path(room.pack)] {
-            // It may be gone, as the borrower is.
+            // It may be gone, like its borrower.
             let late = round.storage.join(&path);
             let _ = late.and_then(|file| file.write_at(room.offset.into(), &noise(room.bytes as usize, 9)));
         }
@@ -268,7 +268,7 @@ impl Sink for StopsAtPublish<'_> {
     }
 }
 
-/// Collects all the time, and stops in the middle now and then; verifies sometimes.
+/// Collects continuously, sometimes stops in the middle, sometimes verifies.
 fn maintain(round: &Round, random: &mut Rng) {
     let _ends = EndsCollecting(round);
     while !round.is_over() {
@@ -307,7 +307,7 @@ fn open_small(dir: &Path, storage: &MemStorage) -> Arc<Store> {
     Arc::new(Store::open(dir, &options).unwrap())
 }
 
-/// Checks all that the writers know, and settles what they are not sure of.
+/// Checks everything that the writers know, and settles what they are unsure of.
 fn check(store: &Arc<Store>, known: &mut Known, context: &str) {
     for (name, bytes) in std::mem::take(&mut known.unsure) {
         match store.catalog().read(&name) {
@@ -323,7 +323,7 @@ fn check(store: &Arc<Store>, known: &mut Known, context: &str) {
     }
 }
 
-/// Collections after which one more has nothing to do.
+/// Number of collections after which another one has nothing to do.
 const COLLECTIONS_MAX: usize = 4;
 
 fn from_environment(name: &str, default: u64) -> u64 {
@@ -379,7 +379,7 @@ fn everything_at_once_loses_nothing() {
     println!("{operations} operations");
     let store = open_small(dir.path(), &storage);
     let collect = || gc::collect(&store, false, 1, &Progress::default()).unwrap();
-    // What one collection writes anew may be small packs that the next puts together: it comes to an end soon.
+    // Small packs that one collection writes may be merged by the next; this ends soon.
     let last = (0..COLLECTIONS_MAX).map(|_| collect()).find(|report| report.freed_bytes == 0);
     assert_eq!(last.map(|report| report.missing_records), Some(0), "collections go on and on");
     known.iter_mut().for_each(|known| check(&store, known, "at the end"));

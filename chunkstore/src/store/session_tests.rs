@@ -1,4 +1,4 @@
-//! Sessions beside each other: claims, packs in common, what is lost together, what may be published.
+//! Concurrent sessions: claims, shared packs, common losses, and what may be published.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -88,7 +88,7 @@ fn of_two_sessions_one_does_the_work() {
     assert_eq!(store.is_full(&ids).unwrap(), [true, false, false, false], "who counts on it can seal it");
     a.release_claims();
     assert_eq!(b.claim(&ids[1..2]).unwrap(), [Yours]);
-    // Without progress claims lapse; what is put in spite of that is put once.
+    // Without progress claims lapse; a record that is put anyway is put once.
     assert_eq!(a.claim(&ids[1..4]).unwrap(), [Elsewhere, Elsewhere, Yours]);
     seconds.store(11, Ordering::Relaxed);
     assert_eq!(a.claim(&ids[1..2]).unwrap(), [Yours]);
@@ -96,7 +96,7 @@ fn of_two_sessions_one_does_the_work() {
     b.put(vec![chunk(b"2")]).unwrap();
     a.put(vec![chunk(b"2"), chunk(b"1"), chunk(b"1")]).unwrap();
     assert!(a.stored_bytes() == before.0 && b.stored_bytes() > before.1);
-    // Whoever has it at hand may put it, claimed or not.
+    // A session that has the record may put it, claimed or not.
     assert_eq!(b.claim(&ids[3..]).unwrap(), [Elsewhere]);
     b.put(vec![chunk(b"4")]).unwrap();
     assert_eq!(a.claim(&ids[3..]).unwrap(), [Present]);
@@ -114,7 +114,7 @@ fn a_pack_that_is_lost_takes_all_along_that_count_on_it() {
     a.put(vec![chunk(b"1")]).unwrap();
     assert_eq!(b.claim(&[id(b"1")]).unwrap(), [Present]);
     c.put(vec![node(&leaf(&[b"1"])).1]).unwrap();
-    // The pack of nodes, which only `c` needs, is sealed by another.
+    // The pack of nodes, which only `c` needs, is sealed by another session.
     c.flush().unwrap();
     storage.fail_at(storage.calls() + 1, ErrorKind::StorageFull);
     assert!(matches!(a.flush(), Err(Error::OutOfSpace { .. })));
@@ -175,7 +175,7 @@ fn only_what_is_there_as_a_whole_is_published() {
         let found = crate::maintenance::verify::verify(&store, &[], 1, &Progress::default()).unwrap();
         assert!(found.is_sound(), "{case}: {found:?}");
     }
-    // What another session put and has not sealed counts.
+    // Records that another session put and has not sealed count.
     let (other, session) = (store.session(None).unwrap(), store.session(None).unwrap());
     other.put(vec![chunk(&bytes)]).unwrap();
     session.put(vec![leaf_record]).unwrap();
@@ -215,7 +215,7 @@ fn of_many_that_publish_one_name_one_wins() {
             .map(|number: u64| {
                 let (store, barrier) = (&store, &barrier);
                 scope.spawn(move || {
-                    // Two of them publish the very same entry.
+                    // Two of them publish the same entry.
                     let bytes = noise(5000, number / 2);
                     let session = store.session(None).unwrap();
                     let (root, record) = node(&leaf(&[&bytes]));
@@ -321,7 +321,7 @@ fn records_are_given_as_they_are_stored() {
         verify_record(&store, record).unwrap();
     }
     assert!(records.iter().any(|record| record.header.codec == Codec::Delta));
-    // They make the same snapshot elsewhere, bases first; what was tampered with is refused.
+    // They make the same snapshot elsewhere, bases first; a manipulated record is refused.
     let (_dir, other) = self::store();
     let session = other.session(None).unwrap();
     let delta = records.iter().find(|record| record.header.base.is_some()).unwrap();
@@ -425,7 +425,7 @@ fn the_base_of_a_delta_that_nobody_published_stays_with_it() {
     session.put(vec![delta(&changed, &bytes)]).unwrap();
     drop(session);
     store.catalog().remove(&night("web01", 1)).unwrap();
-    // Its pack is open: gc can't see into it.
+    // Its pack is open, so gc can't read it.
     gc::collect(&store, false, 1, &Progress::default()).unwrap();
     assert_eq!(store.session(None).unwrap().claim(&[id(&changed)]).unwrap(), [Present]);
     store.flush_open_packs().unwrap();

@@ -1,5 +1,5 @@
-//! Snapshots that a few nodes make vast: each node is the child of another in all of its slots, so that a walk over all
-//! locations never ends. And nodes that are no tree: each the child of one that is no higher.
+//! Snapshots that a few nodes make huge: each node is the child of another in all its slots, so a walk over all
+//! positions never ends. And nodes that form no tree: each is the child of one that is not higher.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ use crate::store::partial;
 use crate::testing::{init, night, noise, open, put};
 
 const CHUNK_BYTES: usize = 1 << 20;
-/// How long anything may take that does not follow the locations.
+/// Time limit for work that does not grow with the number of positions.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Fails if `work` does not end.
@@ -48,8 +48,8 @@ fn node(node: &Node) -> (NodeId, Record) {
     (id, Record::new(Kind::Node, id.into(), encoding.len(), Codec::Raw, encoding, None))
 }
 
-/// The records of an image of 2^60 bytes: a chunk, a leaf that has it four times, and an inner node of each height.
-/// The root comes last.
+/// The records of an image of 2^60 bytes: a chunk, a leaf that has it four times, and an inner node of each height. The
+/// root comes last.
 fn vast() -> (NodeId, Vec<Record>) {
     let bytes = noise(CHUNK_BYTES, 7);
     let chunk = ChunkId::of(&bytes);
@@ -119,7 +119,7 @@ fn a_vast_snapshot_costs_what_its_few_nodes_cost() {
     let (dir, store) = store();
     let (root, records) = vast();
     within_patience(|| {
-        // Their sizes together are more than a number can tell.
+        // The sum of their sizes overflows.
         for day in 0..17 {
             publish(&store, &records, received(night("vast", day), root, IMAGE_BYTES_MAX)).unwrap();
         }
@@ -164,7 +164,7 @@ fn a_node_in_its_place_does_not_excuse_it_beyond_the_image() {
     let (_, records) = vast();
     let id = |height: usize| NodeId::from_bytes(*records[1 + height].header.id.as_bytes());
     let gib: u64 = 1 << 30;
-    // Three subtrees of a GiB: the image ends within the second, exactly behind the second, behind the third.
+    // Three subtrees of a GiB: the image ends within the second, directly after the second, after the third.
     let (root, top) = node(&Node::Inner(Inner::new(2, (0..3).map(|slot| (slot, id(1))).collect()).unwrap()));
     let records = [&records[..], &[top]].concat();
     for (day, (bytes, is_taken)) in
@@ -196,7 +196,7 @@ fn nodes_that_are_no_tree_end_nobody() {
     let snapshot = received(night("chain", 0), below, IMAGE_BYTES_MAX);
     let refused = publish(&store, &records, snapshot.clone()).unwrap_err();
     assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
-    // A far store may say that it has such a one.
+    // A remote store may claim to have such a one.
     let session = store.session(None).unwrap();
     session.put_verified(records).unwrap();
     session.publish_partial(&snapshot).unwrap();

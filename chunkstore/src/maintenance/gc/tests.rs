@@ -1,4 +1,4 @@
-//! What gc frees, and that it never takes anything that a snapshot needs.
+//! What gc frees, and that it never removes a record that a snapshot needs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,8 +52,8 @@ fn a_pack_whose_records_were_counted_by_a_search_is_left_alone() {
     let store = open_on(dir.path(), &storage).unwrap();
     let first = noise(100_000, 1);
     put(&store, night("web01", 1), &first);
-    // The deltas of the second night come after a gap with a whole record, which a search finds and the table does not
-    // have.
+    // The deltas of the second night follow a gap that contains a whole record: a search finds it, the table does not
+    // list it.
     let session = store.session(Some(&night("web01", 1))).unwrap();
     let never = Record::new(Kind::Chunk, ChunkId::of(b"never").into(), 5, Codec::Raw, b"never".to_vec(), None);
     let room = session.reserve(Class::DataDelta, never.bytes() as u32).unwrap();
@@ -72,7 +72,7 @@ fn a_pack_whose_records_were_counted_by_a_search_is_left_alone() {
     let named = options(night("web01", 2), Base::Newest);
     into.ingest(disk(&second), &named, &Progress::default()).unwrap();
     drop(session);
-    // Of them the third needs a few, and of the first night little but their bases.
+    // The third night needs a few of them, and of the first night little but their bases.
     let mut image = noise(100_000, 2);
     image[30_000..60_000].copy_from_slice(&second[30_000..60_000]);
     let third = put(&store, night("web01", 3), &image);
@@ -109,7 +109,7 @@ fn the_log_of_the_index_ends_with_a_collection() {
     }
     let files = std::fs::read_dir(dir.path().join("index")).unwrap().map(|file| file.unwrap().file_name());
     let logs = files.filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "log")).count();
-    // The last but one may still be on its way out.
+    // The last but one may still be in use.
     assert!(logs <= 2, "{logs} logs");
 }
 
@@ -205,7 +205,7 @@ fn what_is_leased_stays() {
     gc(&store, false);
     assert!(read_back(&*store, snapshot.entry()).unwrap() == bytes);
     assert!(matches!(Lease::of(dir.path(), store.catalog(), &night("web01", 1)), Err(Error::NotFound { .. })));
-    // A lease of what the store never had protects nothing and stops nobody.
+    // A lease on records that the store never had protects nothing and stops nothing.
     let strange = Lease::take(dir.path(), &[NodeId::of(b"nowhere")]).unwrap();
     drop(held);
     assert!(gc(&store, false).freed_bytes > 1 << 20);
@@ -221,11 +221,11 @@ fn what_is_leased_stays() {
 /// What happens to a session while gc decides.
 #[derive(Clone, Copy, Debug)]
 enum Meanwhile {
-    /// It publishes before that, and ends.
+    /// It publishes before the decision, and ends.
     Published,
-    /// It publishes after that.
+    /// It publishes after the decision.
     Alive,
-    /// It ends without publishing, and another finds its records after that.
+    /// It ends without publishing, and another session finds its records afterwards.
     Ended,
 }
 
@@ -267,7 +267,7 @@ fn what_sessions_find_is_kept_until_it_is_condemned() {
         if matches!(meanwhile, Meanwhile::Ended) {
             assert!(late.claim(&ids).unwrap().iter().all(|claim| *claim == Claim::Present));
         }
-        // What was found has been moved: another collection must know where to.
+        // The records it found have been moved: another collection must know their new location.
         gc(&store, false);
         match meanwhile {
             Meanwhile::Published => {}

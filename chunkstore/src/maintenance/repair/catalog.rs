@@ -97,8 +97,8 @@ impl Mending<'_> {
             self.report.quarantined.push(to);
         }
         self.report.beyond_help.push(format!(
-            "snapshot {name}: its catalog file is damaged and no pack repeats its entry; a site that has it can be pulled \
-             from"
+            "snapshot {name}: its catalog file is damaged and no pack repeats its entry; a site that has it can be \
+             pulled from"
         ));
         self.tell(format!("catalog: the damaged file of {name} put aside"));
         Ok(())

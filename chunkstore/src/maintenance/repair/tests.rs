@@ -1,5 +1,5 @@
-//! Repairs of damaged stores: what is there twice comes back, what is sound stays, what is gone is named, and a repair
-//! that is cut short loses nothing.
+//! Repairs of damaged stores: data with a second copy comes back, intact data stays, lost data is named, and an
+//! interrupted repair loses nothing.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -54,7 +54,7 @@ impl Site {
         fs::write(path, bytes).unwrap();
     }
 
-    /// Which snapshots can be read; each is right or an error.
+    /// The readable snapshots; each is right or an error.
     fn readable(&self, store: &Arc<Store>) -> Vec<bool> {
         let read = |(snapshot, image): &(Snapshot, Vec<u8>)| {
             let entry = match store.catalog().read(&snapshot.name()) {
@@ -92,7 +92,7 @@ fn repaired(store: &Arc<Store>) -> RepairReport {
     repair(store, false, 2, &Progress::default()).unwrap()
 }
 
-/// Problems are gone, and gc works without keeping anything.
+/// The problems are gone, and gc works without keeping anything.
 fn assert_mended(store: &Arc<Store>, report: &RepairReport) {
     let others = |problem: &&String| !problem.contains("its base");
     assert_eq!(report.verify.problems.iter().find(others), None, "a delta that waits for its base is all that is left");
@@ -221,7 +221,7 @@ fn an_entry_that_nothing_repeats_is_named_and_stops_gc_no_longer() {
     let site = Site::new();
     for pack in site.packs(Class::Meta) {
         site.harm(&pack, |bytes| {
-            // All that are entries; the nodes stay.
+            // All entries; the nodes stay.
             for at in 0..bytes.len() - 5 {
                 if bytes[at..at + 5] == *b"VMR1\x03" {
                     bytes[at + 96] ^= 1;
@@ -236,7 +236,7 @@ fn an_entry_that_nothing_repeats_is_named_and_stops_gc_no_longer() {
     assert!(report.beyond_help[0].contains(&night(WEB, 1).to_string()), "{report:?}");
     assert_eq!(site.readable(&store), [true, false, true]);
     assert_mended(&store, &report);
-    // The others' entries are repeated again.
+    // The others' entries are in a pack again.
     fs::remove_file(site.dir().join(site.catalog_file(0))).unwrap();
     assert!(repaired(&store).is_sound());
     assert_eq!(site.readable(&store), [true, false, true]);
@@ -261,7 +261,7 @@ fn removed_snapshots_stay_removed_unless_their_tombstone_is_lost() {
     assert_mended(&store, &report);
 }
 
-/// Opens a store without its configuration, as far as that goes.
+/// Opens a store without its configuration, as far as possible.
 fn try_open(dir: &Path) -> Result<Arc<Store>> {
     Store::open(dir, &open_options()).map(Arc::new)
 }
@@ -359,7 +359,7 @@ fn after_the_index_was_rebuilt_no_parent_is_trusted_until_a_verification() {
     let site = Site::new();
     let trusts = |store: &Arc<Store>| store.session(Some(&night(WEB, 1))).unwrap().trusts_parent();
     assert!(trusts(&open(site.dir())));
-    // Its chunks are in the parent's manifest, and nobody knows that they are gone.
+    // Its chunks are in the parent's manifest, and their loss is not yet known.
     fs::remove_file(site.dir().join(site.packs(Class::Data).swap_remove(0))).unwrap();
     fs::remove_dir_all(site.dir().join("index")).unwrap();
     let store = open(site.dir());

@@ -1,5 +1,5 @@
-//! Every kind of damage to every kind of file: detected and named, never wrong bytes, never a panic, no pack deleted,
-//! and healed by the next backup.
+//! Every kind of damage to every kind of file: it is detected and named, never returns wrong bytes, never panics,
+//! deletes no pack, and heals with the next backup.
 
 mod damage;
 mod hostile;
@@ -20,7 +20,7 @@ fn check(store: &Arc<Store>) -> Result<VerifyReport> {
     verify(store, &[], 2, &Progress::default())
 }
 
-/// All that a report says, as one text.
+/// The whole report as one text.
 fn text(report: &VerifyReport) -> String {
     let damage = report.damage.iter().map(|range| format!("{} {}", range.snapshot, range.id));
     report.problems.iter().cloned().chain(damage).collect::<Vec<_>>().join("\n")

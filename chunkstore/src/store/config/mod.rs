@@ -1,10 +1,11 @@
-//! The store's `config.toml`: what was fixed when it was made, and defaults that its users may edit.
+//! The store's `config.toml`: what was fixed when the store was created, and defaults for users to edit.
 //!
-//! `[format]` decides how images are cut, so a changed digit would quietly end all deduplication: the section carries
-//! a checksum of its other fields. Fields that this version does not know are kept there. `[defaults]` belongs to the
-//! user; a key that is not known there is most likely mistyped, and is refused by name.
+//! `[format]` decides how images are cut: a changed digit would silently end all deduplication, so the section carries
+//! a checksum of its other fields. Its unknown fields, of newer versions, are kept. `[defaults]` belongs to the user;
+//! an unknown key there is most likely a typo, and the error names it.
 //!
-//! `config.toml.copy` repeats the file as a store was last opened with it, so that no single damaged block loses it.
+//! `config.toml.copy` is a copy of the file from when the store was last opened, so that one damaged block does not
+//! lose it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -32,7 +33,7 @@ pub(crate) const COPY_PATH: &str = "config.toml.copy";
 pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Memory of the index, unless configured otherwise.
 const INDEX_CACHE_BYTES: u64 = 32 << 20;
-/// Below this the index reads its filters again for every look-up.
+/// With less memory the index rereads its filters for every lookup.
 const INDEX_CACHE_BYTES_MIN: u64 = 1 << 20;
 const ZSTD_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 const STORE_ID_BYTES: usize = 16;
@@ -42,30 +43,30 @@ const CHECK_DIGITS: usize = 16;
 /// A store's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Fixed when the store was made.
+    /// Fixed when the store was created.
     pub format: FormatSection,
     /// For its users to edit.
     pub defaults: Defaults,
 }
 
-/// What was fixed when the store was made.
+/// What was fixed when the store was created.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormatSection {
-    /// Of the store's format.
+    /// Version of the store's format.
     pub version: u32,
-    /// The store's name for itself: 32 random hex digits.
+    /// The store's id: 32 random hex digits.
     pub store_id: String,
-    /// When it was made.
+    /// When the store was created.
     pub created: Timestamp,
-    /// Least bytes of a chunk that does not end its data.
+    /// Least bytes of a chunk, except at the end of the data.
     pub chunk_min_bytes: u32,
-    /// Bytes of a chunk on average.
+    /// Average bytes of a chunk.
     pub chunk_avg_bytes: u32,
     /// Most bytes of a chunk.
     pub chunk_max_bytes: u32,
     /// Bytes of a segment.
     pub segment_bytes: u32,
-    /// Zeros shorter than this stay inside chunks.
+    /// Runs of zeros shorter than this stay inside chunks.
     pub zero_run_min_bytes: u32,
     /// Fields of newer versions.
     #[serde(flatten)]
@@ -76,15 +77,15 @@ pub struct FormatSection {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Defaults {
-    /// How hard new chunks are compressed.
+    /// The compression level of new chunks.
     pub zstd_level: i32,
-    /// IANA name of the zone whose days, weeks and months retention counts.
+    /// Time zone for the retention rules, by its IANA name.
     pub time_zone: String,
     /// Memory of the index.
     pub index_cache_bytes: u64,
-    /// Threads of ingest, restore and verify; all cores if not given.
+    /// Threads of ingest, restore and verify; all cores if not set.
     pub threads: Option<NonZeroU32>,
-    /// What `prune` keeps when it is not told.
+    /// What `prune` keeps without options.
     pub retention: Retention,
 }
 
@@ -124,8 +125,8 @@ impl Config {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if `[format]` is not what was written; [`Error::Refused`] if a newer version wrote it;
-    /// [`Error::Invalid`], naming the key, if `[defaults]` is not right.
+    /// [`Error::Damaged`] if `[format]` does not match its checksum; [`Error::Refused`] if a newer version wrote it;
+    /// [`Error::Invalid`], with the name of the key, if `[defaults]` is wrong.
     pub fn parse(text: &str) -> Result<Self> {
         let mut file: BTreeMap<String, Value> = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
         let format = match file.remove("format") {
@@ -139,7 +140,7 @@ impl Config {
         }
     }
 
-    /// The file's text, with comments for whoever edits it.
+    /// The file's text, with comments for users.
     pub fn render(&self) -> String {
         let mut text = String::from(FORMAT_COMMENT);
         let mut fields = self.format.fields();
@@ -160,8 +161,8 @@ impl Config {
     /// Reads a store's configuration.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if there is none, or its copy is that of another store; otherwise as [`Config::parse`]. What
-    /// `vmstore repair` mends names it.
+    /// [`Error::Damaged`] if there is no configuration, or its copy is another store's; otherwise as [`Config::parse`].
+    /// The error mentions `vmstore repair` where that helps.
     pub fn load(storage: &dyn Storage) -> Result<Self> {
         let config = Self::text(storage).and_then(|text| Self::parse(&text)).map_err(mendable)?;
         match Self::copy(storage) {
@@ -177,14 +178,14 @@ impl Config {
         read_text(storage, PATH)?.ok_or_else(|| damaged("the file is missing"))
     }
 
-    /// The copy and its text, if it can be read.
+    /// The copy and its text, if it is readable.
     pub(crate) fn copy(storage: &dyn Storage) -> Option<(String, Self)> {
         let text = read_text(storage, COPY_PATH).ok()??;
         let copy = Self::parse(&text).ok()?;
         Some((text, copy))
     }
 
-    /// Brings the copy in step with the file, which was read.
+    /// Updates the copy to the file that was read.
     ///
     /// # Errors
     /// If it can't be written.
@@ -196,12 +197,12 @@ impl Config {
         whole::replace_whole(storage, COPY_PATH, text.as_bytes())
     }
 
-    /// Writes a store's configuration and its copy, each atomically and durably. Comments of its users are not kept.
+    /// Writes a store's configuration and its copy, each atomically and durably. Users' comments are not kept.
     pub fn store(&self, storage: &dyn Storage) -> Result<()> {
         Self::store_text(storage, &self.render())
     }
 
-    /// [`Config::store`] of a text that was read somewhere.
+    /// Like [`Config::store`], with a text that was read elsewhere.
     pub(crate) fn store_text(storage: &dyn Storage, text: &str) -> Result<()> {
         Self::parse(text)?;
         whole::replace_whole(storage, COPY_PATH, text.as_bytes())?;
@@ -216,7 +217,7 @@ fn read_text(storage: &dyn Storage, path: &str) -> Result<Option<String>> {
     text.transpose()
 }
 
-/// The error, with the way out of it.
+/// Adds the remedy to the error.
 fn mendable(error: Error) -> Error {
     match error {
         Error::Damaged { what, detail } => Error::damaged(what, format!("{detail}; `vmstore repair` mends it")),
@@ -228,14 +229,14 @@ fn mendable(error: Error) -> Error {
 }
 
 impl Config {
-    /// What the store's records are encoded and decoded with.
+    /// Encodes and decodes the store's records.
     pub fn record_codec(&self) -> RecordCodec {
         RecordCodec::new(self.defaults.zstd_level)
     }
 }
 
 impl FormatSection {
-    /// What decides where chunks are cut.
+    /// The parameters that decide where chunks are cut.
     pub fn chunk_params(&self) -> ChunkParams {
         ChunkParams {
             min_bytes: self.chunk_min_bytes,
@@ -255,7 +256,7 @@ impl FormatSection {
         if found.as_str() != Some(&check_of(&fields)) {
             return Err(damaged("[format] does not match its checksum; it is not for editing"));
         }
-        // What passed its checksum was written so: a higher version is a newer program's.
+        // The checksum matches, so a higher version was written by a newer program.
         let version = fields.get("version").and_then(Value::as_integer).unwrap_or(0);
         if version > i64::from(FORMAT_VERSION) {
             let known = format!("its format is {version}, this program knows {FORMAT_VERSION}");
@@ -305,10 +306,10 @@ fn check_sizes(params: ChunkParams) -> Result<(), String> {
 }
 
 impl Defaults {
-    /// The zone that retention counts in.
+    /// The time zone for the retention rules.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no such zone.
+    /// [`Error::Invalid`] if the zone does not exist.
     pub fn zone(&self) -> Result<TimeZone> {
         TimeZone::get(&self.time_zone).map_err(|_| {
             let name = &self.time_zone;
@@ -397,8 +398,7 @@ fn check_of(fields: &BTreeMap<String, Value>) -> String {
     blake3::hash(&canonical).to_hex()[..CHECK_DIGITS].to_owned()
 }
 
-/// A newer version's key as TOML has it: what is not a bare key is a basic string, as JSON's are, but for one
-/// character.
+/// The key of a newer version as TOML: a key that is not bare is a basic string, like JSON's but for one character.
 fn quoted_key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if !key.is_empty() && key.bytes().all(is_bare) {
@@ -411,7 +411,7 @@ fn damaged(detail: impl Into<String>) -> Error {
     Error::damaged(PATH, detail)
 }
 
-/// A user's slip in `[defaults]` is not damage; whatever comes before it is not theirs.
+/// A mistake in `[defaults]` is not damage; the parts before it do not belong to users.
 fn syntax_error(text: &str, error: &toml::de::Error) -> Error {
     let defaults_at = text.find("\n[defaults").unwrap_or(text.len());
     let is_users = error.span().is_some_and(|span| span.start > defaults_at);

@@ -1,4 +1,4 @@
-//! The configuration file: its golden text, its damage, its users' slips.
+//! The configuration file: its golden text, damage, and users' mistakes.
 
 use std::io::ErrorKind;
 
@@ -49,7 +49,7 @@ fn is_damaged(text: &str) -> bool {
     matches!(Config::parse(text), Err(Error::Damaged { what, .. }) if what == PATH)
 }
 
-/// The golden text with another `[format]`, whose checksum is right.
+/// The golden text with another `[format]` and a matching checksum.
 fn with_format(change: impl Fn(&mut BTreeMap<String, Value>)) -> String {
     let mut fields = golden().format.fields();
     change(&mut fields);
@@ -113,7 +113,7 @@ fn a_flipped_bit_in_the_format_is_damage() {
         let mut bytes = GOLDEN.as_bytes().to_vec();
         bytes[offset] ^= 1 << bit;
         let text = String::from_utf8(bytes).unwrap();
-        // A flip may be no change of meaning, such as a tab for a space.
+        // A flipped bit may not change the meaning, such as a tab for a space.
         assert!(is_damaged(&text) || Config::parse(&text).is_ok_and(|config| config == golden()), "{text}");
     }
 }

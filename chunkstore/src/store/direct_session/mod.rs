@@ -1,4 +1,4 @@
-//! A session that writes packs directly, whatever is put: for tests.
+//! A session that writes all its packs directly: for tests.
 
 use crate::catalog::{Entry, IngestReport, Snapshot};
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::pack::DirectWriter;
 use crate::store::WriteSession;
 use crate::store::sink::{Base, Claim, Like, Sink};
 
-/// A session in this process beside which packs are written all the same, whatever is put: for tests.
+/// A session in this process that writes its packs directly, whatever their size: for tests.
 pub struct DirectWriteSession<'a> {
     session: &'a WriteSession,
     beside: DirectWriter,

@@ -1,4 +1,4 @@
-//! Extent that is lent, written to and told of; and every way in which it comes to nothing.
+//! Extents that are reserved, written and reported; and every way in which that fails.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -27,7 +27,7 @@ fn store() -> (tempfile::TempDir, Arc<Store>) {
     (dir, store)
 }
 
-/// A chunk that is about as long in a pack.
+/// A chunk that takes about as many bytes in a pack.
 fn chunk(seed: u64) -> Record {
     let bytes = noise(4000, seed);
     Record::new(Kind::Chunk, id(seed), bytes.len(), Codec::Raw, bytes, None)
@@ -53,7 +53,7 @@ fn headers(records: &[Record]) -> Vec<Header> {
     records.iter().map(|record| record.header).collect()
 }
 
-/// All records of these seeds are there and whole, and so is the store, also after its index was lost.
+/// Checks that all records of these seeds are there and intact, and so is the store, also after its index was lost.
 fn assert_sound(dir: &Path, store: Arc<Store>, seeds: &[u64]) {
     let read = |store: &Store| {
         for seed in seeds {
@@ -133,7 +133,7 @@ fn who_writes_late_harms_nothing() {
     let room = reserve(&slow, &first);
     write(&slow, room, &first);
     assert!(tell(&slow, room, &first).unwrap());
-    // Another counts on what is in the pack already, and does not wait for who writes there.
+    // Another session relies on records that are already in the pack, and does not wait for its writer.
     assert_eq!(other.claim(&[id(1)]).unwrap(), [Present]);
     let late = [chunk(2), chunk(3)];
     let room = reserve(&slow, &late);
@@ -278,7 +278,7 @@ fn as_many_packs_are_lent_as_have_files_open() {
     assert_sound(dir.path(), store, &[1]);
 }
 
-/// Seals packs between lending them and their being written.
+/// Seals packs between the reservation and the write.
 struct SealsFirst<'a>(&'a WriteSession);
 
 impl ExtentAllocator for SealsFirst<'_> {
@@ -309,7 +309,7 @@ fn who_finds_a_pack_sealed_goes_on_with_another() {
     assert_sound(dir.path(), store, &[1, 3]);
 }
 
-/// Lends what another program would have to open, and can't.
+/// Reserves an extent in a file that does not exist.
 struct Elsewhere<'a>(&'a WriteSession, fn(Extent) -> Result<Extent>);
 
 impl ExtentAllocator for Elsewhere<'_> {

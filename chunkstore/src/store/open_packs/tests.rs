@@ -1,4 +1,4 @@
-//! Packs between their adoption by the index and the end of their sealing.
+//! Packs between adoption by the index and the end of sealing, and failures of sealing.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -22,7 +22,7 @@ fn chunk(bytes: &[u8]) -> Record {
     Record::new(Kind::Chunk, ChunkId::of(bytes).into(), bytes.len(), Codec::Raw, bytes.to_vec(), None)
 }
 
-/// A storage that panics where a pack gets its name.
+/// A storage that panics when a pack is renamed to its final name.
 struct Panicking {
     memory: MemStorage,
     panics: AtomicBool,
@@ -65,14 +65,14 @@ fn open_panicking(dir: &Path) -> (Arc<Panicking>, Arc<Store>) {
     (storage, Arc::new(Store::open(dir, &options).unwrap()))
 }
 
-/// What `work` returns; fails if it waits for ever.
+/// The result of `work`; fails if `work` does not end.
 fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = mpsc::channel();
     thread::spawn(move || done.send(work()));
     result.recv_timeout(Duration::from_mins(1)).expect("it ends")
 }
 
-/// Lets a pack fail that two sessions count on while it is sealed, and sees that nothing but these suffers.
+/// Makes the sealing of a pack fail in which two sessions have pins, and checks that only these fail.
 fn fails_those_who_count_on_it(store: &Arc<Store>, expected: &str, heal: impl FnOnce()) {
     let (a, b, idle) = (store.session(None).unwrap(), store.session(None).unwrap(), store.session(None).unwrap());
     a.put(vec![chunk(b"1")]).unwrap();

@@ -1,7 +1,7 @@
-//! How much of a partial snapshot is here.
+//! The share of a partial snapshot that is here.
 //!
-//! A partial snapshot is one whose records are fetched from another store as they are needed. gc keeps what is there of
-//! them, verify counts the rest as absent, and publishing it once more, when all is there, makes it an ordinary one.
+//! The records of a partial snapshot are fetched from another store as they are needed. gc keeps those that are here,
+//! verify counts the others as absent, and publishing the snapshot again, when all are here, makes it an ordinary one.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ use crate::format::manifest::{ChunkSource, Node, height_for, slot_segments};
 use crate::format::{NodeId, RecordId};
 use crate::store::Store;
 
-/// Counts what is here of a snapshot. What the parts need of which the manifest is not here is taken to be as much as the
-/// others need.
+/// Counts the records of a snapshot that are here. Parts whose manifest is not here are assumed to need as many records
+/// as the others.
 ///
 /// # Errors
 /// If the index can't be read.
@@ -27,10 +27,10 @@ pub fn presence(store: &Store, entry: &Entry) -> Result<Presence> {
     Ok(survey.presence(&found, entry.virtual_bytes))
 }
 
-/// Counts it, and notes it durably in the snapshot's state.
+/// Counts them, and stores the result durably in the snapshot's state.
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no such snapshot.
+/// [`Error::NotFound`] if the snapshot does not exist.
 pub fn note_presence(store: &Store, name: &SnapshotName) -> Result<Option<Presence>> {
     let snapshot = store.catalog().read(name)?;
     if !snapshot.state.partial {
@@ -47,14 +47,14 @@ pub fn note_presence(store: &Store, name: &SnapshotName) -> Result<Option<Presen
 struct Survey<'a> {
     store: &'a Store,
     segments: u64,
-    /// What was found below inner nodes that lie wholly in the image, by their heights: a few can span any size.
+    /// The counts below inner nodes that lie completely in the image, by their heights: a few nodes can span any size.
     known: HashMap<(NodeId, u8), Found>,
 }
 
-/// What was found below a node.
+/// The counts below a node.
 #[derive(Clone, Copy, Default)]
 struct Found {
-    /// Segments of which nothing is known.
+    /// Segments about which nothing is known.
     unknown_segments: u64,
     known_bytes: u64,
     present_bytes: u64,
@@ -127,7 +127,7 @@ impl Survey<'_> {
             (unknown, known) => u128::from(found.known_bytes) * u128::from(unknown) / u128::from(known),
         };
         let needed = (u128::from(found.known_bytes) + guessed).min(u128::from(virtual_bytes)) as u64;
-        // As long as something is unknown, something is missing.
+        // While anything is unknown, something is missing.
         let least = found.present_bytes.saturating_add(u64::from(found.unknown_segments > 0));
         Presence { present_bytes: found.present_bytes, needed_bytes: needed.max(least) }
     }

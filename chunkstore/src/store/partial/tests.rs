@@ -1,4 +1,4 @@
-//! Partial snapshots: published, collected beside, verified, completed.
+//! Partial snapshots: published, collected, verified, completed.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -20,7 +20,7 @@ use crate::testing::{disk, init, night, noise, open, options, put, read_back};
 
 const DAY: u32 = 1;
 
-/// A store with a snapshot, and one that has nothing yet.
+/// A store with a snapshot, and an empty one.
 struct Sites {
     _dirs: [tempfile::TempDir; 2],
     far: Arc<Store>,
@@ -39,7 +39,7 @@ impl Sites {
         Self { _dirs: dirs, far, near, snapshot, image }
     }
 
-    /// As it comes from elsewhere.
+    /// The snapshot as it arrives from elsewhere.
     fn received(&self) -> Snapshot {
         let encoding = self.snapshot.entry_encoding().to_vec();
         Snapshot::from_entry(self.snapshot.entry_id(), encoding, State::default()).unwrap()
@@ -76,7 +76,7 @@ impl Sites {
         self.session().publish_partial(&self.received()).unwrap()
     }
 
-    /// Brings these records.
+    /// Copies these records.
     fn bring(&self, records: &[Record]) {
         let session = self.session();
         session.put_verified(records.to_vec()).unwrap();
@@ -125,7 +125,7 @@ fn what_is_here_of_a_partial_snapshot_is_counted_and_kept_and_the_rest_is_absent
     let there = sites.near.catalog().read(&sites.snapshot.name()).unwrap();
     assert_eq!(there.state.presence, Some(sites.presence()));
     assert!(matches!(there.check_whole(), Err(Error::Refused { what }) if what.contains("vmstore pull")));
-    // Without the snapshot nothing of it is needed.
+    // Without the snapshot none of its records is needed.
     sites.near.catalog().remove(&sites.snapshot.name()).unwrap();
     sites.collect();
     assert!(records[..records.len() - 1].iter().all(|record| sites.has(record).is_none()));
@@ -148,7 +148,7 @@ fn it_becomes_an_ordinary_one_only_when_all_is_here() {
     let report = sites.verify();
     assert!(report.is_sound() && report.partial_snapshots == 0 && report.absent_records == 0, "{report:?}");
     assert!(read_back(&*sites.near, complete.entry()).unwrap() == sites.image);
-    // And once more is once too often.
+    // A second time fails.
     assert!(sites.session().publish_snapshot(sites.received(), None).is_err());
 }
 
@@ -159,7 +159,7 @@ fn what_a_whole_snapshot_lacks_stops_gc_also_beside_a_partial_one_of_the_same_ro
     sites.bring(&records);
     sites.session().publish_snapshot(sites.received(), None).unwrap();
     let mut other = sites.snapshot.entry().clone();
-    // Before the whole one in the catalog.
+    // Before the complete one in the catalog.
     other.image = "a".parse().unwrap();
     let other = sites.session().publish_partial(&Snapshot::create(other, State::default()).unwrap()).unwrap();
     assert!(other.state.partial);
@@ -170,7 +170,7 @@ fn what_a_whole_snapshot_lacks_stops_gc_also_beside_a_partial_one_of_the_same_ro
     sites.near.add_damaged(&[bad]).unwrap();
     let stopped = gc::collect(&sites.near, false, 2, &Progress::default());
     assert!(matches!(&stopped, Err(Error::Damaged { detail, .. }) if detail.contains("web01")), "{stopped:?}");
-    // Below the partial one alone it may be missing.
+    // Below the partial snapshot alone it may be missing.
     sites.near.catalog().remove(&sites.snapshot.name()).unwrap();
     sites.collect();
 }
@@ -233,7 +233,7 @@ fn a_damaged_record_that_a_reader_reports_is_put_again_whole() {
     let second = ingest(&sites.near, disk(&image), &options(night("web01", 2), base), &Progress::default()).unwrap();
     let delta = delta_below(&sites.near, &second);
     let sound = records.last().unwrap().header.id;
-    // (the record that is broken, the one that is reported)
+    // (the broken record, the reported one)
     for (broken, reported) in [(base_of(&sites.near, delta), delta), (delta, delta), (sound, sound)] {
         assert_eq!(sites.near.check_suspects(&[reported]).unwrap(), [false], "sound before");
         let whole = Chunk::hash(plain(&sites.near, broken));

@@ -11,7 +11,7 @@ use crate::store::OpenOptions;
 use crate::store::crash_tests::{new_storage, open_on};
 use crate::testing::{init, open, open_options};
 
-/// A directory in memory, where there is one: these tests sync a lot.
+/// A directory in memory, if there is one: these tests sync often.
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -56,18 +56,18 @@ fn sealed(dir: &Path) -> Vec<(String, u64)> {
     sealed
 }
 
-/// What a report says, cut off.
+/// A report's text, truncated.
 fn brief(report: &VerifyReport) -> String {
     text(report).chars().take(1500).collect()
 }
 
-/// What is done to a file.
+/// The damage done to a file.
 #[derive(Clone, Copy, Debug)]
 enum Harm {
-    /// One bit, at so many 256ths of the length.
+    /// One bit, at this many 256ths of the length.
     Flip(usize),
     FlipLast,
-    /// To so many 256ths.
+    /// Truncated to this many 256ths.
     Truncate(usize),
     CutLast,
     /// A block of zeros in the middle.
@@ -119,8 +119,8 @@ impl Template {
         self.packs.iter().find(|pack| pack.0 == class).unwrap_or_else(|| panic!("no pack of {class:?}")).1
     }
 
-    /// A damaged store must tell so, naming what is damaged; give right bytes or none; lose no pack; heal when the same
-    /// images are ingested again; and be as good after a reindex.
+    /// A damaged store must report it and name the damage, return right bytes or none, lose no pack, heal when the same
+    /// images are ingested again, and be as good after a reindex.
     fn judge(&self, case: &str, dir: &Path, names: &[String]) {
         let packs = sealed(dir);
         let store = try_open(dir).unwrap_or_else(|error| panic!("{case}: {error}"));
@@ -315,7 +315,7 @@ fn a_harmed_index_costs_nothing_but_its_rebuilding() {
             let dir = template.copy();
             let packs = sealed(dir.path());
             harm.apply(&dir.path().join(&file));
-            // What is found damaged while it is used is rebuilt when the store is opened again.
+            // An index found damaged in use is rebuilt when the store is opened again.
             let mut sound = false;
             for _ in 0..2 {
                 let store = try_open(dir.path()).unwrap_or_else(|error| panic!("{case}: {error}"));

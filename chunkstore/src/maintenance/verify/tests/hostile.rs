@@ -1,4 +1,4 @@
-//! Packs that are whole and hold what no ingest writes.
+//! Packs that are intact and contain what no ingest writes.
 
 use super::*;
 use crate::catalog::{Entry, State};
