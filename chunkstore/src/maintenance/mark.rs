@@ -111,7 +111,7 @@ impl<'a, S: PlaceSet> Walk<'a, S> {
     /// Adds a node; reads it unless it was visited before.
     fn node(&mut self, id: NodeId, location: Option<RecordLocation>, height: Option<u8>) -> Result<Option<Node>> {
         let location =
-            location.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no whole pack"))?;
+            location.ok_or_else(|| Error::damaged(format!("manifest node {id}"), "it is in no intact pack"))?;
         if !self.seen.add(&location) {
             return Ok(None);
         }

@@ -152,7 +152,7 @@ impl Damaged {
 }
 
 fn unreadable(why: &str) -> Error {
-    Error::damaged("the list of damaged records", format!("{why}; `vmstore repair` makes it anew"))
+    Error::damaged("the list of damaged records", format!("{why}; `vmstore repair` recreates it"))
 }
 
 fn checksum_line(body: &str) -> String {

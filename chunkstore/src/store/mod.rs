@@ -223,7 +223,7 @@ impl Store {
     pub(crate) fn set_complete(&self) {
         if let Err(error) = self.index.set_complete(true) {
             // It only saves time: parents are not trusted until this succeeds.
-            tracing::warn!("that the store is complete can't be noted: {error}");
+            tracing::warn!("can't record that the store is complete: {error}");
         }
     }
 

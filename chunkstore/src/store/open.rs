@@ -282,7 +282,7 @@ fn reconcile(
     let (mut there, missing): (HashMap<_, _>, HashMap<_, _>) =
         known.into_iter().partition(|(number, _)| inventory.sealed.contains_key(number));
     for row in missing.values() {
-        tracing::error!("pack {} is missing; `vmstore verify` tells what it held", row.id);
+        tracing::error!("pack {} is missing; `vmstore verify` lists the damage", row.id);
     }
     for name in &inventory.strangers {
         tracing::warn!("{}/{name} is not a pack of this store; it is left alone", pack::DIR);

@@ -403,7 +403,7 @@ impl State {
     /// Lends a pack to a writer: the shared one, or a new one.
     fn lend_another(&mut self, handle: &WriterHandle, class: Class) -> Result<usize> {
         if self.open.iter().filter(|pack| pack.borrower.is_some()).count() >= LENT_PACKS_MAX {
-            return Err(Error::busy("room in packs", "as many as may have some"));
+            return Err(Error::busy("the space for direct writing", "other sessions"));
         }
         let borrower = Some(handle.number());
         match self.of_everybody(class) {

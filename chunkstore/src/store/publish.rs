@@ -321,7 +321,9 @@ fn read_leaves(store: &Store, ids: &[NodeId]) -> Result<Vec<Leaf>> {
             leaves[at] = Some(leaf);
             Ok(())
         }
-        Node::Inner(_) => Err(Error::damaged(format!("manifest node {}", ids[at]), "is no leaf where one belongs")),
+        Node::Inner(_) => {
+            Err(Error::damaged(format!("manifest node {}", ids[at]), "it is not a leaf, but must be one"))
+        }
     })?;
     Ok(leaves.into_iter().map(|leaf| leaf.expect("every position is handed over")).collect())
 }

@@ -54,7 +54,7 @@ impl Store {
         if let Some(parent) = &parent
             && self.catalog().read(&parent.name())?.entry_id() != parent.entry_id()
         {
-            return Err(Error::not_found(format!("snapshot {}, which was replaced just now,", parent.name())));
+            return Err(Error::not_found(format!("snapshot {} (replaced meanwhile)", parent.name())));
         }
         let is_whole = parent.as_ref().is_none_or(|parent| !parent.state.partial);
         let trusts_parent = is_whole && self.is_complete()?;
@@ -190,7 +190,7 @@ impl WriteSession {
     pub fn reserve(&self, class: Class, bytes: u32) -> Result<Extent> {
         self.handle.pins.check()?;
         if bytes > EXTENT_BYTES_MAX {
-            return Err(Error::invalid(format!("no pack has room for {bytes} bytes")));
+            return Err(Error::invalid(format!("no pack has space for {bytes} bytes")));
         }
         self.open_packs.reserve(&self.handle, class, bytes)
     }
@@ -207,7 +207,7 @@ impl WriteSession {
         let bytes: u64 = headers.iter().map(Header::record_bytes).sum();
         let is_too_many = headers.len() > EXTENT_RECORDS_MAX;
         if is_too_many || !headers.iter().all(is_of_class) || bytes != u64::from(extent.bytes) {
-            return Err(Error::invalid("the records are not those for which there is room"));
+            return Err(Error::invalid("the records do not fill the extent"));
         }
         let ids: Vec<RecordId> = headers.iter().map(|header| header.id).collect();
         self.pin_bases(headers.iter())?;

@@ -172,9 +172,10 @@ impl Survey {
             report.live_records += live.0;
             report.dead_records += u64::from(row.records).saturating_sub(live.0);
             if self.unhealed.contains(&number) {
-                report
-                    .kept_damaged
-                    .push(format!("not all of pack {} could be read, and what is missing is nowhere else", row.id));
+                report.kept_damaged.push(format!(
+                    "pack {} could not be read completely, and the missing records are nowhere else",
+                    row.id
+                ));
             } else if live.0 == 0 {
                 unneeded.push(row);
             } else if [&self.sparse_deltas, &sparse_full, &small].iter().any(|packs| packs.contains(&number)) {
@@ -234,7 +235,7 @@ fn name_snapshot(error: Error, snapshot: &Snapshot) -> Error {
     match error {
         Error::Damaged { what, detail } => Error::damaged(
             what,
-            format!("{detail}; nothing is collected while what {} needs is unknown", snapshot.name()),
+            format!("{detail}; nothing is collected while the needs of {} are unknown", snapshot.name()),
         ),
         other => other,
     }
@@ -274,7 +275,7 @@ fn mark_bases(
     if !matches!(scanned.outcome, ScanOutcome::Whole) && !finds_all(store, row, &live, &scanned.entries)? {
         return Err(Error::damaged(
             format!("pack {}", row.id),
-            "not all that is needed of it can be read; nothing is collected while it is unknown which bases that has",
+            "not all needed records can be read; nothing is collected while their bases are unknown",
         ));
     }
     // Records that were found by a search may be numbered differently from the marks.

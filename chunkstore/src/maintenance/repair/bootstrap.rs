@@ -84,13 +84,13 @@ fn mends(storage: &dyn Storage, now: Timestamp) -> Result<Vec<Mend>> {
     let mut mends = Vec::new();
     mends.extend(mend_config(storage, now)?);
     if let Err(error) = Damaged::load(storage) {
-        let says = format!("{} is unreadable: it is put aside and made anew ({})", damaged::FILE, unreadable(error)?);
+        let says = format!("{} is unreadable: it is quarantined and recreated ({})", damaged::FILE, unreadable(error)?);
         mends.push(Mend { says, how: How::ForgetDamaged });
     }
     if let Err(error) = storage.list(crate::catalog::DIR)
         && error.kind() == io::ErrorKind::NotFound
     {
-        let says = "the catalog is missing: it is made anew, with what packs repeat of it".into();
+        let says = "the catalog is missing: it is recreated from the entries in packs".into();
         mends.push(Mend { says, how: How::MakeCatalog });
     }
     Ok(mends)
@@ -106,7 +106,7 @@ fn mend_config(storage: &dyn Storage, now: Timestamp) -> Result<Option<Mend>> {
     let copy = Config::copy(storage);
     let (own, why) = match own {
         Ok((_, own)) if copy.as_ref().is_some_and(|(_, copy)| copy.format == own.format) => return Ok(None),
-        Ok(own) => (Some(own), format!("{} and what repeats it are of two stores", config::PATH)),
+        Ok(own) => (Some(own), format!("{} and its copies are of two stores", config::PATH)),
         Err(error) => (None, unreadable(error)?),
     };
     let packs = majority(storage)?;
@@ -116,14 +116,14 @@ fn mend_config(storage: &dyn Storage, now: Timestamp) -> Result<Option<Mend>> {
         return Ok(None);
     }
     let (text, from) = if let Some((text, _)) = own.filter(agrees) {
-        (text, "the former stays".to_owned())
+        (text, "the file is kept".to_owned())
     } else if let Some((text, _)) = copy.filter(agrees) {
-        (text, format!("it is put back from {}, as the store was last opened with it", config::COPY_PATH))
+        (text, format!("it is restored from {}, as of when the store was last opened", config::COPY_PATH))
     } else if let Some(PackHeader { store_id, params, .. }) = packs {
-        let lost = "its time of creation and what was set in [defaults] are lost";
-        (Config::new(store_id, now, params)?.render(), format!("it is made anew from the headers of packs; {lost}"))
+        let lost = "its creation time and the settings in [defaults] are lost";
+        (Config::new(store_id, now, params)?.render(), format!("it is recreated from the headers of packs; {lost}"))
     } else {
-        return Err(Error::damaged(config::PATH, format!("{why}; nothing in the store repeats it")));
+        return Err(Error::damaged(config::PATH, format!("{why}; the store has no copy of it")));
     };
     Ok(Some(Mend { says: format!("{why}: {from}"), how: How::WriteConfig(text) }))
 }

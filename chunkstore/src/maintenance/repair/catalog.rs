@@ -69,7 +69,7 @@ impl Mending<'_> {
             if !self.dry_run {
                 self.store.catalog().bury(&snapshot)?;
             }
-            self.tell(format!("catalog: an older snapshot {name}, which was removed, has its tombstone again"));
+            self.tell(format!("catalog: the tombstone of {name}, an older removed snapshot, restored"));
         }
         Ok(())
     }
@@ -88,7 +88,7 @@ impl Mending<'_> {
         if snapshot.state.partial {
             self.report.restored_in_part.push(name.to_string());
         }
-        self.tell(format!("catalog: {name} {why}; restored from the entry that a pack repeats, and held ({HOLD:?})"));
+        self.tell(format!("catalog: {name} {why}; restored from the entry in a pack, and held ({HOLD:?})"));
     }
 
     fn give_up(&mut self, name: &SnapshotName) -> Result<()> {
@@ -97,10 +97,10 @@ impl Mending<'_> {
             self.report.quarantined.push(to);
         }
         self.report.beyond_help.push(format!(
-            "snapshot {name}: its catalog file is damaged and no pack repeats its entry; a site that has it can be \
-             pulled from"
+            "snapshot {name}: its catalog file is damaged and its entry is in no pack; pull it from a site that has \
+             it"
         ));
-        self.tell(format!("catalog: the damaged file of {name} put aside"));
+        self.tell(format!("catalog: the damaged file of {name} quarantined"));
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Mending<'_> {
             let to = quarantine::put_away(&**self.store.storage(), path)?;
             self.report.quarantined.push(to);
         }
-        self.tell(format!("{path}: put aside, it does not belong there"));
+        self.tell(format!("{path}: quarantined, it does not belong there"));
         Ok(())
     }
 }

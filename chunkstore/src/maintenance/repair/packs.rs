@@ -51,13 +51,13 @@ impl Mending<'_> {
             }
         }
         for row in self.found.missing.iter() {
-            self.tell(format!("pack {}: it is missing; what snapshots need of it is remembered as lost", row.id));
+            self.tell(format!("pack {}: missing; the records that snapshots need from it are listed as lost", row.id));
         }
         for id in unfit {
-            self.tell(format!("pack {id}: its sound records moved to new packs, the file put aside"));
+            self.tell(format!("pack {id}: its intact records moved to new packs, the file quarantined"));
         }
         for snapshot in lacking {
-            self.tell(format!("catalog: a pack repeats the entry of {} again", snapshot.name()));
+            self.tell(format!("catalog: the entry of {} is in a pack again", snapshot.name()));
         }
         strangers.iter().try_for_each(|name| self.put_away(&format!("{}/{name}", pack::DIR)))
     }

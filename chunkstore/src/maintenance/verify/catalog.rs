@@ -42,7 +42,7 @@ pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<St
             }
         }
     }
-    problems.extend(check.strangers.iter().map(|path| format!("{path} is no part of the catalog")));
+    problems.extend(check.strangers.iter().map(|path| format!("{path} does not belong to the catalog")));
     let known: HashSet<EntryId> = check.snapshots.iter().map(Snapshot::entry_id).collect();
     let tombstones: HashSet<Tombstone> = tombstones.into_iter().collect();
     let mut told = HashSet::new();
@@ -54,7 +54,7 @@ pub(super) fn check(store: &Store, found: Vec<FoundEntry>, problems: &mut Vec<St
         if let Some(entries) = unreadable.get_mut(&name) {
             entries[usize::from(was_removed)].push(id);
         } else if !was_removed {
-            problems.push(format!("the catalog entry of {name} is missing; pack {pack} repeats it"));
+            problems.push(format!("the catalog entry of {name} is missing; pack {pack} has a copy"));
             check.unlisted.push((name, id));
         }
     }

@@ -219,7 +219,7 @@ impl Findings {
             let count = state.index_wrong;
             state
                 .problems
-                .push(format!("{INDEX_LACKED} {count} records of the packs, or had wrong places; it is right now"));
+                .push(format!("{INDEX_LACKED} {count} records of the packs, or had wrong locations; it is corrected"));
         }
         Ok(())
     }
@@ -308,7 +308,7 @@ impl Bad {
         let kind = match self.kind {
             Kind::Chunk => "chunk",
             Kind::Node => "manifest node",
-            Kind::Entry => "the repeated entry of a snapshot,",
+            Kind::Entry => "the copied entry of a snapshot,",
         };
         let BadRecord { pack, offset, id, .. } = self.record;
         format!("pack {pack} at offset {offset}: {kind} {id}: {detail}")

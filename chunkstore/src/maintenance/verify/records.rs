@@ -83,7 +83,7 @@ pub(super) fn parse<'b>(pack: &OpenPack, entry: &TableEntry, bytes: &'b [u8]) ->
         && header.base == entry.base
         && (header.kind, header.codec) == (entry.kind, entry.codec)
         && (header.plain_bytes, header.stored_bytes) == (entry.plain_bytes, entry.stored_bytes);
-    if as_listed { Ok((header, payload)) } else { Err("its header is not what the pack's table says".into()) }
+    if as_listed { Ok((header, payload)) } else { Err("its header does not match the pack's table".into()) }
 }
 
 fn check_full(
