@@ -227,7 +227,7 @@ impl Store {
         }
     }
 
-    /// What is known to be damaged.
+    /// The records that are known to be damaged.
     pub fn damaged(&self) -> Arc<Damaged> {
         Arc::clone(&self.damaged.read())
     }

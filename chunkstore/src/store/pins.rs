@@ -44,7 +44,7 @@ struct HandedOver {
     roots: Vec<NodeId>,
 }
 
-/// What one pin set holds.
+/// The content of one pin set.
 struct Pinned {
     marks: TruthMutex<Mark>,
     /// Everything below these roots is pinned as well.

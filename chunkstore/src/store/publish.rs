@@ -129,7 +129,7 @@ fn set_report(snapshot: &mut Snapshot, mut report: IngestReport, pack_bytes: u64
     }
 }
 
-/// The check that everything below a root lies in sealed packs. What it finds is pinned.
+/// The check that everything below a root lies in sealed packs. It pins the records that it finds.
 struct Closure<'a> {
     session: &'a WriteSession,
     snapshot: &'a Snapshot,

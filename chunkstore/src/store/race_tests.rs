@@ -1,5 +1,5 @@
 //! Everything at once: ingests, abandoned sessions, removals, readers, gc and verify on one open store with small
-//! packs, killed now and then. What was acknowledged comes back bit for bit, and nothing is unsound.
+//! packs, killed now and then. Acknowledged snapshots come back bit for bit, and nothing is unsound.
 //!
 //! Each thread's actions follow from a seed, which is printed; their interleaving does not. `VMSTORE_RACE_SEED` and
 //! `VMSTORE_RACE_ROUNDS` choose other seeds and another number of rounds.
@@ -32,7 +32,7 @@ const STEPS: u32 = 60;
 const PACK_BYTES: u64 = 48 << 10;
 const IMAGE_BYTES: usize = 96 << 10;
 
-/// What a writer knows of its images.
+/// A writer's knowledge of its images.
 #[derive(Default)]
 struct Known {
     /// Acknowledged: must come back.
@@ -42,7 +42,7 @@ struct Known {
     last_day: u32,
 }
 
-/// What the threads of a round share.
+/// State that the threads of a round share.
 struct Round {
     store: Arc<Store>,
     storage: MemStorage,

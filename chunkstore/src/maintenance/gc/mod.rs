@@ -38,7 +38,7 @@ const RUNS: Description = Description::new("gc_runs_total", Unit::Count, "Garbag
 const FREED: Description =
     Description::new("gc_freed_bytes_total", Unit::Bytes, "Bytes by which garbage collections made the packs smaller.");
 
-/// What a collection did, or would do.
+/// The result of a collection, or of a dry run.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct GcReport {
     /// Whether nothing was changed.
@@ -105,7 +105,7 @@ fn condemn(store: &Store, survey: Survey, collecting: &Collecting, report: &mut 
     plan
 }
 
-/// What is known before the decision.
+/// Everything that gc learns before the decision.
 struct Survey {
     /// The packs whose sealing had ended when the collection began; later ones are not touched.
     rows: Vec<PackRow>,

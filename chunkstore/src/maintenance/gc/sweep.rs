@@ -19,7 +19,7 @@ use crate::store::index::Change;
 use crate::store::marks::{Mark, PackMark};
 use crate::store::{Store, WriteSession};
 
-/// What happens to each pack that does not stay as it is.
+/// The packs that do not stay as they are, by what happens to them.
 pub(super) struct Plan {
     pub(super) mark: Mark,
     /// Removed at once.

@@ -1,4 +1,4 @@
-//! What gc frees, and that it never removes a record that a snapshot needs.
+//! gc frees unneeded records, and never removes a record that a snapshot needs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -218,7 +218,7 @@ fn what_is_leased_stays() {
     assert!(matches!(&refused, Err(Error::Refused { what }) if what.contains("1.lease")), "{refused:?}");
 }
 
-/// What happens to a session while gc decides.
+/// A session's actions while gc decides.
 #[derive(Clone, Copy, Debug)]
 enum Meanwhile {
     /// It publishes before the decision, and ends.

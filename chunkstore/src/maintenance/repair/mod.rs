@@ -24,12 +24,12 @@ use crate::store::Store;
 /// The hold on a snapshot whose state was lost with its catalog file.
 pub(crate) const HOLD: &str = "repaired: what held it is not known";
 
-/// What a repair did, or would do, and the state of the store afterwards.
+/// The result of a repair, or of a dry run, and the state of the store afterwards.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RepairReport {
     /// Whether nothing was changed.
     pub dry_run: bool,
-    /// What was repaired, or would be: one line for each.
+    /// Repairs that were made, or would be: one line for each.
     pub mended: Vec<String>,
     /// Damaged files that were moved or copied to `quarantine/`.
     pub quarantined: Vec<String>,
@@ -37,7 +37,7 @@ pub struct RepairReport {
     pub copied_records: u64,
     /// Snapshots whose catalog file was restored although something below their roots is missing: they are partial now.
     pub restored_in_part: Vec<String>,
-    /// What is lost because the store has no copy of it, by name; in addition to what the verification names.
+    /// Names of lost content of which the store has no copy, in addition to those in the verification.
     pub beyond_help: Vec<String>,
     /// The verification of the repaired store.
     pub verify: VerifyReport,

@@ -47,7 +47,7 @@ impl Lost {
     }
 }
 
-/// What the walk does with the location of each record; `None` if it has none. Returns whether to go on below it.
+/// The walk's action on each record and its location, if it has one. Returns whether to go on below it.
 type See<'a> = dyn Fn(RecordId, Option<RecordLocation>) -> bool + Sync + 'a;
 
 /// A walk over the manifests of snapshots.

@@ -35,7 +35,7 @@ enum Why {
     Gone,
 }
 
-/// What is known of a pack's records.
+/// The findings about one pack and its records.
 struct PackState {
     row: PackRow,
     /// One bit for each good record.

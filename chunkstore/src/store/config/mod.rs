@@ -49,7 +49,7 @@ pub struct Config {
     pub defaults: Defaults,
 }
 
-/// What was fixed when the store was created.
+/// The settings that were fixed when the store was created.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormatSection {
     /// Version of the store's format.
@@ -85,7 +85,7 @@ pub struct Defaults {
     pub index_cache_bytes: u64,
     /// Threads of ingest, restore and verify; all cores if not set.
     pub threads: Option<NonZeroU32>,
-    /// What `prune` keeps without options.
+    /// The snapshots that `prune` keeps without options.
     pub retention: Retention,
 }
 
