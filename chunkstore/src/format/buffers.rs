@@ -37,18 +37,18 @@ pub(crate) fn give(buffer: Vec<u8>) {
     }
 }
 
-/// Lends a buffer of this length and any content.
+/// Calls `borrow` with a buffer of this length and arbitrary content.
 pub(crate) fn with<T>(bytes: usize, borrow: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         /// Not in the pool, because these keep their length, so that they need not be zeroed again.
-        static LENT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+        static WHOLE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     }
-    let mut buffer = LENT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    let mut buffer = WHOLE.with_borrow_mut(Vec::pop).unwrap_or_default();
     if buffer.len() < bytes {
         buffer.resize(bytes, 0);
     }
     let result = borrow(&mut buffer[..bytes]);
-    LENT.with_borrow_mut(|lent| lent.push(buffer));
+    WHOLE.with_borrow_mut(|buffers| buffers.push(buffer));
     result
 }
 

@@ -19,7 +19,7 @@ pub const FANOUT: usize = 256;
 /// Greatest height of a manifest: 256^5 segments (2^62 bytes) are more than the largest image has, 256^4 (2^54) are
 /// fewer.
 pub(crate) const HEIGHT_MAX: u8 = 5;
-/// Most entries of a leaf. Chunks of the least size and zero runs of one block, each beside the others, stay below.
+/// Most entries of a leaf. Chunks of the least size and zero runs of one block, in turn, stay below.
 pub(crate) const LEAF_ENTRIES_MAX: usize = 8192;
 /// Largest image: 2^60 bytes (1 EiB).
 pub const IMAGE_BYTES_MAX: u64 = 1 << 60;

@@ -191,7 +191,7 @@ impl IngestInto<'_> {
     /// Ingests a source. When this returns, the snapshot is durable.
     ///
     /// # Errors
-    /// What reading the source or the sink returns; [`Error::Interrupted`] if `progress` was told to stop. No snapshot
+    /// What reading the source or the sink returns; [`Error::Interrupted`] if a stop was asked for. No snapshot
     /// appears then.
     pub fn ingest(&self, source: Source, options: &IngestOptions, progress: &Progress) -> Result<Snapshot> {
         self.ingest_from(&SegmentQueue::new(source, progress), None, options, progress)

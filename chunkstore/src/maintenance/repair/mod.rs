@@ -7,7 +7,7 @@
 //! verification has the last word. Repeating a repair is harmless.
 
 mod bootstrap;
-mod catalog;
+mod catalog_files;
 mod packs;
 #[cfg(test)]
 mod tests;

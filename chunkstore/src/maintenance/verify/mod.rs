@@ -5,7 +5,7 @@
 //! in the index are corrected. Then the manifests are walked: every node and chunk must have a location with a good
 //! record. Only if one has not are they walked again, to name the affected ranges.
 
-mod catalog;
+mod catalog_check;
 mod closure;
 mod deltas;
 mod findings;
