@@ -88,9 +88,8 @@ impl Shared {
         }
     }
 
-    /// Takes a handle back. Which blocks a clone has is partly known in memory only, until a sync; whoever opens it
-    /// anew must see them, so what was written is synced before the disk is let go. Until then, an open gets the same
-    /// disk.
+    /// Closes a handle. A clone is synced before its disk is dropped, because part of its map is only in memory until
+    /// then and the next open must see it. Meanwhile, an open gets the same disk.
     pub(crate) fn close(self: &Arc<Self>, handle: u64, then: impl FnOnce() + Send + 'static) {
         let Ok((open, clone)) = self.clone_disk(handle) else {
             self.handles.remove(handle);

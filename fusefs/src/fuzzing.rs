@@ -1,4 +1,4 @@
-//! Decoders that nobody else may call, for the fuzz targets in `tests/src/fuzz`.
+//! Private decoders, for the fuzz targets in `tests/src/fuzz`.
 //!
 //! Each tells whether it accepted its input, and fails as a test does if what it accepted does not survive being
 //! encoded again.

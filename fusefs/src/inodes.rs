@@ -53,7 +53,7 @@ pub(crate) struct SnapshotFile {
     pub(crate) is_partial: bool,
     /// Bytes that are not holes, once they were counted.
     pub(crate) data_bytes: OnceLock<u64>,
-    /// Whether somebody counts them.
+    /// Whether they are counted or being counted.
     pub(crate) is_counted: AtomicBool,
 }
 

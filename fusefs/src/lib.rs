@@ -1,8 +1,8 @@
 //! FUSE: every snapshot of a store as a plain raw file under a mount, and its writable clones.
 //!
-//! [`disks`] reads and writes; here is what the kernel needs besides: names, inodes, handles, attributes, replies.
-//! Reads are futures, because what is read may lie at a far site: a FUSE thread polls once, and hands what can't be
-//! answered at once to the runtime.
+//! [`disks`] reads and writes; this crate adds what the kernel needs: names, inodes, handles, attributes, replies.
+//! Reads are futures, because the content may be at a far site: a FUSE thread polls each once, and passes those that
+//! are not ready to the runtime.
 
 #![cfg_attr(
     test,

@@ -61,7 +61,7 @@ impl Mounted {
         }
     }
 
-    /// Where it is, for those who end it.
+    /// The mount, for unmounting it.
     pub fn mount(&self) -> &Mount {
         &self.mount
     }

@@ -42,7 +42,7 @@ impl Mount {
             return Ok(Unmounted::Gone);
         }
         match rustix::mount::unmount(&self.mountpoint, UnmountFlags::NOFOLLOW) {
-            // Or somebody else was faster.
+            // Also if it was unmounted meanwhile.
             Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(Unmounted::Gone),
             Err(rustix::io::Errno::BUSY) => Ok(Unmounted::Busy),
             Err(rustix::io::Errno::PERM) => fusermount::unmount(&self.mountpoint, false),
@@ -50,7 +50,7 @@ impl Mount {
         }
     }
 
-    /// Unmounts whatever happens to those who use it: what they wait for fails, and the directory is free at once.
+    /// Unmounts even while in use: pending requests fail, and the directory is free at once.
     ///
     /// # Errors
     /// If that is not allowed, or fails.

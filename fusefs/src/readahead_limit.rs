@@ -1,4 +1,4 @@
-//! How far the kernel reads ahead in a mount: 128 KiB, unless sysfs is told otherwise.
+//! The readahead of the kernel in a mount: 128 KiB, unless sysfs is changed.
 
 use std::fs;
 

@@ -17,7 +17,7 @@ pub(crate) fn answer<T: Send + 'static>(
 ) {
     let mut work = Box::pin(work);
     let entered = runtime.enter();
-    // Its waker wakes nobody: a task polls it again, with its own.
+    // This waker does nothing: a task polls again, with its own.
     let first = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     drop(entered);
     match first {

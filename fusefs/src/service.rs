@@ -54,7 +54,7 @@ pub struct Parts {
     pub store: PathBuf,
     /// How long a read may wait for what can't be reached.
     pub read_timeout: Duration,
-    /// What the status file says besides what the view knows itself, such as how far background work is.
+    /// Adds fields to the status file, such as the progress of background work.
     pub more_status: MoreStatus,
     /// Registry of its counters.
     pub metrics: Metrics,
@@ -200,7 +200,7 @@ impl Shared {
         })
     }
 
-    /// Opens a clone. The last request to one that was just closed may be about to let go of it.
+    /// Opens a clone. Retries while the last request to a just closed one still has it open.
     fn open_clone(&self, name: &str) -> Result<OpenDisk> {
         let mut tries = 0;
         loop {
@@ -270,8 +270,8 @@ impl Shared {
         errno
     }
 
-    /// Sees to it that a snapshot's data gets counted, if nobody did that when it was made. Not that of a partial one:
-    /// for that, its whole manifest would be fetched.
+    /// Counts a snapshot's data in the background, if the ingest did not. Not that of a partial snapshot: it would
+    /// fetch the whole manifest.
     fn count_later(&self, inode: &Arc<Inode>) {
         let Node::Snapshot(file) = &*inode.node else { return };
         if file.is_partial || file.is_counted.swap(true, Ordering::Relaxed) {
@@ -310,5 +310,5 @@ pub(crate) struct Task {
     pub(crate) range: Range<u64>,
 }
 
-/// A task that is never given up: nobody would know what of it is durable.
+/// A task without a timeout: after one, it would be unknown what is durable.
 pub(crate) const SYNC: &str = "syncing";

@@ -80,7 +80,7 @@ impl Queue {
         while let Some(batch) = self.next(loads) {
             // The dropped guards have failed the waiting readers; the thread goes on with other loads.
             if catch_unwind(AssertUnwindSafe(|| work(batch))).is_err() {
-                tracing::error!("a decoder panicked; its readers got an error");
+                tracing::error!("a decoder thread panicked; the waiting reads failed");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What tests of the data path share: snapshots in memory, and a source that counts, fails and waits as it is told.
+//! Shared parts of the tests of the data path: snapshots in memory, and a source that counts, fails and waits on
+//! demand.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -60,10 +61,10 @@ pub(crate) struct Fake {
     asked: Mutex<Vec<ChunkId>>,
     asked_nodes: Mutex<Vec<NodeId>>,
     damaged: Mutex<HashSet<ChunkId>>,
-    /// Calls that fail because nobody can be reached.
+    /// Number of calls that fail as unreachable.
     unreachable_calls: Mutex<u64>,
     panics: AtomicBool,
-    /// Whether chunks can be had without waiting.
+    /// Whether chunks are ready without waiting.
     is_at_hand: AtomicBool,
     is_shut: Mutex<bool>,
     opens: Condvar,
@@ -144,7 +145,7 @@ impl Fake {
         *self.unreachable_calls.lock().unwrap() = calls;
     }
 
-    /// Gives chunks also to those who must not wait.
+    /// Makes chunks ready without waiting.
     pub(crate) fn if_ready(&self, is_at_hand: bool) {
         self.is_at_hand.store(is_at_hand, Ordering::Relaxed);
     }

@@ -100,7 +100,7 @@ impl ChunkCache {
         }
     }
 
-    /// The local source is told what to expect, which may take a thread for a while.
+    /// Announces the coming reads to the local source, which may block for a short time.
     fn far_node_came(&self, taken: LoadGuard, node: Result<Node>) {
         let this = self.this.clone();
         self.runtime.spawn_blocking(move || {

@@ -1,4 +1,4 @@
-//! One load for all, whatever happens to those who wait; demands first; patience; the far source.
+//! One load for all readers, whatever happens to them; demands first; retries; the far source.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,7 +66,7 @@ async fn what_is_cached_is_ready_at_once_and_what_is_not_holds_no_thread() {
     assert!(pin!(chunk(&cache, missing)).poll(&mut context).is_pending());
     assert!(pin!(chunk(&cache, here)).poll(&mut context).is_ready());
     source.shut(false);
-    // The first one was dropped; whoever comes next finds what it began.
+    // The first reader was dropped; the next one finds the load that it began.
     chunk(&cache, missing).await.unwrap();
     assert_eq!(source.asked(), [here, missing]);
 }
@@ -170,7 +170,7 @@ async fn a_source_that_is_away_is_waited_for() {
         let patient = cache(&source, options());
         source.fail_calls(3);
         chunk(&patient, missing).await.unwrap();
-        // Who has no time left is told why; what is in memory can be read all the same.
+        // A reader without time left gets the reason; content in memory can still be read.
         let impatient = cache(&source, ChunkCacheOptions { timeout: Duration::from_secs(2), ..options() });
         chunk(&impatient, here).await.unwrap();
         source.fail_calls(u64::MAX);

@@ -86,8 +86,8 @@ impl OpenClone {
         Ok(Committed { snapshot, base, written_bytes })
     }
 
-    /// Removes what was left by something that was cut short, and frees what earlier commits let go of, from now on
-    /// also what coming ones do. Called before anybody can ask for a commit.
+    /// Removes the remains of interrupted operations and the layers that earlier commits dropped; later commits then
+    /// free theirs. Called before commits can be requested.
     pub(super) fn remove_left_over(&self) -> Result<()> {
         self.frees_room.store(true, Ordering::SeqCst);
         let aside = self.dir.join(metadata::ASIDE);
@@ -150,7 +150,7 @@ impl OpenClone {
         );
         let below = self.stack().below();
         drop(guard);
-        // If nobody knows whether the metadata was stored, the top was given up, and the new layer may be named.
+        // If it is unknown whether the metadata was stored, the top was given up, and the new layer may be named.
         let may_be_named = is_written && (changed.is_ok() || self.stack().top().check().is_err());
         if !may_be_named {
             layer::remove(&*self.files, &self.dir, number);

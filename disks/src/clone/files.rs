@@ -92,7 +92,7 @@ pub(super) trait LayerFile: Send + Sync {
     /// Makes all that was written before permanent, as `fdatasync` does.
     fn sync(&self) -> io::Result<()>;
 
-    /// After a failed sync: forgets what memory has of the file, so that who opens it next reads what the disk has.
+    /// After a failed sync: drops the cached pages of the file, so that the next open reads the content of the disk.
     fn forget(&self) {}
 }
 

@@ -1,7 +1,7 @@
-//! A layer: written blocks in a sparse file, each at its own place in the disk, and the map that tells which.
+//! A layer: written blocks in a sparse file, each at its own offset in the disk, and the map of these blocks.
 //!
-//! [`Layer::sync`] makes data permanent before the bits that tell of it. A block that the map has is changed in place
-//! and by no more than what is written, so a torn write never touches what lies beside it.
+//! [`Layer::sync`] makes data permanent before the bits that refer to it. A block that the map has is changed in place,
+//! and only in the written bytes, so a torn write affects no other bytes.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -58,7 +58,7 @@ impl Layer {
         created.inspect_err(|_| remove(files, dir, number))
     }
 
-    /// Opens a layer. What a process has written that was killed is permanent from then on: nobody would sync it later.
+    /// Opens a layer. Makes the writes of a killed process permanent: no later call would sync them.
     ///
     /// # Errors
     /// [`Error::Damaged`] if its map is, or if a file is missing.
@@ -250,7 +250,7 @@ pub(super) fn remove(files: &dyn Files, dir: &Path, number: u32) {
     }
 }
 
-/// The layers that have files and that `named` leaves out: commits have let go of those below the first of them, and
+/// The layers that have files but are not in `named`: commits have dropped those below the first of them, and
 /// others were made for something that was cut short.
 pub(super) fn unnamed(dir: &Path, named: &[u32]) -> Result<BTreeSet<u32>> {
     let failed = |error| Error::io("listing", dir, error);
@@ -269,7 +269,7 @@ pub(super) fn number_of(file: &str) -> Option<u32> {
     digits.parse().ok().filter(|number: &u32| number.to_string() == digits)
 }
 
-/// Removes the files of layers that commits have let go of, on a thread of its own: a file in many pieces may take
+/// Removes the files of layers that commits have dropped, on a thread of its own: a fragmented file may take
 /// seconds to free, more where each piece is discarded from the device. `layers` are those that may still be read.
 pub(super) fn remove_later(files: &Arc<dyn Files>, dir: &Path, numbers: Vec<u32>, layers: Vec<Arc<Layer>>) {
     // By descriptor: another clone may have the directory's name by then.

@@ -1,8 +1,8 @@
-//! Making, discarding and rolling back clones. Each step leaves what a repeated command can finish.
+//! Creates, discards and rolls back clones. After each step, a repeated command can finish the rest.
 //!
-//! A clone is made aside, as `.NAME.new`, then its snapshot is held, then it is renamed. It is discarded by renaming it
-//! to `.NAME.gone`; then its snapshot is released and its files are removed. So a hold that nobody needs any more is
-//! always named by a clone, or by something that [`Clones::tidy`] finds.
+//! A clone is created as `.NAME.new`, then its snapshot is held, then the directory is renamed. A discard renames it to
+//! `.NAME.gone`, then releases its snapshot and removes its files. So each hold that is no longer needed is named by a
+//! clone or by a directory that [`Clones::tidy`] finds.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use super::metadata::{CloneMetadata, GONE_SUFFIX, LayerMetadata, NEW_SUFFIX, beg
 use super::{CloneInfo, Clones, checked_name, hold_reason};
 
 impl Clones {
-    /// Makes a clone of a snapshot, and holds that.
+    /// Creates a clone of a snapshot, and holds the snapshot.
     ///
     /// # Errors
     /// [`Error::Invalid`] if it can't have this name; [`Error::Refused`] if there is such a clone; [`Error::NotFound`]
@@ -36,7 +36,7 @@ impl Clones {
         }
         let metadata = CloneMetadata::new(&name, &self.read_snapshot(snapshot)?, now);
         let aside = self.dir.join(format!(".{name}{NEW_SUFFIX}"));
-        // From here on `tidy` finds what may be held.
+        // From here on `tidy` finds any hold.
         self.make_dir(&aside)?;
         Layer::create(&*self.files, &aside, 1)?;
         metadata.store(&*self.files, &aside).map_err(|failed| failed.error)?;
@@ -49,7 +49,7 @@ impl Clones {
         self.info(name.as_ref())
     }
 
-    /// Discards a clone with all that was written to it, and releases its snapshot. Also ends what was begun before.
+    /// Discards a clone and its written blocks, and releases its snapshot. Also finishes interrupted operations.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if it is open.
@@ -72,7 +72,7 @@ impl Clones {
         self.clear(&name, &gone)
     }
 
-    /// Throws away what was written to a clone since its snapshot.
+    /// Discards all writes to a clone since its snapshot.
     ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::Busy`] if it is open.
@@ -99,7 +99,7 @@ impl Clones {
         self.info(name.as_ref())
     }
 
-    /// Ends what was begun: clones that were being made or discarded. Returns their names. The caller keeps others out.
+    /// Finishes interrupted creations and discards, and returns their names. The caller holds the lock.
     fn tidy(&self) -> Result<Vec<ImageName>> {
         let failed = |error| Error::io("listing", &self.dir, error);
         let mut tidied = Vec::new();
@@ -113,12 +113,12 @@ impl Clones {
         Ok(tidied)
     }
 
-    /// Releases what was held for a clone that is there no more, or not yet, and removes its files.
+    /// Releases the snapshots of a clone that no longer or not yet exists, and removes its files.
     fn clear(&self, name: &ImageName, dir: &Path) -> Result<()> {
         let publisher = self.publisher()?;
         let held = match CloneMetadata::read(dir) {
             Ok(metadata) => [vec![metadata.snapshot], metadata.releases].concat(),
-            // It was never there: nothing was held before that.
+            // It never existed, so nothing was held.
             Err(Error::NotFound { .. }) => Vec::new(),
             Err(error) => {
                 tracing::warn!("{error}; looking for its snapshot");
@@ -136,7 +136,7 @@ impl Clones {
     fn remove_all(&self, dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             match self.files.remove(&entry?.path()) {
-                // A commit's own thread removes what it let go of.
+                // The thread of a commit removes dropped layers, too.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -144,7 +144,7 @@ impl Clones {
         self.files.remove_dir(dir)
     }
 
-    /// Makes a directory, durably; what lies in it is for its user alone.
+    /// Creates a directory durably, accessible to its user only.
     fn make_dir(&self, dir: &Path) -> Result<()> {
         match self.files.make_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::io("creating", dir, error)),

@@ -1,9 +1,10 @@
-//! Writable clones: layers of written blocks over a snapshot, under `clones/NAME/` in a store. CLONES.md tells every
-//! byte.
+//! Writable clones: layers of written blocks over a snapshot, under `clones/NAME/` in a store. CLONES.md specifies the
+//! files.
 //!
-//! A write that was synced survives `kill -9` and a power cut; one that was not may be there or not, block by block. A
-//! clone holds its snapshot for the reason `clone:NAME`, so that nobody removes it. One process has a clone open at a
-//! time; others ask it for commits through a socket.
+//! A synced write survives `kill -9` and a power cut; of the others, any block may be old or new. A clone holds its
+//! snapshot for the reason `clone:NAME`, so that it is not removed. One process has a clone open at a time; others ask
+//! it for commits through a socket. Imports `snapshot`, `chunk_cache`, `names` and `poison`; knows nothing of the far
+//! store or of FUSE.
 
 mod clone_disk;
 mod commit;
@@ -161,7 +162,7 @@ impl Clones {
         self.listen(shared)
     }
 
-    /// Opens a clone, and leaves it to who opens it next to free what commits let go of.
+    /// Opens a clone without freeing the layers that commits have dropped: the next ordinary open does that.
     fn open_for_commit(&self, name: &str, cache: &Arc<ChunkCache>, names: &dyn Names) -> Result<CloneDisk> {
         self.listen(self.open_alone(name, cache, names)?)
     }

@@ -131,7 +131,7 @@ impl OpenClone {
     /// Changes what the clone consists of, durably, and then what is seen of it.
     ///
     /// # Errors
-    /// Nothing is changed then. If nobody knows whether it is, nothing can be written any more.
+    /// The clone is unchanged then. If that is not certain, all later writes fail.
     pub(super) fn change(
         &self,
         metadata: impl FnOnce(&mut CloneMetadata),
@@ -179,7 +179,7 @@ impl Drop for OpenClone {
         }
         if let Err(error) = synced {
             tracing::error!(
-                "closing the clone in {}: what was written since the last sync is lost: {error}",
+                "closing the clone in {}: writes since the last sync are lost: {error}",
                 self.dir.display()
             );
         }

@@ -18,10 +18,10 @@ use super::test_store::{TestStore, commit_options, init, runtime};
 use crate::errno::{Of, errno};
 
 const SIZE: usize = 64 << 10;
-/// More than anything here takes, and less than anybody would wait.
+/// Longer than any call here takes.
 const HANG: Duration = Duration::from_mins(1);
 
-/// The file system, until it is told to panic. Maps take room while their lock is held.
+/// The file system, with a panic on demand where maps reserve space, which they do under their lock.
 #[derive(Clone, Default)]
 struct PanickingFiles(Arc<AtomicBool>);
 

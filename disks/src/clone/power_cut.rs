@@ -327,7 +327,7 @@ impl Left {
 }
 
 /// Whether a sector is a new version up to the end that its file had, and zeros from there on, as the old version is.
-/// Only who writes parts of sectors, or has a disk of such a size, can see that: a guest has whole sectors.
+/// Only writes of partial sectors, or a disk of such a size, show it: a guest writes whole sectors.
 fn ends_within(versions: &[Sector], found: &[u8]) -> bool {
     let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     versions.iter().any(|new| {

@@ -126,7 +126,7 @@ impl SnapshotDisk {
     }
 
     /// Fills a part of a segment, which begins at `at` there. All that is missing is asked for before any of it is
-    /// waited for; chunks are let go as soon as they are copied.
+    /// waited for; chunks are released as soon as they are copied.
     async fn fill_from(&self, leaf: &Leaf, at: usize, buf: &mut [u8], retry: &mut Retry) -> Result<()> {
         let cache = &self.inner.cache;
         let pieces = pieces(leaf, &(at..at + buf.len()));

@@ -1,4 +1,4 @@
-//! Reads against the plain bytes; holes; damage; who is read ahead for.
+//! Reads against the plain bytes; holes; damage; readahead; panics.
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;

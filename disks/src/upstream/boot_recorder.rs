@@ -72,7 +72,7 @@ impl BootRecorder {
         }
         for (entry, order) in complete {
             if let Err(error) = self.save_one(entry, &order).await {
-                tracing::warn!("what a boot touched was recorded and can't be kept: {error}");
+                tracing::warn!("the boot order that was recorded can't be saved: {error}");
             }
         }
     }

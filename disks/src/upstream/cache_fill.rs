@@ -177,7 +177,7 @@ impl CacheFiller {
         match kept {
             Ok(true) => {
                 if self.fill_counters.is_failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("what comes from upstream is kept again");
+                    tracing::info!("records from upstream are kept again");
                 }
                 if self.unsealed_bytes >= UNSEALED_BYTES_MAX {
                     self.seal().await;
@@ -193,7 +193,7 @@ impl CacheFiller {
 
     fn fail(&mut self, error: &Error) {
         if !self.fill_counters.is_failing.swap(true, Ordering::Relaxed) {
-            tracing::warn!("what comes from upstream is not kept for now: {error}");
+            tracing::warn!("records from upstream are not kept for now: {error}");
         }
         self.session = None;
         self.unsealed.clear();

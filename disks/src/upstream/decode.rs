@@ -136,7 +136,7 @@ impl<'a> Decoding<'a> {
             }
             Err(error) => {
                 counters.refused.add(1);
-                tracing::error!("upstream gave something else than it was asked for: {error}");
+                tracing::error!("upstream sent a wrong record: {error}");
                 self.intake.queue.answer(id, &Err(told(&error)));
             }
         }

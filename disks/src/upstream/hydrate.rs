@@ -42,7 +42,7 @@ pub enum HydrationState {
     Done,
 }
 
-/// A hydration as it is told.
+/// State of a hydration, for the status.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Hydration {
     /// The selector as given.
@@ -123,7 +123,7 @@ impl Hydrator {
         }
         // The missing chunks are here now.
         self.fetcher.negative_cache.clear();
-        tracing::info!("{name} is whole: upstream is not needed for it any more");
+        tracing::info!("{name} is complete: upstream is no longer needed for it");
         Ok(())
     }
 

@@ -54,7 +54,7 @@ impl FarList {
     pub(super) async fn run(self: Arc<Self>) {
         loop {
             if let Err(error) = self.refresh().await {
-                tracing::debug!("the list of upstream's snapshots stays as it is: {error}");
+                tracing::debug!("the list of upstream's snapshots is not refreshed: {error}");
             }
             tokio::time::sleep(REFRESH_EVERY).await;
         }
@@ -106,7 +106,7 @@ fn bounded(all: impl Iterator<Item = (SnapshotName, FarSnapshot)>) -> Snapshots 
         count += 1;
         bytes += snapshot.encoding.len();
         if count > SNAPSHOTS_MAX || bytes > ENTRIES_BYTES_MAX {
-            tracing::warn!("upstream has more snapshots than can be shown; some are left out");
+            tracing::warn!("upstream has too many snapshots; some are not shown");
             break;
         }
         snapshots.entry(image).or_default().insert(time, snapshot);

@@ -227,7 +227,7 @@ impl Drop for UpstreamService {
 async fn greet(link: &ReconnectingClient) -> Result<()> {
     match link.client().await {
         Err(error) if is_passing(&error) => {
-            tracing::warn!("upstream is away: its snapshots appear when it is there: {error}");
+            tracing::warn!("upstream is unreachable; its snapshots appear once it is back: {error}");
             Ok(())
         }
         connected => connected.map(drop),

@@ -235,7 +235,7 @@ async fn far_snapshots_appear_are_read_bit_for_bit_and_kept() {
     let status = site.status().unwrap();
     assert!(status.is_connected && status.refused_records == 0, "{status:?}");
     site.stop().await;
-    // All of it is here by now, although nobody has checked that.
+    // All of it is here by now, although that was not checked.
     let report = world.near.verify();
     assert!(report.is_sound() && report.partial_snapshots == 2 && report.absent_records == 0, "{report:?}");
     let there = world.near.read(&second);

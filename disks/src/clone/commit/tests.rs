@@ -1,4 +1,4 @@
-//! Commits that are cut short at every step, run beside writes, are repeated, and are asked for through the socket.
+//! Commits that are interrupted at every step, run during writes, are repeated, and are requested through the socket.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,7 +155,7 @@ fn a_record_that_can_not_be_stored_leaves_all_as_it_was() {
     let (site, mut model) = (TestStore::with_clone(&image()), image());
     let disk = site.open();
     scribble(&site, &disk, &mut model, 1);
-    // Root may write anywhere; nobody writes a directory.
+    // Root may write anywhere, but no user can write a directory.
     let aside = site.clone_dir().join("clone.json.tmp");
     fs::create_dir(&aside).unwrap();
     assert!(site.commit(&disk, 1).is_err());
