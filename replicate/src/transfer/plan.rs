@@ -193,7 +193,7 @@ fn chosen(catalog: &Catalog, wanted: &Wanted, here: &[Snapshot]) -> Result<HashS
         let name = catalog.resolve(selector)?;
         if !all.contains(&name) {
             catalog.read(&name)?.check_whole()?;
-            return Err(Error::refused(format!("snapshot {name} is partial here")));
+            return Err(Error::refused(format!("snapshot {name} changed meanwhile; retry")));
         }
         chosen.insert(name);
     }

@@ -95,7 +95,7 @@ impl fmt::Debug for TokenHash {
 /// configured for the remote; otherwise none.
 ///
 /// # Errors
-/// If the file can't be read; [`Error::Invalid`] if it or the environment holds no token.
+/// [`Error::Refused`] if others may read a file; [`Error::Invalid`] if it or the environment holds no token.
 pub fn client_token(given: Option<&Path>, env: Option<&str>, configured: Option<&Path>) -> Result<Option<Token>> {
     match (given, env, configured) {
         (Some(path), _, _) | (None, None, Some(path)) => Token::from_file(path).map(Some),
