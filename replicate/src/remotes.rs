@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn unknown_content_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let remotes = Remotes::new(dir.path());
         let cases = [

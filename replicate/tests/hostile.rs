@@ -109,7 +109,7 @@ async fn frames_that_are_duplicated_or_reordered_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_versions_are_told() {
+async fn other_versions_are_refused_with_a_reason() {
     let site = Site::new(1);
     let answer = say(&site, &[b"VMSTORE\0\x03\0\x09\0".as_slice(), &hello()[12..]].concat()).await;
     assert!(answer.starts_with(b"VMSTORE\0\x01\0\x02\0"), "the server says what it speaks");
@@ -163,7 +163,7 @@ async fn records_that_lie_are_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_all_there_is_not_published() {
+async fn incomplete_snapshots_are_not_published() {
     let (from, to) = (Site::new(1), Site::new(2));
     let snapshot = from.ingest(night("web01", 0), &noise(300_000, 1));
     let client = to.client().await;
@@ -195,7 +195,7 @@ async fn a_snapshot_is_neither_replaced_nor_of_the_future() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_and_half_open_connections_hold_nobody_up() {
+async fn silent_and_half_open_connections_delay_no_others() {
     let site = Site::new(1);
     let mut open: Vec<DuplexStream> = Vec::new();
     for number in 0..2000 {
@@ -217,7 +217,7 @@ async fn silent_and_half_open_connections_hold_nobody_up() {
 
 /// Takes about a minute, which is how long the server bears it.
 #[tokio::test(flavor = "multi_thread")]
-async fn peers_that_drip_are_let_go_and_hold_nobody_up() {
+async fn peers_that_drip_are_dropped_and_delay_no_others() {
     const EACH: Duration = Duration::from_millis(500);
     const PATIENCE: Duration = Duration::from_mins(5);
     let site = Site::new(1);
@@ -302,7 +302,7 @@ async fn a_server_that_lies_to_a_client_is_noticed() {
 }
 
 #[test]
-fn who_waits_for_an_answer_when_the_runtime_ends_waits_no_more() {
+fn waits_for_answers_end_with_the_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let client = runtime.block_on(async {
         let (here, mut there) = tokio::io::duplex(1 << 20);
@@ -366,7 +366,7 @@ async fn ask(site: &Site, said: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_sessions_hold_nobody_up() {
+async fn ten_thousand_sessions_delay_no_others() {
     let site = Site::new(1);
     let too_many = say(&site, &begins(65)).await;
     assert!(String::from_utf8_lossy(&too_many).contains("at most 64 sessions"), "{too_many:?}");

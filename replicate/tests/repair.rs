@@ -77,7 +77,7 @@ async fn fetched(near: &Site, far: &[&Site]) -> Fetched {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_lost_comes_from_whoever_has_it_whatever_was_lost() {
+async fn any_lost_record_is_fetched_from_a_store_that_has_it() {
     let all = Class::ALL;
     for classes in [&all[..1], &all[1..2], &all[2..3], &all[3..], &all[..2], &all[2..], &all[..]] {
         let (near, far) = (site(1), site(2));

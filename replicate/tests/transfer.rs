@@ -1,4 +1,4 @@
-//! Push and pull between two stores: what arrives is what was sent, and no more travels than has to.
+//! Push and pull between two stores: the receiver gets what was sent, and no more bytes are sent than necessary.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -51,7 +51,7 @@ async fn what_is_pushed_or_pulled_arrives_and_does_not_travel_again() {
             assert_eq!(a.entry_encoding(), b.entry_encoding(), "the entry is the same to the byte");
         }
         assert!(report.deltas_sent > 0 && report.deltas_sent < report.chunks_sent, "{report:?}");
-        // Noise does not compress: the first night travels once, the others as their changes.
+        // Noise does not compress: the first night is sent once, the others as their changes.
         let plain = nights()[0].len() as u64;
         assert!(report.record_bytes > plain && report.record_bytes < plain + 250_000, "{report:?}");
 

@@ -35,7 +35,7 @@ async fn values(client: &Client) -> BTreeMap<String, u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_owner_does_is_counted() {
+async fn the_owner_counts_its_operations() {
     let (site, from) = (Site::new(1), Site::new(2));
     from.ingest(night("db01", 0), &noise(300_000, 9));
     let client = site.client().await;

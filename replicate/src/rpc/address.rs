@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_understood_and_shown() {
+    fn addresses_are_parsed_and_shown() {
         let cases = [
             ("/srv/x", "/srv/x"),
             ("./x", "./x"),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_mean_something_else_is_refused() {
+    fn ambiguous_addresses_are_refused() {
         let long = format!("tls://{}", "x".repeat(300));
         let cases = [
             "",
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_addresses_are_told_apart() {
+    fn names_and_addresses_are_distinguished() {
         for (text, is_name) in [("web01", true), ("a@b", true), ("./x", false), (".x", false), ("", false)] {
             assert_eq!(Address::is_name(text), is_name, "{text:?}");
         }

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn who_must_be_kept_out_is() {
+    fn excluded_users_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         fs::write(&path, "secret").unwrap();

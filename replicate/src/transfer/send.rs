@@ -364,7 +364,7 @@ mod tests {
     use crate::rpc::wire::{Purpose, Reply, Request, SessionSecret, claims_to_bytes};
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_for_ever_that_another_sender_sends_the_rest_is_given_up() {
+    async fn a_receiver_that_keeps_claims_elsewhere_is_given_up() {
         let far = client_of(true, |request| match request {
             Request::Begin { .. } => Some(Reply::Begun { secret: SessionSecret([7; 16]), trusts_parent: false }),
             Request::Claim { ids, .. } => Some(Reply::Claims(claims_to_bytes(&vec![Claim::Elsewhere; ids.0.len()]))),

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_name_can_match_is_refused() {
+    fn patterns_that_match_no_name_are_refused() {
         for bad in ["", "a/b", "[ab]", "a b", "{a,b}", "ä", &"x".repeat(129)] {
             assert!(matches!(bad.parse::<ImagePattern>(), Err(Error::Invalid { .. })), "{bad}");
         }

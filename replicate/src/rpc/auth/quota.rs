@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_charged_survives_and_ends_at_the_quota() {
+    fn charges_survive_and_end_at_the_quota() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (grant("a", Some(100)), grant("b", None));
         let quota = Quota::new(dir.path());
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_lets_nobody_store() {
+    fn a_damaged_file_refuses_all_storing() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "used_bytes = 3").unwrap();
         let quota = Quota::new(dir.path());

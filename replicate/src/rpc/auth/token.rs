@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token() {
+    fn other_texts_are_no_tokens() {
         let token = Token::generate().unwrap();
         let upper = token.text().to_uppercase();
         for bad in ["", "vms_", "x", &token.text()[4..], &token.text()[..67], &upper, &format!("{}0", token.text())] {

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_taken_for_another_is_refused() {
+    fn ambiguous_entries_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::new(dir.path());
         file.add_client(&grant("a"), NOW, "x").unwrap();
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_in_the_file_admits_nobody_and_is_named() {
+    fn an_error_in_the_file_admits_no_client_and_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::new(dir.path());
         let token = file.add(&grant("a"), NOW).unwrap();

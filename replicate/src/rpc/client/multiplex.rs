@@ -505,7 +505,7 @@ mod tests {
     use crate::rpc::wire::Ids;
 
     #[tokio::test(start_paused = true)]
-    async fn who_only_says_that_he_lives_is_given_up_if_far() {
+    async fn a_far_peer_that_only_sends_keep_alives_is_given_up() {
         let client = client_of(true, |_| None).await;
         tokio::time::sleep(2 * ANSWER_TIME_MAX).await;
         assert!(!client.has_ended(), "nothing was asked");

@@ -160,7 +160,7 @@ async fn a_copied_certificate_without_its_key_gets_nothing() {
 }
 
 #[tokio::test]
-async fn without_a_pin_or_authority_only_the_key_is_told() {
+async fn without_a_pin_or_authority_only_the_key_is_reported() {
     let identity = own();
     let (client, server) = meet(TlsClient::new(None, None, None).unwrap(), server(&identity)).await;
     assert_denied(&client, &format!("--pin {}", identity.fingerprint()));
@@ -231,7 +231,7 @@ async fn clients_are_known_by_their_certificates() {
 }
 
 #[tokio::test]
-async fn what_is_no_tls_is_unreachable() {
+async fn a_server_without_tls_is_unreachable() {
     let (near, mut far) = duplex(1 << 16);
     far.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
     let client = TlsClient::new(Some(own().fingerprint()), None, None).unwrap();
@@ -262,7 +262,7 @@ fn an_identity_is_kept_and_private() {
 }
 
 #[test]
-fn what_does_not_belong_together_is_refused() {
+fn mismatched_certificates_and_keys_are_refused() {
     let authority = Authority::new();
     let (a, b) = (authority.sign(named(HOST)), authority.sign(named(HOST)));
     let mixed = ServerIdentity::from_files(&a.0, &b.1).unwrap();

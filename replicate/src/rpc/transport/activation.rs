@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_meant() {
+    fn the_variables_name_this_process() {
         let cases = [
             (None, None, Some(0)),
             (None, Some("1"), Some(0)),

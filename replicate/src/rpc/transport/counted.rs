@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_sent_is_counted_and_no_more() {
+    async fn only_sent_bytes_are_counted() {
         let (near, mut far) = duplex(100);
         let sent = Counter::default();
         let mut near = CountedStream::new(near, sent.clone());

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_keeps_to_the_rate() {
+    fn passing_bytes_keep_to_the_rate() {
         let limit = RateLimit::new(1000);
         let now = Instant::now() + Duration::from_secs(10);
         let late = |bytes| limit.book(bytes, now).saturating_duration_since(now).as_millis();

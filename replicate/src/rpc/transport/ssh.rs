@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ssh_is_told() {
+    fn the_arguments_of_ssh() {
         let there = "vmstore --store='/srv/x' serve --stdio";
         assert_eq!(arguments("ssh://host/srv/x", "ssh", "vmstore"), ["ssh", "-T", "--", "host", there]);
         assert_eq!(

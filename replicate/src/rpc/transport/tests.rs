@@ -78,7 +78,7 @@ async fn a_socket_is_private_and_replaces_a_stale_one() {
 }
 
 #[tokio::test]
-async fn a_missing_store_and_a_missing_owner_are_told_apart() {
+async fn a_missing_store_and_a_missing_owner_are_distinguished() {
     let dir = tempfile::tempdir().unwrap();
     let options = ConnectOptions::default();
     assert!(matches!(connect(&path(dir.path()), &options).await, Err(Error::Unreachable { .. })));
@@ -175,7 +175,7 @@ async fn through_ssh_the_store_is_the_one_named_whatever_its_name() {
 }
 
 #[tokio::test]
-async fn how_ssh_ended_is_told() {
+async fn the_exit_of_ssh_is_reported() {
     for (vmstore, reason) in [
         ("exit 255", "255"),
         ("exit 127", "no vmstore at host"),
