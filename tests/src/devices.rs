@@ -5,12 +5,17 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::ptr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use tempfile::TempDir;
 
 use crate::running::PATIENCE;
+
+/// The page size of the machines that the tests run on, or a part of it.
+const PAGE_BYTES: usize = 4096;
 
 /// A file system that is mounted.
 #[derive(Debug)]
@@ -126,4 +131,17 @@ pub(crate) fn with_path(name: &str) -> Command {
     let mut command = Command::new(name);
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     command
+}
+
+/// Bytes of a device that are in the page cache, of `bytes` from its start.
+pub fn resident_bytes(device: &File, bytes: usize) -> usize {
+    let (read, shared) = (ProtFlags::READ, MapFlags::SHARED);
+    // SAFETY: the kernel chooses the place of the mapping, and the mapping is never touched.
+    let start = unsafe { mmap(ptr::null_mut(), bytes, read, shared, device, 0) }.unwrap();
+    let mut pages = vec![0_u8; bytes / PAGE_BYTES];
+    // SAFETY: the mapping has `bytes` bytes, and `pages` one byte for each page of it.
+    assert_eq!(unsafe { libc::mincore(start, bytes, pages.as_mut_ptr()) }, 0);
+    // SAFETY: nothing refers to the mapping.
+    unsafe { munmap(start, bytes) }.unwrap();
+    pages.iter().filter(|page| **page & 1 == 1).count() * PAGE_BYTES
 }

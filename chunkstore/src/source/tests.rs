@@ -146,39 +146,6 @@ fn refuses_what_is_no_image() {
     assert!(matches!(missing, Err(Error::NotFound { what }) if what.contains("none.raw")));
 }
 
-/// A loop device, detached when dropped. Needs root.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn new(path: &Path) -> Self {
-        Self(run("losetup", &["--find", "--show", path.to_str().unwrap()]).trim().to_owned())
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        run("losetup", &["--detach", &self.0]);
-    }
-}
-
-#[test]
-fn reads_block_devices_without_a_trace() {
-    let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let bytes: Vec<u8> = (0..6_u32 << 20).map(|index| (index >> 7) as u8).collect();
-    fs::write(file.path(), &bytes).unwrap();
-    let device = LoopDevice::new(file.path());
-    let disk = open_disk(Path::new(&device.0), &OpenOptions::default()).unwrap();
-    let cached = File::open(&device.0).unwrap();
-    rustix::fs::fadvise(&cached, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    assert_eq!(disk.size_bytes(), bytes.len() as u64);
-    assert_eq!(disk.next_data(4096).unwrap(), Some(4096..bytes.len() as u64));
-    assert!(content(&*disk).unwrap() == bytes);
-    let resident_bytes = page_cache::resident_bytes(&cached, bytes.len() as u64);
-    // The system looks at the beginning of a new device to learn what it is.
-    assert!(resident_bytes <= 1 << 20, "{resident_bytes}");
-    disk.finish().unwrap();
-}
-
 /// A `qemu-io` that has an image open until it is dropped.
 struct QemuIo(Child);
 

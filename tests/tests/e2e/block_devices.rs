@@ -5,8 +5,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::PathBuf;
 
+use chunkstore::source::{self, OpenOptions, Source};
 use tempfile::TempDir;
-use tests::devices::{Loop, Mount, tool};
+use tests::devices::{Loop, Mount, resident_bytes, tool};
 use tests::images::{self, Rng};
 use tests::{Vmstore, expect_exit_of};
 
@@ -80,6 +81,27 @@ fn a_device_that_cannot_be_read_is_named_with_the_offset() {
         assert_eq!(site.vmstore.files("packs", ".part"), [""; 0]);
         site.vmstore.run(["verify"]);
     }
+}
+
+/// Reads by the library, because the pages of a device go when the last program closes it.
+#[test]
+fn a_device_is_read_without_a_trace_in_the_page_cache() {
+    let bytes = 6 * MIB as usize;
+    let site = Site::new();
+    let device = site.device(6);
+    let source = source::open(device.device().to_str().unwrap(), &OpenOptions::default()).unwrap();
+    let Source::Disk(disk) = source else { panic!("a device is a disk") };
+    let cached = File::open(device.device()).unwrap();
+    rustix::fs::fadvise(&cached, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    assert_eq!(disk.size_bytes(), 6 * MIB);
+    assert_eq!(disk.next_data(4096).unwrap(), Some(4096..6 * MIB));
+    let mut content = vec![0; bytes];
+    disk.read_exact_at(&mut content, 0).unwrap();
+    assert!(content == Rng::new(7).noise(bytes));
+    // The system looks at the beginning of a new device to learn what it is.
+    let resident_bytes = resident_bytes(&cached, bytes);
+    assert!(resident_bytes <= MIB as usize, "{resident_bytes}");
+    disk.finish().unwrap();
 }
 
 #[test]
