@@ -98,7 +98,7 @@ fn another_base_or_another_image_is_not_taken_from_an_attribute() {
     place.vmstore.run(["ingest", place.path("other.raw").to_str().unwrap(), "--image", "other"]);
     let args = ["ingest", &vm, "--image", "web01", "--base", "other"];
     let said = place.vmstore.expect_exit(6, args);
-    assert!(said.contains("is not the base") && said.contains("--backing-dir"), "{said}");
+    assert!(said.contains("differs from the base") && said.contains("--backing-dir"), "{said}");
     let none = place.vmstore.expect_exit(6, ["ingest", &vm, "--image", "web01", "--base", "none"]);
     assert!(none.contains("--backing-dir"), "{none}");
 }

@@ -171,7 +171,7 @@ fn a_client_without_a_certificate_is_refused_where_one_is_required() {
 fn a_rate_is_kept_or_refused() {
     let site = Site::new();
     let (near, far) = (site.store("near"), site.store("far"));
-    let nights = site.nights(&near, 4, 1);
+    let nights = site.nights(&near, 12, 1);
     let far_path = site.arg("far");
     for command in [
         vec!["push", &far_path, "--all", "--limit-rate", "1MiB"],
