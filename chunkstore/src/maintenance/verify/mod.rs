@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use self::catalog::CatalogCheck;
+pub(crate) use self::catalog_check::CatalogCheck;
 use self::closure::{Closure, Lost};
 use self::findings::{Findings, INDEX_LACKED};
 use crate::catalog::{Snapshot, SnapshotName};
@@ -175,7 +175,7 @@ impl Run<'_> {
         let missing = self.store.missing_packs();
         let mut problems = self.strangers()?;
         let mut findings = self.check_records(None)?;
-        let catalog = catalog::check(self.store, findings.take_entries(), &mut problems)?;
+        let catalog = catalog_check::check(self.store, findings.take_entries(), &mut problems)?;
         findings.add_stale_places(self.store)?;
         self.store.set_damaged(findings.damaged(Damaged::default()))?;
         findings.add_homeless_packs(self.store)?;
