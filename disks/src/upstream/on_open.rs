@@ -53,9 +53,9 @@ impl<S> Default for Handled<S> {
 impl<S> Handled<S> {
     /// Notes that a snapshot is opened; whether it is to be handled.
     fn open(&mut self, name: &SnapshotName) -> bool {
-        let known = self.remove(name);
+        let known = self.take(name);
         let is_new = known.is_none();
-        self.entries.push_back((name.clone(), known.flatten()));
+        self.entries.push_back(known.unwrap_or_else(|| (name.clone(), None)));
         if self.entries.len() > HELD_MAX {
             self.entries.pop_front();
         }
@@ -69,9 +69,9 @@ impl<S> Handled<S> {
         }
     }
 
-    fn remove(&mut self, name: &SnapshotName) -> Option<Option<S>> {
+    fn take(&mut self, name: &SnapshotName) -> Option<(SnapshotName, Option<S>)> {
         let at = self.entries.iter().position(|(known, _)| known == name)?;
-        self.entries.remove(at).map(|(_, session)| session)
+        self.entries.remove(at)
     }
 
     /// Those that are not held, or whose hold `has_ended`.
@@ -153,7 +153,7 @@ impl OpenHandler {
             };
             match noted.await {
                 Ok(_) => {}
-                Err(Error::NotFound { .. }) => drop(self.lock().remove(&name)),
+                Err(Error::NotFound { .. }) => drop(self.lock().take(&name)),
                 Err(error) => tracing::debug!("{name}: {error}"),
             }
         }
@@ -247,7 +247,7 @@ mod tests {
             assert!(handled.open(&name(n)));
             handled.hold(&name(n), Arc::clone(&session));
             // One that is opened again and again stays, and is handled once.
-            assert_eq!(handled.open(&name(0)), false, "{n}");
+            assert!(!handled.open(&name(0)), "{n}");
             assert!(Arc::strong_count(&session) - 1 <= HELD_MAX, "{n}");
         }
         assert_eq!(handled.names().len(), HELD_MAX);
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(Arc::strong_count(&session) - 1, HELD_MAX, "what dropped out is not held again");
         assert!(handled.open(&name(1)), "it is handled anew");
         assert_eq!(handled.lost(|_| false), [name(1)]);
-        assert!(handled.remove(&name(1)).is_some() && handled.names().contains(&name(0)));
+        assert!(handled.take(&name(1)).is_some() && handled.names().contains(&name(0)));
     }
 
     #[test]
