@@ -78,9 +78,8 @@ impl Connection {
         Ok(Reply::Bits(self.server.work(move |store| lacks(store.catalog(), &prefixes)).await?))
     }
 
-    #[expect(clippy::unused_async, reason = "every answer is a future")]
     pub(super) async fn leave(self: Arc<Self>) -> Result<Reply> {
-        self.server.allow_leaving()?;
+        self.server.allow_leaving().await?;
         self.server.leave();
         Ok(Reply::Done)
     }

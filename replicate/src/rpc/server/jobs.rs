@@ -1,7 +1,8 @@
 //! Jobs on the whole store, run by its owner for a client.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use chunkstore::catalog::{SnapshotName, State};
 use chunkstore::maintenance::gc;
@@ -11,7 +12,7 @@ use chunkstore::maintenance::verify;
 use chunkstore::store::Store;
 use chunkstore::store::partial;
 use chunkstore::store::reserve;
-use chunkstore::{Error, Progress, Result};
+use chunkstore::{Backoff, Error, Progress, Result};
 use serde::Serialize;
 
 use super::Server;
@@ -20,6 +21,11 @@ use crate::rpc::wire::{ForStream, Job, Kind, Reply};
 
 /// Interval of a job's progress messages.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+/// How soon, and how often at least, an owner that is asked to end looks whether others still use it.
+const LOOK_AGAIN_FIRST: Duration = Duration::from_millis(5);
+const LOOK_AGAIN_LONGEST: Duration = Duration::from_millis(100);
+/// An ended command's connection has ended by then, on a busy machine, too.
+const CONNECTION_ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// Bytes of a report in one frame.
 const REPORT_PART_BYTES: usize = 1 << 20;
 
@@ -135,18 +141,24 @@ impl Server {
         }
     }
 
-    /// Whether a client may end this owner.
+    /// Whether a client may end this owner. Waits a little for others: the connection of a command that has just ended
+    /// may still be counted.
     ///
     /// # Errors
     /// [`Error::Busy`] if an operator started it, or others use it.
-    pub(super) fn allow_leaving(&self) -> Result<()> {
-        let others = self.connections.load(std::sync::atomic::Ordering::SeqCst) - 1;
+    pub(super) async fn allow_leaving(&self) -> Result<()> {
         if !self.options.is_temporary {
             return Err(Error::busy("the store", "a service; stop it first"));
         }
-        if others > 0 {
-            return Err(Error::busy("the store", format!("{others} other commands")));
+        let (mut backoff, asked) = (Backoff::new(LOOK_AGAIN_FIRST, LOOK_AGAIN_LONGEST), Instant::now());
+        loop {
+            match self.connections.load(Ordering::SeqCst) - 1 {
+                0 => return Ok(()),
+                others => match backoff.next_within(CONNECTION_ENDS_WITHIN.saturating_sub(asked.elapsed())) {
+                    Some(delay) => tokio::time::sleep(delay).await,
+                    None => return Err(Error::busy("the store", format!("other commands ({others})"))),
+                },
+            }
         }
-        Ok(())
     }
 }
