@@ -1,23 +1,40 @@
 //! A pool of buffers for each thread.
 //!
 //! A fresh buffer of the size of a chunk costs a page fault every 4 KiB, a good part of the cost of decoding. Chunks
-//! return their buffers here when they are dropped; a limit bounds the memory of idle threads.
+//! return their buffers here when they are dropped. Two limits bound the memory: one for each thread, and one for all
+//! of them, because a mount or an owner has many more threads than processors.
 
 use std::cell::RefCell;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 /// Most bytes kept for one thread: two segments' worth.
 const KEPT_BYTES_MAX: usize = 8 << 20;
 /// Smaller buffers are left to the allocator.
 const KEPT_BUFFER_BYTES_MIN: usize = 8 << 10;
 
-#[derive(Default)]
+/// Bytes that all threads keep.
+#[derive(Debug)]
+struct Budget {
+    kept_bytes: AtomicUsize,
+    kept_bytes_max: usize,
+}
+
 struct Pool {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
+    budget: &'static Budget,
 }
 
+/// As much as one thread for each processor may keep.
+static BUDGET: LazyLock<Budget> = LazyLock::new(|| {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    Budget { kept_bytes: AtomicUsize::new(0), kept_bytes_max: processors * KEPT_BYTES_MAX }
+});
+
 thread_local! {
-    static POOL: RefCell<Pool> = RefCell::default();
+    static POOL: RefCell<Pool> = RefCell::new(Pool::new(&BUDGET));
 }
 
 /// An empty buffer that has room for `bytes`.
@@ -53,17 +70,40 @@ pub(crate) fn with<T>(bytes: usize, borrow: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 impl Pool {
+    fn new(budget: &'static Budget) -> Self {
+        Self { buffers: Vec::new(), bytes: 0, budget }
+    }
+
     fn pop(&mut self) -> Option<Vec<u8>> {
         let buffer = self.buffers.pop()?;
         self.bytes -= buffer.capacity();
+        self.budget.release(buffer.capacity());
         Some(buffer)
     }
 
     fn push(&mut self, buffer: Vec<u8>) {
-        if self.bytes + buffer.capacity() <= KEPT_BYTES_MAX {
-            self.bytes += buffer.capacity();
+        let bytes = buffer.capacity();
+        if self.bytes + bytes <= KEPT_BYTES_MAX && self.budget.reserve(bytes) {
+            self.bytes += bytes;
             self.buffers.push(buffer);
         }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.budget.release(self.bytes);
+    }
+}
+
+impl Budget {
+    fn reserve(&self, bytes: usize) -> bool {
+        let with_it = |kept: usize| (kept + bytes <= self.kept_bytes_max).then_some(kept + bytes);
+        self.kept_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_it).is_ok()
+    }
+
+    fn release(&self, bytes: usize) {
+        self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -71,15 +111,38 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn budget(kept_bytes_max: usize) -> &'static Budget {
+        Box::leak(Box::new(Budget { kept_bytes: AtomicUsize::new(0), kept_bytes_max }))
+    }
+
+    fn fill(pool: &mut Pool) -> usize {
+        (0..20).for_each(|_| pool.push(Vec::with_capacity(1 << 20)));
+        pool.buffers.len()
+    }
+
     #[test]
-    fn buffers_come_back_empty_and_not_without_bound() {
-        let mut buffer = take(20_000);
-        buffer.push(1);
+    fn buffers_come_back_empty() {
+        give(vec![1; 20_000]);
+        let buffer = take(10_000);
+        assert!(buffer.is_empty() && buffer.capacity() >= 10_000);
+        let mut pool = Pool::new(budget(KEPT_BYTES_MAX));
+        let buffer = vec![1; 20_000];
         let at = buffer.as_ptr();
-        give(buffer);
-        let again = take(10_000);
-        assert!(again.as_ptr() == at && again.is_empty());
-        (0..20).for_each(|_| give(Vec::with_capacity(1 << 20)));
-        assert!(POOL.with_borrow(|pool| pool.bytes <= KEPT_BYTES_MAX && pool.buffers.len() == 8));
+        pool.push(buffer);
+        assert_eq!(pool.pop().unwrap().as_ptr(), at);
+        assert!(pool.pop().is_none());
+    }
+
+    #[test]
+    fn what_a_thread_and_what_all_threads_keep_is_bounded() {
+        let budget = budget(12 << 20);
+        let (mut one, mut other) = (Pool::new(budget), Pool::new(budget));
+        assert_eq!((fill(&mut one), fill(&mut other)), (8, 4));
+        assert!(one.pop().is_some());
+        assert_eq!(fill(&mut other), 5, "what one gives up another may keep");
+        drop(one);
+        assert_eq!(fill(&mut other), 8, "the buffers of a thread that ended are gone");
+        drop(other);
+        assert_eq!(budget.kept_bytes.load(Ordering::Relaxed), 0);
     }
 }
