@@ -129,7 +129,8 @@ mod tests {
         let buffer = vec![1; 20_000];
         let at = buffer.as_ptr();
         pool.push(buffer);
-        assert_eq!(pool.pop().unwrap().as_ptr(), at);
+        let again = pool.pop().unwrap();
+        assert_eq!(again.as_ptr(), at);
         assert!(pool.pop().is_none());
     }
 
