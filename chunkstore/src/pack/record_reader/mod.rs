@@ -3,8 +3,8 @@
 //! [`Locator`] finds records and opens packs; [`RecordReader`] reads, checks, decodes and finds bases. gc moves records
 //! and unlinks packs at any time, so a location may be stale when it is read: all reading by id goes through one
 //! function, which locates again the records that it could not read. Locations are hints, perhaps from another process.
-//! Whatever they are, content is checked against its id here or by the caller, no more is allocated than a record can
-//! have, and a base's base is never read.
+//! The content is checked against its id, here or by the caller; no more is allocated than a record can have, and a
+//! base's base is never read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
